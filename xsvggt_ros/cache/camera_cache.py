@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The camera head's cache: first frame and a window of the most recent, one key per iteration."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xsvggt_ros.cache.budget import CacheShape, camera_frames, camera_layout
+from xsvggt_ros.config import CacheConfig
+from xsvggt_ros.model.blocks import Attend
+from xsvggt_ros.model.camera_head import ITERATIONS
+
+
+class CameraCache:
+    """Frame slots lie one after the other; the frame being computed always uses the one after the last.
+
+    Once the window is full, a finished frame moves from there over the oldest, so that what a query may
+    see is always a prefix of the buffer.
+    """
+
+    def __init__(self, shape: CacheShape, config: CacheConfig, device: torch.device):
+        self.shape = shape
+        self.window = config.camera_window
+        self.device = device
+        self.frames = 0  # finished and kept
+        self._oldest = 1  # slot of the oldest frame but the first
+        self._entries = [0] * shape.camera_blocks  # of the frame being computed, per block
+        self.buffer = self._allocate(camera_frames(config))  # [blocks, 2, slots, heads, d]
+
+    def attend(self, block: int, attend: Attend) -> Attend:
+        """Attention of one trunk block's query in one iteration to everything so far, its own key included."""
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            end = self.frames * ITERATIONS + self._entries[block]
+            self.buffer[block, 0, end] = k[0, 0]
+            self.buffer[block, 1, end] = v[0, 0]
+            self._entries[block] += 1
+            keys, values = self.buffer[block, :, : end + 1]
+            return attend(q, keys[None], values[None])
+
+        return run
+
+    def end_frame(self) -> None:
+        """Keeps the frame just computed."""
+        self._entries = [0] * self.shape.camera_blocks
+        if not self.window or self.frames <= self.window:
+            self.frames += 1
+            if not self.window and self.frames == self._capacity:
+                self._rebuild(2 * self._capacity, range(self.frames))
+            return
+        self._frame(self._oldest).copy_(self._frame(self.frames))
+        self._oldest = self._oldest % self.window + 1
+
+    def reconfigure(self, config: CacheConfig) -> None:
+        """Takes over a new window; the first and the newest frames stay."""
+        if config.camera_window == self.window:
+            return
+        oldest_first = [(self._oldest - 1 + i) % max(1, self.frames - 1) + 1 for i in range(self.frames - 1)]
+        kept = oldest_first[-config.camera_window :]  # a window of 0 keeps them all
+        self.window = config.camera_window
+        self._rebuild(max(camera_frames(config), len(kept) + 2), [0, *kept] if self.frames else [])
+
+    def _allocate(self, frames: int) -> Tensor:
+        size, dtype = camera_layout(self.shape, frames)
+        return torch.zeros(size, dtype=dtype, device=self.device)
+
+    @property
+    def _capacity(self) -> int:
+        return self.buffer.shape[2] // ITERATIONS
+
+    def _frame(self, slot: int) -> Tensor:
+        return self.buffer[:, :, slot * ITERATIONS : (slot + 1) * ITERATIONS]
+
+    def _rebuild(self, frames: int, kept: list[int] | range) -> None:
+        old = [self._frame(slot) for slot in kept]
+        self.buffer = self._allocate(frames)
+        for slot, entries in enumerate(old):
+            self._frame(slot).copy_(entries)
+        self.frames, self._oldest = len(old), 1

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Affine quantisation to 2, 4 or 8 bits, really packed into bytes.
+
+value = offset + scale * code, code in 0 .. 2^bits - 1, with offset = min and scale = (max - min) / (2^bits - 1)
+of a group. The offset is kept in full (float16), not as a clamped integer zero point, so that a group whose
+values all have one sign loses nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PARAMETER_DTYPE = torch.float16
+SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
+
+
+def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """(scale, offset), float16, of groups with the given extremes."""
+    limit = torch.finfo(PARAMETER_DTYPE).max
+    offset = low.float().clamp(-limit, limit).to(PARAMETER_DTYPE)
+    scale = ((high.float() - offset.float()) / (2**bits - 1)).clamp(0, limit).to(PARAMETER_DTYPE)
+    return scale, offset
+
+
+def encode(x: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor:
+    """Codes of x, uint8 and not yet packed; scale and offset broadcast to x."""
+    codes = (x.float() - offset.float()) / scale.float().clamp_min(SMALLEST_SCALE)
+    return codes.round_().clamp_(0, 2**bits - 1).to(torch.uint8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """uint8 codes [..., d] -> uint8 bytes [..., d * bits / 8]; byte j holds channels j, j + d*bits/8, ..."""
+    parts = codes.unflatten(-1, (8 // bits, -1)).unbind(-2)
+    packed = parts[0].clone()
+    for i, part in enumerate(parts[1:], start=1):
+        packed |= part << (i * bits)
+    return packed
+
+
+def unpack(packed: Tensor, bits: int, out: Tensor) -> Tensor:
+    """Bytes [..., d * bits / 8] -> codes [..., d], written as numbers of out's dtype."""
+    for i, part in enumerate(out.unflatten(-1, (8 // bits, -1)).unbind(-2)):
+        part.copy_((packed >> (i * bits)) & (2**bits - 1))
+    return out
+
+
+def quantize_per_channel(x: Tensor, rows: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys x [T, heads, d]: one scale and offset per group of tokens, head and channel.
+
+    rows [G, n] lists each group's tokens; a group with fewer than n repeats one of its own.
+    Returns packed codes [T, heads, d * bits / 8], scale and offset [G, heads, d].
+    """
+    groups = x[rows]  # [G, n, heads, d]
+    scale, offset = affine_parameters(groups.amin(1), groups.amax(1), bits)
+    codes = pack(encode(groups, scale[:, None], offset[:, None], bits), bits)
+    packed = codes.new_empty(x.shape[0], *codes.shape[2:])
+    packed[rows.flatten()] = codes.flatten(0, 1)
+    return packed, scale, offset
+
+
+def quantize_per_token(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Values x [T, heads, d]: one scale and offset per token and head, over its channels.
+
+    Returns packed codes [T, heads, d * bits / 8], scale and offset [T, heads].
+    """
+    scale, offset = affine_parameters(x.amin(-1), x.amax(-1), bits)
+    return pack(encode(x, scale[..., None], offset[..., None], bits), bits), scale, offset
+
+
+def dequantize(packed: Tensor, scale: Tensor, offset: Tensor, bits: int, out: Tensor) -> Tensor:
+    """Writes offset + scale * code to out [T, heads, d]; scale and offset broadcast to it."""
+    unpack(packed, bits, out)
+    return out.mul_(scale).add_(offset)

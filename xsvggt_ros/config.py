@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting of the package, declared once.
+
+ROS parameters, command-line flags, `config/stream.yaml` and the README's table are all derived from
+the fields below; `settings` lists them, `changed` replaces some of them by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+POLICIES = ("xstream", "sliding_window", "random", "full")
+BITS = (2, 4, 8, 16)
+
+
+def setting(
+    default: Any,
+    description: str,
+    *,
+    unit: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple | None = None,
+    live: bool = False,
+) -> Any:
+    """A dataclass field that knows what a user needs to know about it."""
+    about = dict(description=description, unit=unit, minimum=minimum, maximum=maximum)
+    return field(default=default, metadata=dict(about, choices=choices, live=live))
+
+
+def group(config: type, prefix: str = "") -> Any:
+    """A field that holds another group of settings, whose names get `prefix`."""
+    return field(default_factory=config, metadata=dict(prefix=prefix))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting under its public, dotted name."""
+
+    name: str
+    type: type
+    default: Any
+    description: str
+    unit: str
+    minimum: float | None
+    maximum: float | None
+    choices: tuple | None
+    live: bool
+
+    def check(self, value: Any) -> Any:
+        """The value in the setting's type. Raises ValueError with the reason if it is not allowed."""
+        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not self.type:
+            raise ValueError(f"{self.name} must be of type {self.type.__name__}, got {value!r}")
+        if self.choices and value not in self.choices:
+            raise ValueError(f"{self.name} must be one of {', '.join(map(str, self.choices))}, got {value!r}")
+        low, high = self.minimum, self.maximum
+        # Written so that NaN, which compares false with everything, is refused too.
+        if (low is not None and not value >= low) or (high is not None and not value <= high):
+            bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise ValueError(f"{self.name} must be {bounds}{' ' + self.unit if self.unit else ''}, got {value!r}")
+        return value
+
+
+def settings(config: type, prefix: str = "") -> list[Setting]:
+    """All settings of a configuration class, nested groups included, in order of declaration."""
+    types = get_type_hints(config)
+    found: list[Setting] = []
+    for f in fields(config):
+        if is_dataclass(types[f.name]):
+            found += settings(types[f.name], prefix + f.metadata["prefix"])
+        else:
+            found.append(Setting(name=prefix + f.name, type=types[f.name], default=f.default, **f.metadata))
+    return found
+
+
+def values(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{dotted name: value} of a configuration."""
+    found: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        found |= values(value, prefix + f.metadata["prefix"]) if is_dataclass(value) else {prefix + f.name: value}
+    return found
+
+
+def changed(config: Any, changes: dict[str, Any]) -> Any:
+    """The configuration with the named settings replaced.
+
+    Raises ValueError, naming the setting and the reason, for an unknown name or a value not allowed.
+    """
+    unknown = set(changes) - set(values(config))
+    if unknown:
+        raise ValueError(f"unknown setting: {', '.join(sorted(unknown))}")
+    return _changed(config, changes, "")
+
+
+def _changed(config: Any, changes: dict[str, Any], prefix: str) -> Any:
+    new: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            new[f.name] = _changed(value, changes, prefix + f.metadata["prefix"])
+        elif prefix + f.name in changes:
+            new[f.name] = changes[prefix + f.name]
+    try:
+        return dataclasses.replace(config, **new)
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from None
+
+
+class _Checked:
+    """Checks every field when a configuration is made, so that a bad one never exists."""
+
+    def __post_init__(self) -> None:
+        for s in settings(type(self)):
+            if s.name in self.__dict__:
+                object.__setattr__(self, s.name, s.check(getattr(self, s.name)))
+
+
+@dataclass(frozen=True)
+class CacheConfig(_Checked):
+    """What the key/value cache may hold. Everything here changes live."""
+
+    policy: str = setting(
+        "xstream",
+        "Which cached tokens stay: xstream (first and newest frame, and the middle tokens closest to the "
+        "current query), sliding_window (the newest), random (control), full (all; memory grows).",
+        choices=POLICIES,
+        live=True,
+    )
+    budget_tokens: int = setting(
+        4164,
+        "Most tokens of past frames cached per global layer; 0: not limited in tokens.",
+        unit="tokens",
+        minimum=0,
+        live=True,
+    )
+    budget_mib: float = setting(
+        0.0,
+        "Most memory of the whole cache, camera head included; 0: not limited in MiB. "
+        "With both limits set the tighter one holds.",
+        unit="MiB",
+        minimum=0.0,
+        maximum=1e6,
+        live=True,
+    )
+    key_bits: int = setting(4, "Bits per cached key value; 16: the compute dtype.", choices=BITS, live=True)
+    value_bits: int = setting(4, "Bits per cached value; 16: the compute dtype.", choices=BITS, live=True)
+    query_pool: int = setting(
+        16,
+        "xstream: patches averaged into one row of the query summary; larger weighs special tokens more.",
+        unit="patches",
+        minimum=1,
+        live=True,
+    )
+    pin_first_frame: bool = setting(True, "sliding_window: always keep the first frame, which carries the scale.", live=True)
+    seed: int = setting(0, "random: seed of the selection.", minimum=0, live=True)
+    camera_window: int = setting(
+        32,
+        "Frames the camera head's cache keeps beside the first; 0: all (memory grows; for comparisons only).",
+        unit="frames",
+        minimum=0,
+        live=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.policy != "full" and not (self.budget_tokens or self.budget_mib):
+            raise ValueError(
+                f"policy {self.policy} needs a budget: set budget_tokens or budget_mib above 0, or policy to full"
+            )
+
+
+@dataclass(frozen=True)
+class StreamConfig(_Checked):
+    """The model and how it runs."""
+
+    weights: str = setting("", "Checkpoint (.pt, .pth, .safetensors); empty: random weights, which see nothing.")
+    model: str = setting("demo", "Named model configuration the weights belong to.", choices=("streamvggt", "demo"))
+    device: str = setting("auto", "torch device; auto: cuda if there is one, else cpu.")
+    dtype: str = setting(
+        "auto",
+        "Compute type; auto: bfloat16 on CUDA and on CPUs with bf16 instructions, else float32.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    attention: str = setting(
+        "auto", "Attention backend; auto: the fastest there is.", choices=("auto", "sdpa", "flash")
+    )
+    image_width: int = setting(
+        0, "Width the image is resized to, a multiple of 14; 0: the model's own.", unit="pixel", minimum=0
+    )
+    point_head: bool = setting(False, "Predict points with the point head instead of unprojecting the depth.")
+    cache: CacheConfig = group(CacheConfig, "cache.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_width % 14:
+            below = self.image_width // 14 * 14
+            raise ValueError(f"image_width must be a multiple of 14, got {self.image_width}; try {below} or {below + 14}")
+
+
+@dataclass(frozen=True)
+class OutputConfig(_Checked):
+    """What of a frame is given out."""
+
+    confidence_threshold: float = setting(
+        1.0, "Depth and points below this confidence become NaN (confidence is at least 1).", minimum=0.0, live=True
+    )
+    point_stride: int = setting(2, "Every n-th row and column of the points is given out.", minimum=1, live=True)
+
+
+@dataclass(frozen=True)
+class NodeConfig(_Checked):
+    """The ROS 2 node's own settings, and all the others it passes on."""
+
+    image_transport: str = setting(
+        "raw", "raw: sensor_msgs/Image on `image`; compressed: CompressedImage on `image/compressed`.",
+        choices=("raw", "compressed"),
+    )
+    queue: str = setting(
+        "latest", "latest: the newest image, older ones are dropped and counted; all: every image in order.",
+        choices=("latest", "all"), live=True,
+    )
+    queue_size: int = setting(30, "queue all: images kept waiting before new ones are dropped and counted.", minimum=1)
+    world_frame: str = setting("odom", "Parent frame of the published pose; fixed, x forward, y left, z up.")
+    base_frame: str = setting("", "Child frame of the published pose; empty: the image's frame_id.")
+    publish_tf: bool = setting(True, "Send the pose to /tf.", live=True)
+    path_length: int = setting(1000, "Poses kept in ~/path.", unit="poses", minimum=1, live=True)
+    stream: StreamConfig = group(StreamConfig)
+    output: OutputConfig = group(OutputConfig)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cameras, poses and points.
+
+Transforms are named T_target_source. Camera frames are optical (x right, y down, z forward); the ROS world is
+REP 103 (x forward, y left, z up), with the first camera level in its origin. Units are the model's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from transforms3d.quaternions import mat2quat, quat2mat
+
+Array = NDArray[np.float64]
+
+R_WORLD_OPTICAL: Array = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+FOV_LIMITS = np.deg2rad((1.0, 179.0))  # outside, a focal length means nothing
+
+
+def quaternion_xyzw(rotation: Array) -> Array:
+    """Rotation matrix [3, 3] -> unit quaternion [4], x y z w as in ROS, w >= 0."""
+    return np.roll(mat2quat(rotation), -1)
+
+
+def rotation_matrix(quaternion: Array) -> Array:
+    """Quaternion [4], x y z w, of any length but 0 -> rotation matrix [3, 3]; length 0 is the identity."""
+    return quat2mat(np.roll(quaternion, 1))
+
+
+def rigid(rotation: Array, translation: Array) -> Array:
+    """Rotation [3, 3] and translation [3] -> transform [4, 4]."""
+    T = np.eye(4)
+    T[:3, :3], T[:3, 3] = rotation, translation
+    return T
+
+
+def inverse(T: Array) -> Array:
+    """Inverse of a rigid transform [4, 4]."""
+    R_transposed = T[:3, :3].T
+    return rigid(R_transposed, -R_transposed @ T[:3, 3])
+
+
+def ros_pose(T_world_cam: Array) -> Array:
+    """Camera pose in the stream's world (first camera, optical axes) -> in the ROS world, [4, 4].
+
+    The camera's own frame stays optical, as images' frame_id means it.
+    """
+    return rigid(R_WORLD_OPTICAL, np.zeros(3)) @ T_world_cam
+
+
+def decode_pose(pose: NDArray, height: int, width: int) -> tuple[Array, Array]:
+    """Pose encoding [9] -> T_cam_world [4, 4] and intrinsics [3, 3] of an image of that size (pixels).
+
+    pose is translation (3), quaternion x y z w (4), fields of view over height and width (radians), as
+    VGGT, arXiv 2503.11651, section 3.1; the fields of view are limited to (1, 179) degrees.
+    """
+    pose = np.asarray(pose, dtype=np.float64)
+    T_cam_world = rigid(rotation_matrix(pose[3:7]), pose[:3])
+    fov_height, fov_width = np.clip(pose[7:9], *FOV_LIMITS)
+    focal_x, focal_y = width / 2 / np.tan(fov_width / 2), height / 2 / np.tan(fov_height / 2)
+    return T_cam_world, intrinsic_matrix(focal_x, focal_y, width / 2, height / 2)
+
+
+def encode_pose(T_cam_world: Array, intrinsics: Array, height: int, width: int) -> Array:
+    """The inverse of `decode_pose`: [9]."""
+    fov_height = 2 * np.arctan(height / 2 / intrinsics[1, 1])
+    fov_width = 2 * np.arctan(width / 2 / intrinsics[0, 0])
+    return np.concatenate([T_cam_world[:3, 3], quaternion_xyzw(T_cam_world[:3, :3]), [fov_height, fov_width]])
+
+
+def intrinsic_matrix(focal_x: float, focal_y: float, center_x: float, center_y: float) -> Array:
+    """Pinhole camera matrix [3, 3], pixels; pixel centres lie at integers."""
+    return np.array([[focal_x, 0.0, center_x], [0.0, focal_y, center_y], [0.0, 0.0, 1.0]])
+
+
+def unproject(depth: NDArray, intrinsics: Array) -> NDArray[np.float32]:
+    """Depth [h, w] along the optical axis -> points [h, w, 3] in the camera's frame, float32."""
+    rows, columns = np.indices(depth.shape, dtype=np.float64)
+    x = (columns - intrinsics[0, 2]) / intrinsics[0, 0] * depth
+    y = (rows - intrinsics[1, 2]) / intrinsics[1, 1] * depth
+    return np.stack([x, y, depth], axis=-1).astype(np.float32)
+
+
+def transform(T_target_source: Array, points: NDArray) -> NDArray:
+    """Points [..., 3] from source to target, in the points' dtype."""
+    moved = points @ T_target_source[:3, :3].T + T_target_source[:3, 3]
+    return moved.astype(points.dtype)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Alternating attention inside frames and across frames (VGGT, arXiv 2503.11651, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from xsvggt_ros.model.blocks import Attend, Block, rope_table
+from xsvggt_ros.model.config import ModelConfig
+from xsvggt_ros.model.encoder import Encoder
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class Aggregator(nn.Module):
+    """Images -> the tokens that the heads read."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embed = Encoder(config)
+        # Variant 0 marks the first frame of a sequence, variant 1 all others.
+        self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, config.width))
+        self.register_token = nn.Parameter(torch.zeros(1, 2, config.registers, config.width))
+
+        def blocks() -> nn.ModuleList:
+            sizes = (config.width, config.heads, config.mlp_ratio)
+            return nn.ModuleList(Block(*sizes, qk_norm=True) for _ in range(config.depth))
+
+        self.frame_blocks = blocks()
+        self.global_blocks = blocks()
+
+    def encode(self, images: Tensor, attend: Attend) -> Tensor:
+        """images [S, 3, H, W] in [0, 1] -> patch tokens [S, n, C]."""
+        dtype = self.camera_token.dtype
+        mean, std = (torch.tensor(x, device=images.device, dtype=images.dtype)[:, None, None] for x in (MEAN, STD))
+        return self.patch_embed(((images - mean) / std).to(dtype), attend)
+
+    def with_specials(self, patches: Tensor, starts: bool) -> Tensor:
+        """Patch tokens [B, S, n, C] of frames, the very first of a sequence if `starts` -> [B, S, P, C]."""
+        batch, frames = patches.shape[:2]
+        tokens = torch.cat([self.camera_token, self.register_token], dim=2)  # [1, 2, 5, C]
+        others = tokens[:, 1:].expand(-1, frames - starts, -1, -1)
+        specials = torch.cat([tokens[:, :1], others], dim=1) if starts else others
+        return torch.cat([specials.expand(batch, -1, -1, -1), patches], dim=2)
+
+    def forward(
+        self, x: Tensor, grid: tuple[int, int], attend: Attend, attend_global: Callable[[int], Attend]
+    ) -> list[Tensor]:
+        """Tokens [B, S, P, C] of frames with a patch grid (h, w) -> for each tap [B, S, P, 2C].
+
+        `attend` serves inside frames; `attend_global(layer)` serves a global block, whose tokens are
+        [B, S * P, ...], and so decides what a frame sees of the others.
+        """
+        batch, frames, per_frame, width = x.shape
+        dim = width // self.config.heads
+        rope = rope_table(grid, self.config.specials, dim, self.config.rope_base, x.device, x.dtype)
+        rope_all = type(rope)(*(table.repeat(frames, 1, 1) for table in rope)) if frames > 1 else rope
+        taps = []
+        for i, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks, strict=True)):
+            within = frame_block(x.reshape(batch * frames, per_frame, width), attend, rope)
+            across = global_block(within.reshape(batch, frames * per_frame, width), attend_global(i), rope_all)
+            x = across.reshape(batch, frames, per_frame, width)
+            if i in self.config.taps:
+                taps.append(torch.cat([within.reshape(x.shape), x], dim=-1))
+        return taps

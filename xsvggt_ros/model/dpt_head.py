@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense prediction head: tokens of four depths -> one map at the image's resolution (DPT, arXiv 2103.13413)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xsvggt_ros.model.config import DPTConfig
+
+HIDDEN = 32  # channels before the last convolution
+PATCH = 14
+
+
+@lru_cache(maxsize=16)
+def uv_embedding(
+    rows: int, columns: int, channels: int, aspect: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """0.1 x sine/cosine embedding of the position in the image plane, [1, channels, rows, columns].
+
+    `aspect` is the image's width / height; the plane's half diagonal is 1. Constant per shape, made once.
+    """
+    diagonal = (aspect**2 + 1) ** 0.5
+    u = _centres(columns, aspect / diagonal)
+    v = _centres(rows, 1 / diagonal)
+    frequencies = 100 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
+    u_part, v_part = (torch.cat([a.sin(), a.cos()], dim=-1) for a in (u[:, None] * frequencies, v[:, None] * frequencies))
+    table = torch.cat(
+        [u_part.expand(rows, -1, -1), v_part[:, None].expand(-1, columns, -1)], dim=-1
+    )  # [rows, columns, channels]
+    return 0.1 * table.float().to(device, dtype).permute(2, 0, 1)[None]
+
+
+def _centres(count: int, half: float) -> Tensor:
+    edge = half * (count - 1) / count
+    return torch.linspace(-edge, edge, count, dtype=torch.float64)
+
+
+class ResidualUnit(nn.Module):
+    """conv(ReLU(conv(r))) + r with r = ReLU(x): the published network's skip carries the rectified input."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.relu()
+        return self.conv2(self.conv1(x).relu()) + x
+
+
+class Fusion(nn.Module):
+    """Adds one resolution's features to the running ones and enlarges to the next."""
+
+    def __init__(self, features: int, skip: bool = True):
+        super().__init__()
+        if skip:
+            self.resConfUnit1 = ResidualUnit(features)
+        self.resConfUnit2 = ResidualUnit(features)
+        self.out_conv = nn.Conv2d(features, features, 1)
+
+    def forward(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:
+        """x and skip [S, F, a, b] -> [S, F, *size]."""
+        if skip is not None:
+            x = x + self.resConfUnit1(skip)
+        # A 1x1 convolution commutes with interpolation; before it, it costs a quarter.
+        return enlarge(self.out_conv(self.resConfUnit2(x)), size)
+
+
+def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+class Scratch(nn.Module):
+    """Everything after the four resolutions are made; the name is the checkpoint's."""
+
+    def __init__(self, config: DPTConfig, outputs: int | None):
+        super().__init__()
+        features = config.features
+        for j, channels in enumerate(config.out_channels, start=1):
+            setattr(self, f"layer{j}_rn", nn.Conv2d(channels, features, 3, padding=1, bias=False))
+            setattr(self, f"refinenet{j}", Fusion(features, skip=j < 4))
+        if outputs is None:
+            self.output_conv1 = nn.Conv2d(features, features, 3, padding=1)
+        else:
+            self.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
+            self.output_conv2 = nn.Sequential(
+                nn.Conv2d(features // 2, HIDDEN, 3, padding=1), nn.ReLU(), nn.Conv2d(HIDDEN, outputs, 1)
+            )
+
+
+class DPTHead(nn.Module):
+    """`outputs` channels at full resolution, or feature maps at half of it if `outputs` is None."""
+
+    def __init__(self, width: int, config: DPTConfig, outputs: int | None):
+        super().__init__()
+        channels = config.out_channels
+        self.outputs = outputs
+        self.norm = nn.LayerNorm(width)
+        self.projects = nn.ModuleList(nn.Conv2d(width, c, 1) for c in channels)
+        self.resize_layers = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(channels[0], channels[0], 4, stride=4),
+                nn.ConvTranspose2d(channels[1], channels[1], 2, stride=2),
+                nn.Identity(),
+                nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1),
+            ]
+        )
+        self.scratch = Scratch(config, outputs)
+
+    def forward(self, taps: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        """Patch tokens of the four taps, each [S, h*w, 2C] -> [S, outputs, 14h, 14w], not activated.
+
+        Without `outputs`: feature maps [S, features, 7h, 7w].
+        """
+        s = self.scratch
+        l1, l2, l3, l4 = (self._level(j, tap, grid) for j, tap in enumerate(taps))
+        x = s.refinenet4(s.layer4_rn(l4), None, l3.shape[-2:])
+        x = s.refinenet3(x, s.layer3_rn(l3), l2.shape[-2:])
+        x = s.refinenet2(x, s.layer2_rn(l2), l1.shape[-2:])
+        x = s.refinenet1(x, s.layer1_rn(l1), (8 * grid[0], 8 * grid[1]))
+        x = s.output_conv1(x)
+        if self.outputs is None:
+            return enlarge(x, (PATCH // 2 * grid[0], PATCH // 2 * grid[1]))
+        x = self._with_position(enlarge(x, (PATCH * grid[0], PATCH * grid[1])), grid)
+        first, relu, last = s.output_conv2
+        # The last layer's output is an exponent: it may be kept in float32 while the rest is bf16.
+        return last(relu(first(x)).to(last.weight.dtype))
+
+    def _level(self, j: int, tap: Tensor, grid: tuple[int, int]) -> Tensor:
+        x = self.norm(tap.to(self.norm.weight.dtype)).unflatten(1, grid).permute(0, 3, 1, 2)  # [S, 2C, h, w], channels last
+        return self.resize_layers[j](self._with_position(self.projects[j](x), grid))
+
+    def _with_position(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        if self.outputs is None:
+            return x
+        rows, columns = x.shape[-2:]
+        return x + uv_embedding(rows, columns, x.shape[1], grid[1] / grid[0], x.device, x.dtype)

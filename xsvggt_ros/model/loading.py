@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model ready to run: built without memory, then given weights on its device in its compute type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from xsvggt_ros.config import StreamConfig
+from xsvggt_ros.model.attention import attention_backend
+from xsvggt_ros.model.config import MODELS
+from xsvggt_ros.model.streamvggt import StreamVGGT
+from xsvggt_ros.model.weights import load_weights
+
+FIELD_OF_VIEW = 1.0  # radians; what a camera head without training says
+SEED = 0  # of random weights
+
+
+def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None) -> StreamVGGT:
+    """The model of a configuration, in evaluation mode; by default with the heads that a stream needs.
+
+    Raises ValueError or FileNotFoundError if device, attention or weights cannot be had, naming the remedy.
+    """
+    device = _device(config.device)
+    dtype = _dtype(config.dtype, device)
+    attend = attention_backend(config.attention, device, dtype)
+    if heads is None:
+        heads = ("point",) if config.point_head else ()
+    sizes = MODELS[config.model]
+    with torch.device("meta"):
+        model, complete = StreamVGGT(sizes, heads), StreamVGGT(sizes)
+    if config.weights:
+        path = Path(config.weights).expanduser()
+        load_weights(model, path, lambda name: weight_dtype(name, dtype), device, complete.state_dict())
+    else:
+        _random_weights(model, dtype, device)
+    model.attend = attend
+    return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def weight_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The type of a weight when computing in `dtype`.
+
+    The camera head stays in float32: a robot's pose needs more than bf16's 8 bits. So do the last
+    layers of the dense heads, whose outputs are exponents.
+    """
+    exact = name.startswith("camera_head.") or ".output_conv2.2." in name
+    return torch.float32 if exact else dtype
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name} cannot be used ({reason}); use device:=auto or device:=cpu") from None
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return getattr(torch, name)
+    fast = device.type == "cuda" or (device.type == "cpu" and _cpu_multiplies_bf16())
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has bf16 instructions (AMX tiles or AVX-512 BF16)."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def _random_weights(model: StreamVGGT, dtype: torch.dtype, device: torch.device) -> None:
+    """PyTorch's own initialisation, from a fixed seed, and a camera that looks straight ahead."""
+    model.to_empty(device=device)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(weight_dtype(name, dtype))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(SEED)
+        for name, parameter in model.named_parameters(recurse=True):
+            if "token" in name or name.endswith("pos_embed"):
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("gamma"):
+                nn.init.ones_(parameter)
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    nn.init.zeros_(model.camera_head.empty_pose_tokens)
+    straight = torch.tensor([0, 0, 0, 0, 0, 0, 1, FIELD_OF_VIEW, FIELD_OF_VIEW], device=device)
+    model.camera_head.pose_branch.fc2.bias.data.copy_(straight / 4)  # four iterations add up

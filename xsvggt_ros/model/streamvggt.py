@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""StreamVGGT (arXiv 2507.11539): images -> camera poses, depth, points and tracks, whole or as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from xsvggt_ros.model.aggregator import Aggregator
+from xsvggt_ros.model.attention import frame_causal, sdpa
+from xsvggt_ros.model.blocks import Attend
+from xsvggt_ros.model.camera_head import CameraHead
+from xsvggt_ros.model.config import ModelConfig
+from xsvggt_ros.model.dpt_head import DPTHead
+from xsvggt_ros.model.track_head import TrackHead
+
+if TYPE_CHECKING:
+    from xsvggt_ros.cache import KVCache
+
+OPTIONAL_HEADS = ("point", "track")
+
+
+@dataclass
+class Predictions:
+    """What the heads say about B sequences of S frames. None: that head was not built or not asked."""
+
+    pose_iterations: Tensor  # [4, B, S, 9], world-to-camera, see geometry.decode_pose
+    depth: Tensor  # [B, S, H, W], model units
+    depth_confidence: Tensor  # [B, S, H, W], at least 1
+    points: Tensor | None = None  # [B, S, H, W, 3], first camera's frame
+    points_confidence: Tensor | None = None  # [B, S, H, W]
+    tracks: Tensor | None = None  # [B, S, N, 2], pixels x y
+    visibility: Tensor | None = None  # [B, S, N]
+    track_confidence: Tensor | None = None  # [B, S, N]
+
+    @property
+    def pose(self) -> Tensor:
+        """Final pose encoding [B, S, 9]."""
+        return self.pose_iterations[-1]
+
+
+class StreamVGGT(nn.Module):
+    """The network. `heads` says which of the optional ones are built: one that is not needed costs no memory."""
+
+    def __init__(self, config: ModelConfig, heads: Sequence[str] = OPTIONAL_HEADS):
+        super().__init__()
+        self.config = config
+        self.attend: Attend = sdpa
+        width = 2 * config.width
+        self.aggregator = Aggregator(config)
+        self.camera_head = CameraHead(config)
+        self.depth_head = DPTHead(width, config.dpt, outputs=2)
+        self.point_head = DPTHead(width, config.dpt, outputs=4) if "point" in heads else None
+        self.track_head = TrackHead(width, config.track) if "track" in heads else None
+
+    def forward(self, images: Tensor, causal: bool = True, query_points: Tensor | None = None) -> Predictions:
+        """Whole sequences at once: images [B, S, 3, H, W] in [0, 1], sides multiples of the patch size.
+
+        causal: a frame sees itself and earlier ones; otherwise every frame sees all (VGGT).
+        query_points [B, N, 2]: pixels (x, y) of the first frame to follow with the track head.
+        """
+        batch, frames = images.shape[:2]
+        grid = self.grid(images)
+        patches = self.aggregator.encode(images.flatten(0, 1), self.attend).unflatten(0, (batch, frames))
+        x = self.aggregator.with_specials(patches, starts=True)
+
+        def among(tokens_per_frame: int) -> Callable[[int], Attend]:
+            attend = frame_causal(self.attend, tokens_per_frame) if causal else self.attend
+            return lambda layer: attend
+
+        taps = self.aggregator(x, grid, self.attend, among(x.shape[2]))
+        poses = self.camera_head(taps[-1][:, :, 0], among(1))
+        predictions = self._dense(taps, grid, poses)
+        if query_points is not None:
+            self._track(predictions, taps, grid, query_points)
+        return predictions
+
+    def step(self, image: Tensor, cache: KVCache, mark: Callable[[str], None] = lambda stage: None) -> Predictions:
+        """The next frame of a stream: image [3, H, W] in [0, 1] -> predictions with B = S = 1.
+
+        The past is in `cache`, which also takes this frame in. `mark(stage)` is called as a stage ends.
+        """
+        images = image[None]
+        grid = self.grid(images)
+        patches = self.aggregator.encode(images, self.attend)
+        mark("encoder")
+        x = self.aggregator.with_specials(patches[None], starts=cache.frames == 0)
+        taps = self.aggregator(x, grid, self.attend, lambda layer: cache.attend(layer, self.attend))
+        mark("aggregator")
+        poses = self.camera_head(taps[-1][:, :, 0], lambda block: cache.camera.attend(block, sdpa))
+        cache.end_frame()
+        mark("camera")
+        predictions = self._dense(taps, grid, poses)
+        mark("dense")
+        return predictions
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Patch rows and columns of images [..., H, W]. Raises ValueError if a side is not a multiple of the patch."""
+        height, width = images.shape[-2:]
+        patch = self.config.patch_size
+        if height % patch or width % patch or not height or not width:
+            raise ValueError(f"image sides must be positive multiples of {patch}, got {width}x{height}")
+        return height // patch, width // patch
+
+    def _dense(self, taps: list[Tensor], grid: tuple[int, int], poses: Tensor) -> Predictions:
+        shape = taps[0].shape[:2]
+        patches = [tap[:, :, self.config.specials :].flatten(0, 1) for tap in taps]  # [B * S, n, 2C]
+        depth, depth_confidence = self.depth_head(patches, grid).unflatten(0, shape).exp().unbind(2)
+        predictions = Predictions(poses, depth, 1 + depth_confidence)
+        if self.point_head is not None:
+            raw = self.point_head(patches, grid).unflatten(0, shape).movedim(2, -1)  # [B, S, H, W, 4]
+            predictions.points = inverse_log(raw[..., :3])
+            predictions.points_confidence = 1 + raw[..., 3].exp()
+        return predictions
+
+    def _track(self, predictions: Predictions, taps: list[Tensor], grid: tuple[int, int], queries: Tensor) -> None:
+        if self.track_head is None:
+            raise ValueError("query_points need the track head: build StreamVGGT with heads that include 'track'")
+        specials = self.config.specials
+        each = [
+            self.track_head([tap[b, :, specials:] for tap in taps], grid, queries[b]) for b in range(queries.shape[0])
+        ]
+        stacked = (torch.stack(part) for part in zip(*each, strict=True))
+        predictions.tracks, predictions.visibility, predictions.track_confidence = stacked
+
+
+def inverse_log(x: Tensor) -> Tensor:
+    """sign(x) (exp|x| - 1): the point head's activation."""
+    return x.sign() * x.abs().expm1()

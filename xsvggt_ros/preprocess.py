@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Camera image -> network input, and the intrinsics that go with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+WHITE = 255
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How an image becomes a network input: scaled to `width` x `scaled_height`, then rows cropped evenly."""
+
+    scale_x: float
+    scale_y: float
+    width: int
+    scaled_height: int
+    height: int
+    top: int  # first row kept
+
+    @classmethod
+    def of(cls, height: int, width: int, target: int, patch: int) -> Resize:
+        """For an image of a size and a network of `target` width; the sides become multiples of `patch`.
+
+        Raises ValueError if the result would be lower than one row of patches.
+        """
+        scaled_height = round(height * (target / width) / patch) * patch if width else 0
+        if not scaled_height:
+            raise ValueError(
+                f"an image of {width}x{height} becomes less than one row of {patch} pixel patches at width {target}; "
+                "send a less wide image"
+            )
+        kept = min(scaled_height, target)
+        return cls(target / width, scaled_height / height, target, scaled_height, kept, (scaled_height - kept) // 2)
+
+    def image(self, image: Image.Image) -> NDArray[np.uint8]:
+        """RGB image -> uint8 [height, width, 3]."""
+        resized = image.resize((self.width, self.scaled_height), Image.Resampling.BICUBIC)
+        return np.asarray(resized)[self.top : self.top + self.height]
+
+    def intrinsics(self, intrinsics: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Camera matrix [3, 3] of the image -> of the network input. Pixel centres lie at integers."""
+        K = intrinsics.astype(np.float64)
+        K[0] *= self.scale_x
+        K[1] *= self.scale_y
+        K[0, 2] += (self.scale_x - 1) / 2
+        K[1, 2] += (self.scale_y - 1) / 2 - self.top
+        return K
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Any image as RGB; transparent ones over white."""
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (WHITE,) * 4), image)
+    return image.convert("RGB")
+
+
+def load_images(images: list[Image.Image], target: int = 518, patch: int = 14, mode: str = "crop") -> NDArray[np.uint8]:
+    """Images as the published demo loads them: uint8 [S, h, w, 3]; the network takes them divided by 255.
+
+    crop: width becomes `target`, rows beyond `target` are cut. pad: the longer side becomes `target`, the rest
+    is white. Images of different sizes are padded with white to the largest.
+    """
+    if mode == "pad":
+        inputs = [_pad(_fit(rgb(image), target, patch), target, target) for image in images]
+    else:
+        inputs = [Resize.of(image.height, image.width, target, patch).image(rgb(image)) for image in images]
+    height, width = (max(x.shape[axis] for x in inputs) for axis in (0, 1))
+    return np.stack([_pad(x, height, width) for x in inputs])
+
+
+def _fit(image: Image.Image, target: int, patch: int) -> NDArray[np.uint8]:
+    longer = max(image.size)
+    width, height = (target if side == longer else round(side * (target / longer) / patch) * patch for side in image.size)
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _pad(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    missing = ((height - image.shape[0]), (width - image.shape[1]))
+    margins = [(n // 2, n - n // 2) for n in missing]
+    return np.pad(image, [*margins, (0, 0)], constant_values=WHITE)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stream: one image in, one frame of geometry out, under the cache's budget."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from xsvggt_ros import geometry
+from xsvggt_ros.cache import CacheShape, KVCache
+from xsvggt_ros.config import CacheConfig, StreamConfig
+from xsvggt_ros.model import StreamVGGT, load_model
+from xsvggt_ros.model.streamvggt import Predictions
+from xsvggt_ros.preprocess import Resize
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a step cost and what the cache holds after it; the fields are those of msg/StreamStatus.msg."""
+
+    frame: int = 0
+    event: str = ""
+    policy: str = ""
+    tokens: int = 0
+    budget_tokens: int = 0
+    floor_tokens: int = 0
+    evicted_tokens: int = 0
+    key_bits: int = 16
+    value_bits: int = 16
+    cache_bytes: int = 0
+    scratch_bytes: int = 0
+    camera_frames: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage, and "step" for all of it
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the stream says about one image, at the network's resolution (h, w). Units are the model's."""
+
+    index: int  # from 0 at the start of the stream or its last reset
+    T_world_cam: NDArray[np.float64]  # [4, 4], optical axes; world = first camera
+    intrinsics: NDArray[np.float64]  # [3, 3], the given ones or else the predicted
+    depth: NDArray[np.float32]  # [h, w], along the optical axis, finite and positive
+    confidence: NDArray[np.float32]  # [h, w], at least 1
+    image: NDArray[np.uint8]  # [h, w, 3], RGB
+    status: Status
+    predicted_points: NDArray[np.float32] | None = None  # [h, w, 3], world; by the point head if it runs
+
+    def points_cam(self) -> NDArray[np.float32]:
+        """Points [h, w, 3] in the camera's optical frame."""
+        if self.predicted_points is None:
+            return geometry.unproject(self.depth, self.intrinsics)
+        return geometry.transform(geometry.inverse(self.T_world_cam), self.predicted_points)
+
+    def points_world(self) -> NDArray[np.float32]:
+        """Points [h, w, 3] in the world frame."""
+        if self.predicted_points is None:
+            return geometry.transform(self.T_world_cam, self.points_cam())
+        return self.predicted_points
+
+
+class GeometryStream:
+    """Camera images, one after the other, to poses, depth and points in the first camera's frame.
+
+    Raises ValueError or FileNotFoundError, with the remedy, for settings that cannot work.
+    """
+
+    def __init__(self, config: StreamConfig | None = None, model: StreamVGGT | None = None):
+        self.config = config or StreamConfig()
+        self.model = model or load_model(self.config)
+        self.width = self.config.image_width or self.model.config.image_size
+        parameter = self.model.aggregator.camera_token
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.status = Status()
+        self._cache_config = self.config.cache
+        self.reset()
+
+    def reset(self, reason: str = "") -> None:
+        """Forgets the past: the next image starts a new world. The reason appears in its status."""
+        self._cache: KVCache | None = None
+        self._size: tuple[int, ...] = ()
+        self._T_first_model = np.eye(4)
+        self._event = reason
+
+    @torch.inference_mode()
+    def reconfigure(self, cache: CacheConfig) -> None:
+        """Other policy, budget or bits from the next step on; the stream goes on."""
+        if self._cache is not None:
+            self._cache.reconfigure(cache)
+            self._event = "cache settings changed"
+        self._cache_config = cache
+
+    @torch.inference_mode()
+    def step(self, image: NDArray[np.uint8], intrinsics: NDArray[np.float64] | None = None) -> Frame:
+        """Takes in the next image, uint8 [H, W, 3] RGB; intrinsics [3, 3] are its camera matrix, if known.
+
+        An image of another size than the last starts a new world, and the status says so.
+        Raises ValueError for a wrong shape or type, or an image too small; the stream stays as it was.
+        """
+        timer = StageTimer(self.device)
+        resize = self._resize(image)
+        if self._size and self._size != image.shape:
+            self.reset("image size changed from {1}x{0} to {3}x{2}: stream reset".format(*self._size[:2], *image.shape))
+        self._size = image.shape
+        seen = resize.image(Image.fromarray(image))
+        pixels = torch.tensor(seen, device=self.device).permute(2, 0, 1) / 255  # [3, h, w]
+        timer("preprocess")
+        cache = self._cache or self._start(seen.shape)
+        predictions = self.model.step(pixels, cache, timer)
+        known = None if intrinsics is None else resize.intrinsics(np.asarray(intrinsics, dtype=np.float64))
+        frame = self._frame(predictions, cache, seen, known)
+        self.status = replace(frame.status, seconds=timer.seconds())
+        self._event = ""
+        return replace(frame, status=self.status)
+
+    def _resize(self, image: NDArray[np.uint8]) -> Resize:
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise ValueError(f"an image must be a uint8 array [H, W, 3], got {got}")
+        return Resize.of(*image.shape[:2], self.width, self.model.config.patch_size)
+
+    def _start(self, seen: tuple[int, ...]) -> KVCache:
+        patches = (seen[0] // self.model.config.patch_size) * (seen[1] // self.model.config.patch_size)
+        camera_dtype = self.model.camera_head.empty_pose_tokens.dtype
+        shape = CacheShape.of(self.model.config, patches, self.dtype, camera_dtype)
+        self._cache = KVCache(shape, self._cache_config, self.device)
+        return self._cache
+
+    def _frame(
+        self, predictions: Predictions, cache: KVCache, seen: NDArray[np.uint8], known: NDArray[np.float64] | None
+    ) -> Frame:
+        height, width = seen.shape[:2]
+        T_cam_model, predicted = geometry.decode_pose(predictions.pose[0, 0].double().cpu().numpy(), height, width)
+        if cache.frames == 1:
+            self._T_first_model = T_cam_model
+        points = None
+        if predictions.points is not None:
+            points = geometry.transform(self._T_first_model, predictions.points[0, 0].float().cpu().numpy())
+        return Frame(
+            index=cache.frames - 1,
+            T_world_cam=self._T_first_model @ geometry.inverse(T_cam_model),
+            intrinsics=predicted if known is None else known,
+            depth=predictions.depth[0, 0].float().cpu().numpy(),
+            confidence=predictions.depth_confidence[0, 0].float().cpu().numpy(),
+            image=seen,
+            status=self._status_of(cache),
+            predicted_points=points,
+        )
+
+    def _status_of(self, cache: KVCache) -> Status:
+        return Status(
+            frame=cache.frames - 1,
+            event=self._event,
+            policy=cache.config.policy,
+            tokens=cache.tokens,
+            budget_tokens=cache.budget or 0,
+            floor_tokens=cache.floor,
+            evicted_tokens=cache.evicted,
+            key_bits=cache.config.key_bits,
+            value_bits=cache.config.value_bits,
+            cache_bytes=cache.nbytes,
+            scratch_bytes=cache.scratch_nbytes,
+            camera_frames=cache.camera.frames,
+        )
+
+
+class StageTimer:
+    """Seconds between marks. On CUDA they are device times, read once at the end: marking never waits."""
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._started = time.perf_counter()
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+        self("start")
+
+    def __call__(self, stage: str) -> None:
+        """The stage ends here."""
+        if not self._cuda:
+            self._marks.append((stage, time.perf_counter()))
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append((stage, event))
+
+    def seconds(self) -> dict[str, float]:
+        """Per stage, and under "step" the whole time up to now, in which the outputs reached the CPU."""
+        found = {}
+        for (_, before), (stage, now) in zip(self._marks, self._marks[1:], strict=False):
+            if isinstance(before, torch.cuda.Event):
+                found[stage] = before.elapsed_time(now) / 1000
+            else:
+                found[stage] = now - before
+        return found | {"step": time.perf_counter() - self._started}
