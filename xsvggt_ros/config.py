@@ -40,7 +40,7 @@ class Setting:
     """One setting under its public, dotted name."""
 
     name: str
-    type: type
+    type: type[Any]
     default: Any
     description: str
     unit: str
@@ -156,7 +156,9 @@ class CacheConfig(_Checked):
         minimum=1,
         live=True,
     )
-    pin_first_frame: bool = setting(True, "sliding_window: always keep the first frame, which carries the scale.", live=True)
+    pin_first_frame: bool = setting(
+        True, "sliding_window: always keep the first frame, which carries the scale.", live=True
+    )
     seed: int = setting(0, "random: seed of the selection.", minimum=0, live=True)
     camera_window: int = setting(
         32,
@@ -199,7 +201,9 @@ class StreamConfig(_Checked):
         super().__post_init__()
         if self.image_width % 14:
             below = self.image_width // 14 * 14
-            raise ValueError(f"image_width must be a multiple of 14, got {self.image_width}; try {below} or {below + 14}")
+            raise ValueError(
+                f"image_width must be a multiple of 14, got {self.image_width}; try {below} or {below + 14}"
+            )
 
 
 @dataclass(frozen=True)
@@ -217,12 +221,15 @@ class NodeConfig(_Checked):
     """The ROS 2 node's own settings, and all the others it passes on."""
 
     image_transport: str = setting(
-        "raw", "raw: sensor_msgs/Image on `image`; compressed: CompressedImage on `image/compressed`.",
+        "raw",
+        "raw: sensor_msgs/Image on `image`; compressed: CompressedImage on `image/compressed`.",
         choices=("raw", "compressed"),
     )
     queue: str = setting(
-        "latest", "latest: the newest image, older ones are dropped and counted; all: every image in order.",
-        choices=("latest", "all"), live=True,
+        "latest",
+        "latest: the newest image, older ones are dropped and counted; all: every image in order.",
+        choices=("latest", "all"),
+        live=True,
     )
     queue_size: int = setting(30, "queue all: images kept waiting before new ones are dropped and counted.", minimum=1)
     world_frame: str = setting("odom", "Parent frame of the published pose; fixed, x forward, y left, z up.")

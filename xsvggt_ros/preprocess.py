@@ -76,7 +76,7 @@ def load_images(images: list[Image.Image], target: int = 518, patch: int = 14, m
 
 def _fit(image: Image.Image, target: int, patch: int) -> NDArray[np.uint8]:
     longer = max(image.size)
-    width, height = (target if side == longer else round(side * (target / longer) / patch) * patch for side in image.size)
+    width, height = (target if n == longer else round(n * (target / longer) / patch) * patch for n in image.size)
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 

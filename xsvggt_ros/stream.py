@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,7 +124,7 @@ class GeometryStream:
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
             raise ValueError(f"an image must be a uint8 array [H, W, 3], got {got}")
-        return Resize.of(*image.shape[:2], self.width, self.model.config.patch_size)
+        return Resize.of(image.shape[0], image.shape[1], self.width, self.model.config.patch_size)
 
     def _start(self, seen: tuple[int, ...]) -> KVCache:
         patches = (seen[0] // self.model.config.patch_size) * (seen[1] // self.model.config.patch_size)
@@ -175,7 +177,7 @@ class StageTimer:
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
         self._started = time.perf_counter()
-        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+        self._marks: list[tuple[str, Any]] = []  # CUDA events, or seconds
         self("start")
 
     def __call__(self, stage: str) -> None:
@@ -189,10 +191,8 @@ class StageTimer:
 
     def seconds(self) -> dict[str, float]:
         """Per stage, and under "step" the whole time up to now, in which the outputs reached the CPU."""
-        found = {}
-        for (_, before), (stage, now) in zip(self._marks, self._marks[1:], strict=False):
-            if isinstance(before, torch.cuda.Event):
-                found[stage] = before.elapsed_time(now) / 1000
-            else:
-                found[stage] = now - before
-        return found | {"step": time.perf_counter() - self._started}
+        step = time.perf_counter() - self._started
+        spans = ((stage, before, now) for (_, before), (stage, now) in pairwise(self._marks))
+        if self._cuda:
+            return {stage: before.elapsed_time(now) / 1000 for stage, before, now in spans} | {"step": step}
+        return {stage: now - before for stage, before, now in spans} | {"step": step}

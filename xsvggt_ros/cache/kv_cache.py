@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.budget import CacheShape, budget_tokens, layout
+from xsvggt_ros.cache.budget import CacheShape, budget_tokens, key_groups, layout
 from xsvggt_ros.cache.camera_cache import CameraCache
 from xsvggt_ros.cache.policies import PastTokens, make_policy, query_summary
 from xsvggt_ros.cache.policies.base import PROTECTED
@@ -87,8 +87,8 @@ class KVCache:
         They lie in the scratch buffer that all layers share: valid until the next call.
         """
         end = self.tokens + k.shape[0]
-        if self.budget is None and end > self._store.capacity:
-            self._rebuild(self._new_store(2 * self._store.capacity))
+        if self.budget is None and self._ample_capacity() > self._store.capacity:
+            self._rebuild(self._new_store(self._ample_capacity()))
         self._store.read(layer, self.tokens, self._scratch)
         self._scratch[0, self.tokens : end] = k
         self._scratch[1, self.tokens : end] = v
@@ -109,7 +109,8 @@ class KVCache:
         kept, evictions = self._turnover()
         self.evicted = evictions + self.shape.tokens_per_frame - kept + self._pruned
         self._pruned = 0
-        self._groups_in_use = min(self._groups_in_use + self._groups_for(kept), self._store.groups)
+        if self._store.key_bits < 16:
+            self._groups_in_use = min(self._groups_in_use + self._groups_for(kept), self._store.groups)
         self.tokens += kept - evictions
         self.frames += 1
         self.camera.end_frame()
@@ -125,7 +126,7 @@ class KVCache:
         self.config = config
         self.policy = make_policy(config)
         self.budget = budget_tokens(self.shape, config, self.policy)
-        capacity = self.budget or self._store.capacity
+        capacity = self.budget or self._ample_capacity()
         if layout(self.shape, config, self.policy, capacity) != before:
             self._rebuild(self._new_store(capacity))
         self.camera.reconfigure(config)
@@ -134,6 +135,14 @@ class KVCache:
 
     def _new_store(self, capacity: int) -> Store:
         return Store(self.shape, self.config, self.policy, capacity, self.device)
+
+    def _ample_capacity(self) -> int:
+        """Tokens per layer that a cache without a budget needs room for to take in another frame."""
+        capacity, per_frame = self._store.capacity, self.shape.tokens_per_frame
+        groups = self._groups_in_use + self.shape.groups_per_frame
+        while capacity < self.tokens + per_frame or key_groups(self.shape, self.policy, capacity) < groups:
+            capacity *= 2
+        return capacity
 
     def _hold(self, store: Store) -> None:
         self._store = store
@@ -162,8 +171,8 @@ class KVCache:
         needed = self._groups_for(kept)
         if self._store.key_bits == 16 or self._groups_in_use + needed <= self._store.groups:
             return kept, over
-        # The emptiest `needed` key groups have to be reused. They hold at most their share of the tokens,
-        # whether or not the first frame, which may be protected, is left out of the account.
+        # The emptiest `needed` key groups have to be reused. They hold at most their share of the tokens;
+        # the first frame with its groups is left out of the account if it is protected.
         first, first_groups = self.shape.tokens_per_frame, self.shape.groups_per_frame
         share = math.ceil(self.tokens * needed / self._store.groups)
         share_without_first = math.ceil((self.tokens - first) * needed / (self._store.groups - first_groups))
@@ -200,6 +209,8 @@ class KVCache:
 
     def _rebuild(self, store: Store) -> None:
         """Moves what the policy keeps into another store, the same number of tokens in every layer."""
+        if not self.tokens:
+            return self._hold(store)
         exact = self._scratch
         kept = []
         for layer in range(self.shape.layers):

@@ -110,5 +110,5 @@ def _rows(group: Tensor, members: Tensor) -> Tensor:
     """The tokens of each group [G, most members], from each token's group [n]; missing ones repeat the last."""
     order = group.argsort(stable=True)
     start = members.cumsum(0) - members
-    place = torch.arange(int(members.max()) if members.numel() else 0, device=group.device)
+    place = torch.arange(int(members.max()), device=group.device)
     return order[start[:, None] + torch.minimum(place, members[:, None] - 1)]

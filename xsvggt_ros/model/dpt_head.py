@@ -27,7 +27,9 @@ def uv_embedding(
     u = _centres(columns, aspect / diagonal)
     v = _centres(rows, 1 / diagonal)
     frequencies = 100 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
-    u_part, v_part = (torch.cat([a.sin(), a.cos()], dim=-1) for a in (u[:, None] * frequencies, v[:, None] * frequencies))
+    u_part, v_part = (
+        torch.cat([a.sin(), a.cos()], dim=-1) for a in (u[:, None] * frequencies, v[:, None] * frequencies)
+    )
     table = torch.cat(
         [u_part.expand(rows, -1, -1), v_part[:, None].expand(-1, columns, -1)], dim=-1
     )  # [rows, columns, channels]
@@ -80,9 +82,13 @@ class Scratch(nn.Module):
     def __init__(self, config: DPTConfig, outputs: int | None):
         super().__init__()
         features = config.features
-        for j, channels in enumerate(config.out_channels, start=1):
-            setattr(self, f"layer{j}_rn", nn.Conv2d(channels, features, 3, padding=1, bias=False))
-            setattr(self, f"refinenet{j}", Fusion(features, skip=j < 4))
+        self.layer1_rn, self.layer2_rn, self.layer3_rn, self.layer4_rn = (
+            nn.Conv2d(channels, features, 3, padding=1, bias=False) for channels in config.out_channels
+        )
+        self.refinenet1 = Fusion(features)
+        self.refinenet2 = Fusion(features)
+        self.refinenet3 = Fusion(features)
+        self.refinenet4 = Fusion(features, skip=False)
         if outputs is None:
             self.output_conv1 = nn.Conv2d(features, features, 3, padding=1)
         else:
@@ -131,7 +137,8 @@ class DPTHead(nn.Module):
         return last(relu(first(x)).to(last.weight.dtype))
 
     def _level(self, j: int, tap: Tensor, grid: tuple[int, int]) -> Tensor:
-        x = self.norm(tap.to(self.norm.weight.dtype)).unflatten(1, grid).permute(0, 3, 1, 2)  # [S, 2C, h, w], channels last
+        x = self.norm(tap.to(self.norm.weight.dtype))
+        x = x.unflatten(1, grid).permute(0, 3, 1, 2)  # [S, 2C, h, w], channels last in memory
         return self.resize_layers[j](self._with_position(self.projects[j](x), grid))
 
     def _with_position(self, x: Tensor, grid: tuple[int, int]) -> Tensor:

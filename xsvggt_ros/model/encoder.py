@@ -54,7 +54,8 @@ class Encoder(nn.Module):
         """The position table for a grid, resized once per grid and state of the weights."""
         if torch.is_grad_enabled():
             return resize_positions(self.pos_embed, grid)
-        key = (grid, self.pos_embed.device, self.pos_embed.dtype, self.pos_embed._version)
+        version = 0 if self.pos_embed.is_inference() else self.pos_embed._version  # inference tensors have none
+        key = (grid, self.pos_embed.device, self.pos_embed.dtype, version)
         if self._positions is None or self._positions[0] != key:
             self._positions = key, resize_positions(self.pos_embed, grid)
         return self._positions[1]

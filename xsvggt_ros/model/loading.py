@@ -6,10 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.model.attention import attention_backend
+from xsvggt_ros.model.camera_head import ITERATIONS
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.model.streamvggt import StreamVGGT
 from xsvggt_ros.model.weights import load_weights
@@ -37,7 +38,8 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None) -> St
     else:
         _random_weights(model, dtype, device)
     model.attend = attend
-    return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    return model.eval().requires_grad_(False)
 
 
 def weight_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -75,20 +77,18 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def _random_weights(model: StreamVGGT, dtype: torch.dtype, device: torch.device) -> None:
-    """PyTorch's own initialisation, from a fixed seed, and a camera that looks straight ahead."""
-    model.to_empty(device=device)
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(weight_dtype(name, dtype))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(SEED)
-        for name, parameter in model.named_parameters(recurse=True):
-            if "token" in name or name.endswith("pos_embed"):
-                nn.init.normal_(parameter, std=0.02)
-            elif name.endswith("gamma"):
-                nn.init.ones_(parameter)
-        for module in model.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-    nn.init.zeros_(model.camera_head.empty_pose_tokens)
+    """Weights that keep activations at unit scale, from a fixed seed, and a camera that looks straight ahead."""
+    generator = torch.Generator(device).manual_seed(SEED)
+
+    def initial(name: str, shape: torch.Size) -> Tensor:
+        tensor = torch.empty(shape, dtype=weight_dtype(name, dtype), device=device)
+        if "token" in name or name.endswith("pos_embed"):
+            return tensor.normal_(std=0.02, generator=generator)
+        if len(shape) > 1:
+            return tensor.normal_(std=shape[1:].numel() ** -0.5, generator=generator)
+        return tensor.fill_(name.endswith(("weight", "gamma")))
+
+    weights = {name: initial(name, tensor.shape) for name, tensor in model.state_dict().items()}
     straight = torch.tensor([0, 0, 0, 0, 0, 0, 1, FIELD_OF_VIEW, FIELD_OF_VIEW], device=device)
-    model.camera_head.pose_branch.fc2.bias.data.copy_(straight / 4)  # four iterations add up
+    weights["camera_head.pose_branch.fc2.bias"] = straight / ITERATIONS  # the iterations add up
+    model.load_state_dict(weights, assign=True)

@@ -27,9 +27,7 @@ class TrackHead(nn.Module):
         self.feature_extractor = DPTHead(width, dpt, outputs=None)
         self.tracker = Tracker(config)
 
-    def forward(
-        self, taps: list[Tensor], grid: tuple[int, int], query_points: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, taps: list[Tensor], grid: tuple[int, int], query_points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Patch tokens of the four taps, each [S, h*w, 2C]; pixels (x, y) of frame 0 to follow, [N, 2].
 
         Gives the pixels in every frame [S, N, 2], and how likely each is visible and right, both [S, N] in [0, 1].

@@ -23,4 +23,4 @@ def make_policy(config: CacheConfig) -> Policy:
         return SlidingWindow(config.pin_first_frame)
     if config.policy == "random":
         return Random(config.seed)
-    return {"full": Full, "xstream": XStream}[config.policy]()
+    return Full() if config.policy == "full" else XStream()

@@ -23,9 +23,15 @@ class PastTokens:
     newest: int  # index of the newest frame; while it is being taken in, none of its tokens are here
     tokens_per_frame: int
 
+    @property
+    def in_first_frame(self) -> Tensor:
+        """[T] bool; nowhere once a policy that does not keep the first frame has cut it."""
+        first = self.frame == 0
+        return first & (first.sum() == self.tokens_per_frame)
+
     def protect_ends(self, scores: Tensor) -> Tensor:
         """The scores with the first and the newest frame made to stay."""
-        return scores.masked_fill((self.frame == 0) | (self.frame == self.newest), PROTECTED)
+        return scores.masked_fill(self.in_first_frame | (self.frame == self.newest), PROTECTED)
 
 
 class Policy(Protocol):

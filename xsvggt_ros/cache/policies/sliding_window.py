@@ -19,4 +19,4 @@ class SlidingWindow:
     def scores(self, past: PastTokens) -> torch.Tensor:
         # Relative to the newest frame, so that float32 stays exact however long the stream is.
         recency = ((past.frame - past.newest) * past.tokens_per_frame + past.token).float()
-        return recency.masked_fill(past.frame == 0, PROTECTED) if self.pin_first_frame else recency
+        return recency.masked_fill(past.in_first_frame, PROTECTED) if self.pin_first_frame else recency

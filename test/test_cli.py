@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+import subprocess
+import sys
+
+import pytest
+from recordings import image_bag, write_folder
+
+from xsvggt_ros import cli
+
+# As on a machine without any ROS package: each of them, and everything in it, cannot be imported.
+WITHOUT_ROS = """
+import sys
+
+class Absent:
+    NAMES = {"rclpy", "rpyutils", "cv_bridge", "sensor_msgs_py", "tf2_ros", "tf_transformations", "launch"}
+
+    def find_spec(self, name, path=None, target=None):
+        package = name.partition(".")[0]
+        if package in self.NAMES or package.endswith(("_msgs", "_interfaces")) or name == "xsvggt_ros.msg":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from xsvggt_ros.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("kind", ["folder", "bag"])
+def test_replay_without_ros(tmp_path, kind):
+    source = write_folder(tmp_path / "in", 2) if kind == "folder" else image_bag(tmp_path / "in", 2)
+    command = [sys.executable, "-c", WITHOUT_ROS, "replay", source, "--output", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "bag" / "bag.mcap").stat().st_size > 0
+
+
+def test_help_lists_the_commands_and_loads_none(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "import_module", lambda name: pytest.fail(f"{name} was imported"))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_every_command(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0 and f"xsvggt {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", ["", "dance", "replay", "replay in --output out --max-frame 1"])
+def test_usage_errors(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments.split())
+    assert stop.value.code == 2 and "usage: xsvggt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "printed"),
+    [
+        (ValueError("the fix"), 2, "xsvggt replay: the fix\n"),
+        (FileNotFoundError("no such file"), 2, "xsvggt replay: no such file\n"),
+        (PermissionError("not allowed"), 2, "xsvggt replay: not allowed\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_errors_of_the_user_are_one_sentence(monkeypatch, capsys, raised, code, printed):
+    def run(args):
+        raise raised
+
+    monkeypatch.setattr("xsvggt_ros.replay.run", run)
+    assert cli.main(["replay", "in", "--output", "out"]) == code
+    assert capsys.readouterr().err == printed
+
+
+def test_our_own_errors_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr("xsvggt_ros.replay.run", lambda args: {}["bug"])
+    with pytest.raises(KeyError):
+        cli.main(["replay", "in", "--output", "out"])

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+
+from xsvggt_ros import geometry
+
+
+def some_pose(seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return geometry.rigid(geometry.rotation_matrix(rng.normal(size=4)), rng.normal(size=3))
+
+
+def test_driving_forward_is_plus_x_and_left_is_plus_y_and_up_is_plus_z():
+    moves = {"forward": ([0, 0, 1], [1, 0, 0]), "left": ([-1, 0, 0], [0, 1, 0]), "up": ([0, -1, 0], [0, 0, 1])}
+    for optical, ros in moves.values():
+        T_world_cam = geometry.rigid(np.eye(3), np.array(optical, dtype=float))
+        np.testing.assert_allclose(geometry.ros_pose(T_world_cam)[:3, 3], ros, atol=1e-15)
+
+
+def test_turning_left_is_positive_yaw():
+    angle = 0.3  # about the optical y axis, which points down: negative is to the left
+    left = np.array([[np.cos(angle), 0, -np.sin(angle)], [0, 1, 0], [np.sin(angle), 0, np.cos(angle)]])
+    T_ros_cam = geometry.ros_pose(geometry.rigid(left, np.zeros(3)))
+    forward = T_ros_cam[:3, :3] @ [0, 0, 1]
+    np.testing.assert_allclose(np.arctan2(forward[1], forward[0]), angle)
+
+
+def test_inverse_undoes():
+    T = some_pose()
+    np.testing.assert_allclose(geometry.inverse(T) @ T, np.eye(4), atol=1e-12)
+
+
+def test_quaternion_is_ros_order_and_round_trips():
+    np.testing.assert_allclose(geometry.quaternion_xyzw(np.eye(3)), [0, 0, 0, 1])
+    quarter_turn_about_z = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    np.testing.assert_allclose(geometry.quaternion_xyzw(quarter_turn_about_z), [0, 0, np.sqrt(0.5), np.sqrt(0.5)])
+    R = some_pose()[:3, :3]
+    np.testing.assert_allclose(geometry.rotation_matrix(5 * geometry.quaternion_xyzw(R)), R, atol=1e-12)
+
+
+def test_pose_encoding_round_trips():
+    T, K = some_pose(), geometry.intrinsic_matrix(300.0, 310.0, 259.0, 196.0)
+    T_back, K_back = geometry.decode_pose(geometry.encode_pose(T, K, 392, 518), 392, 518)
+    np.testing.assert_allclose(T_back, T, atol=1e-12)
+    np.testing.assert_allclose(K_back, K, atol=1e-9)
+
+
+@pytest.mark.parametrize("fov", [0.0, -1.0, 10.0])
+def test_an_absurd_pose_still_decodes_to_finite_numbers(fov):
+    T, K = geometry.decode_pose(np.array([0, 0, 0, 0, 0, 0, 0, fov, fov]), 84, 112)
+    assert np.isfinite(K).all() and K[0, 0] > 0
+    np.testing.assert_allclose(T, np.eye(4))
+
+
+def test_unprojected_points_project_back_to_their_pixels():
+    K = geometry.intrinsic_matrix(50.0, 60.0, 5.5, 4.0)
+    depth = np.random.default_rng(0).uniform(0.5, 9, (8, 12)).astype(np.float32)
+    points = geometry.unproject(depth, K).astype(np.float64)
+    pixels = points @ K.T
+    rows, columns = np.indices(depth.shape)
+    np.testing.assert_allclose(pixels[..., 0] / pixels[..., 2], columns, atol=1e-4)
+    np.testing.assert_allclose(pixels[..., 1] / pixels[..., 2], rows, atol=1e-4)
+    np.testing.assert_array_equal(points[..., 2], depth)

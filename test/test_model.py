@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from xsvggt_ros.cache import CacheShape, KVCache
+from xsvggt_ros.config import CacheConfig, StreamConfig
+from xsvggt_ros.model import StreamVGGT, load_model
+from xsvggt_ros.model.attention import attention_backend, frame_causal, matmul_by_head, sdpa
+from xsvggt_ros.model.config import MODELS
+
+CPU = torch.device("cpu")
+EXACT = CacheConfig(policy="full", key_bits=16, value_bits=16, camera_window=0)
+
+
+@pytest.fixture(scope="module")
+def model() -> StreamVGGT:
+    return load_model(StreamConfig(dtype="float32"), heads=("point", "track"))
+
+
+def images(frames: int, height: int = 84, width: int = 112) -> torch.Tensor:
+    return torch.rand(1, frames, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def cache_for(model: StreamVGGT, frames: torch.Tensor, config: CacheConfig = EXACT) -> KVCache:
+    rows, columns = model.grid(frames)
+    return KVCache(CacheShape.of(model.config, rows * columns, torch.float32, torch.float32), config, CPU)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [(84, 112), (56, 70), (112, 112)])
+def test_an_unbounded_exact_cache_equals_the_whole_sequence(model, size):
+    frames = images(5, *size)
+    whole = model(frames)
+    cache = cache_for(model, frames)
+    for t in range(5):
+        step = model.step(frames[0, t], cache)
+        for name in ("depth", "depth_confidence", "points", "points_confidence"):
+            torch.testing.assert_close(getattr(step, name)[:, 0], getattr(whole, name)[:, t], rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_frame_does_not_see_the_future_and_does_see_the_past(model):
+    frames = images(4)
+    other_end = torch.cat([frames[:, :3], 1 - frames[:, 3:]], dim=1)
+    other_start = torch.cat([1 - frames[:, :1], frames[:, 1:]], dim=1)
+    depth = model(frames).depth[:, :3]
+    torch.testing.assert_close(model(other_end).depth[:, :3], depth)
+    assert (model(other_start).depth[:, 2] - depth[:, 2]).abs().max() > 1e-4
+    assert (model(other_end, causal=False).depth[:, 0] - model(frames, causal=False).depth[:, 0]).abs().max() > 1e-4
+
+
+@torch.inference_mode()
+def test_sequences_of_a_batch_do_not_mix(model):
+    both = torch.cat([images(3), images(3).flip(1)])
+    points = torch.tensor([[[10.0, 20.0]], [[30.0, 40.0]]])
+    together = model(both, query_points=points)
+    for b in range(2):
+        alone = model(both[b : b + 1], query_points=points[b : b + 1])
+        torch.testing.assert_close(together.depth[b], alone.depth[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together.tracks[b], alone.tracks[0], rtol=1e-3, atol=1e-3)
+
+
+def test_heads_that_are_not_needed_are_not_there():
+    small = load_model(StreamConfig())
+    assert small.point_head is None and small.track_head is None
+    with pytest.raises(ValueError, match="track head"):
+        small(images(1).bfloat16(), query_points=torch.zeros(1, 1, 2))
+
+
+def test_random_weights_are_the_same_every_time():
+    first, second = (load_model(StreamConfig()).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_nothing_is_left_uninitialised():
+    for name, tensor in load_model(StreamConfig(dtype="float32"), heads=("point", "track")).state_dict().items():
+        assert tensor.isfinite().all() and tensor.abs().max() < 10, name
+
+
+def test_sides_must_be_multiples_of_the_patch(model):
+    with pytest.raises(ValueError, match="multiples of 14"):
+        model(images(1, 84, 100))
+
+
+@pytest.mark.parametrize("kernel", [sdpa, matmul_by_head])
+def test_attention_kernels_are_softmax_attention(kernel):
+    q, k, v = (torch.randn(2, n, 3, 16, dtype=torch.float64) for n in (7, 11, 11))
+    scores = torch.einsum("bthd,bnhd->bhtn", q, k) / 4
+    expected = torch.einsum("bhtn,bnhd->bthd", scores.softmax(-1), v)
+    torch.testing.assert_close(kernel(q, k, v), expected)
+
+
+def test_frame_causal_is_a_block_triangular_mask():
+    q, k, v = torch.randn(3, 1, 12, 2, 8)
+    frame = torch.arange(12) // 4
+    scores = torch.einsum("bthd,bnhd->bhtn", q, k) / 8**0.5
+    scores = scores.masked_fill(frame[:, None] < frame, float("-inf"))
+    expected = torch.einsum("bhtn,bnhd->bthd", scores.softmax(-1), v)
+    torch.testing.assert_close(frame_causal(sdpa, 4)(q, k, v), expected)
+
+
+def test_flash_attention_that_cannot_run_says_why():
+    with pytest.raises(ValueError, match="needs a CUDA device"):
+        attention_backend("flash", CPU, torch.bfloat16)
+
+
+def test_a_device_that_is_not_there_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match="device:=auto"):
+        load_model(StreamConfig(device="cuda:99"))
+    with pytest.raises(ValueError, match="device:=auto"):
+        load_model(StreamConfig(device="toaster"))
+
+
+def test_precise_parts_stay_float32():
+    types = {name: tensor.dtype for name, tensor in load_model(StreamConfig(dtype="bfloat16")).state_dict().items()}
+    assert {t for name, t in types.items() if name.startswith("camera_head.")} == {torch.float32}
+    assert types["depth_head.scratch.output_conv2.2.weight"] == torch.float32
+    assert types["aggregator.global_blocks.0.attn.qkv.weight"] == torch.bfloat16
+
+
+def test_full_size_steps_on_the_meta_device():
+    """Every shape of a full-size budgeted step, without its memory or time."""
+    with torch.device("meta"), torch.inference_mode():
+        full = StreamVGGT(MODELS["streamvggt"], heads=("point",)).bfloat16()
+        full.camera_head.float()
+        shape = CacheShape.of(full.config, 28 * 37, torch.bfloat16, torch.float32)
+        cache = KVCache(shape, CacheConfig(budget_tokens=2082), torch.device("meta"))
+        for _ in range(4):
+            prediction = full.step(torch.empty(3, 392, 518), cache)
+    assert prediction.depth.shape == (1, 1, 392, 518)
+    assert prediction.points.shape == (1, 1, 392, 518, 3)
+    assert prediction.pose.shape == (1, 1, 9)
+    assert cache.tokens == 2082

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from xsvggt_ros.cache.policies import PastTokens, make_policy, query_summary
+from xsvggt_ros.config import CacheConfig
+
+INF = float("inf")
+
+
+def past(frames: int, tokens_per_frame: int, newest: int) -> PastTokens:
+    generator = torch.Generator().manual_seed(0)
+    frame = torch.arange(frames).repeat_interleave(tokens_per_frame).int()
+    token = torch.arange(tokens_per_frame).repeat(frames).int()
+    keys = torch.randn(frames * tokens_per_frame, 2, 8, generator=generator)
+    return PastTokens(frame, token, keys, torch.randn(8, generator=generator), newest, tokens_per_frame)
+
+
+@pytest.mark.parametrize(("patches", "pool"), [(48, 16), (50, 16), (20, 1), (7, 100), (1, 4), (0, 16)])
+def test_query_summary_is_the_mean_of_the_published_score_matrix(patches, pool):
+    """Scores by one vector = the mean over rows of pooled queries times keys, averaged over heads first."""
+    generator = torch.Generator().manual_seed(1)
+    specials = 5 if patches > 1 else 1
+    q = torch.randn(specials + patches, 3, 8, generator=generator)
+    k = torch.randn(40, 3, 8, generator=generator)
+    rows = list(q.mean(1)[:specials])
+    runs = q.mean(1)[specials:].split(pool) if patches > 1 else list(q.mean(1)[specials:, None])
+    matrix = torch.stack([*rows, *(run.mean(0) for run in runs)]) @ k.mean(1).T
+    torch.testing.assert_close(k.mean(1) @ query_summary(q, specials, pool), matrix.mean(0))
+
+
+def test_xstream_scores_the_middle_and_protects_the_ends():
+    tokens = past(frames=4, tokens_per_frame=6, newest=3)
+    scores = make_policy(CacheConfig(policy="xstream")).scores(tokens)
+    assert (scores[:6] == INF).all() and (scores[-6:] == INF).all()
+    torch.testing.assert_close(scores[6:-6], (tokens.keys.mean(1) @ tokens.query)[6:-6])
+
+
+def test_sliding_window_prefers_the_newest_and_can_pin_the_first_frame():
+    tokens = past(frames=3, tokens_per_frame=4, newest=1_000_000)
+    loose = make_policy(CacheConfig(policy="sliding_window", pin_first_frame=False)).scores(tokens)
+    assert (loose.diff() > 0).all()
+    pinned = make_policy(CacheConfig(policy="sliding_window")).scores(tokens)
+    assert (pinned[:4] == INF).all() and (pinned[4:].diff() > 0).all()
+
+
+def test_random_leaves_the_ends_and_changes_from_call_to_call():
+    policy = make_policy(CacheConfig(policy="random"))
+    tokens = past(frames=4, tokens_per_frame=6, newest=3)
+    first, second = policy.scores(tokens), policy.scores(tokens)
+    assert (first[:6] == INF).all() and (first[-6:] == INF).all()
+    assert not torch.equal(first[6:-6], second[6:-6])
+
+
+def test_a_first_frame_that_was_cut_is_no_longer_protected():
+    whole = past(frames=3, tokens_per_frame=4, newest=9)
+    cut = PastTokens(whole.frame[1:], whole.token[1:], whole.keys[1:], whole.query, 9, 4)
+    assert whole.in_first_frame.sum() == 4
+    assert cut.in_first_frame.sum() == 0

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console command `xsvggt` and its subcommands."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+# Subcommand -> what it does, and the module with `add_arguments(parser)` and `run(args) -> exit code`.
+# Only the module that is asked for gets imported: most of them load torch.
+COMMANDS = {
+    "replay": ("run the stream on a folder of images, a video or a rosbag2, without ROS", "xsvggt_ros.replay"),
+    "demo": ("play images to the node over ROS 2 and write a report of what comes back", "xsvggt_ros.demo"),
+    "bench": ("time the steps of a model", "xsvggt_ros.bench"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code of the command line: 0 done, 2 bad input (one sentence on stderr says what), 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    args = _parser(arguments[:1]).parse_args(arguments)
+    try:
+        return args.run(args)
+    except (ValueError, OSError) as error:
+        print(f"xsvggt {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="xsvggt", description="Streaming geometry from one camera.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (summary, module) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        if name in wanted:
+            subcommand = import_module(module)
+            subcommand.add_arguments(command)
+            command.set_defaults(run=subcommand.run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
