@@ -251,3 +251,14 @@ def test_shapes_of_all_kinds_have_room_for_their_groups():
         for _ in range(10):
             recorder.frame()
             recorder.check()
+
+
+def test_a_budget_beyond_memory_is_refused_and_nothing_changes():
+    recorder = Recorder(KVCache(shape_of(40), CacheConfig(budget_tokens=200), CPU))
+    for _ in range(6):
+        recorder.frame()
+    with pytest.raises(ValueError, match="no memory for a cache of .* lower cache.budget_tokens"):
+        recorder.cache.reconfigure(CacheConfig(budget_tokens=10**13))
+    assert recorder.cache.config.budget_tokens == 200
+    recorder.frame()
+    recorder.check()

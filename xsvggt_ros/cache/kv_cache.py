@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xsvggt_ros.cache.budget import CacheShape, budget_tokens, key_groups, layout
 from xsvggt_ros.cache.camera_cache import CameraCache
-from xsvggt_ros.cache.policies import PastTokens, make_policy, query_summary
+from xsvggt_ros.cache.policies import PastTokens, Policy, make_policy, query_summary
 from xsvggt_ros.cache.policies.base import PROTECTED
 from xsvggt_ros.cache.store import Store
 from xsvggt_ros.config import CacheConfig
@@ -39,7 +39,8 @@ class KVCache:
         self.camera = CameraCache(shape, config, device)
         self._pruned = 0  # by reconfiguring since the last frame
         self._groups_in_use = 0  # at most; known without asking the device
-        self._hold(self._new_store(self.budget or FRAMES_AT_FIRST * shape.tokens_per_frame))
+        capacity = self.budget or FRAMES_AT_FIRST * shape.tokens_per_frame
+        self._hold(Store(shape, config, self.policy, capacity, device))
 
     # --- what is held -----------------------------------------------------------------------------
 
@@ -87,8 +88,8 @@ class KVCache:
         They lie in the scratch buffer that all layers share: valid until the next call.
         """
         end = self.tokens + k.shape[0]
-        if self.budget is None and self._ample_capacity() > self._store.capacity:
-            self._rebuild(self._new_store(self._ample_capacity()))
+        if self.budget is None and (capacity := self._ample_capacity(self.policy)) > self._store.capacity:
+            self._rebuild(Store(self.shape, self.config, self.policy, capacity, self.device))
         self._store.read(layer, self.tokens, self._scratch)
         self._scratch[0, self.tokens : end] = k
         self._scratch[1, self.tokens : end] = v
@@ -121,26 +122,25 @@ class KVCache:
         """Other policy, budget or bits from now on, between two frames; the stream goes on.
 
         A smaller budget is pruned to at once, by the new policy; other bits convert what is stored, once.
+        Raises ValueError if there is not the memory for it; nothing has changed then.
         """
-        before = layout(self.shape, self.config, self.policy, self._store.capacity)
-        self.config = config
-        self.policy = make_policy(config)
-        self.budget = budget_tokens(self.shape, config, self.policy)
-        capacity = self.budget or self._ample_capacity()
-        if layout(self.shape, config, self.policy, capacity) != before:
-            self._rebuild(self._new_store(capacity))
+        policy = make_policy(config)
+        budget = budget_tokens(self.shape, config, policy)
+        capacity = budget or self._ample_capacity(policy)
+        same = layout(self.shape, config, policy, capacity) == self._store.layout
+        store = self._store if same else Store(self.shape, config, policy, capacity, self.device)
+        self.config, self.policy, self.budget = config, policy, budget
+        if not same:
+            self._rebuild(store)
         self.camera.reconfigure(config)
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _new_store(self, capacity: int) -> Store:
-        return Store(self.shape, self.config, self.policy, capacity, self.device)
-
-    def _ample_capacity(self) -> int:
+    def _ample_capacity(self, policy: Policy) -> int:
         """Tokens per layer that a cache without a budget needs room for to take in another frame."""
         capacity, per_frame = self._store.capacity, self.shape.tokens_per_frame
         groups = self._groups_in_use + self.shape.groups_per_frame
-        while capacity < self.tokens + per_frame or key_groups(self.shape, self.policy, capacity) < groups:
+        while capacity < self.tokens + per_frame or key_groups(self.shape, policy, capacity) < groups:
             capacity *= 2
         return capacity
 

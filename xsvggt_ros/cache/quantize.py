@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Affine quantisation to 2, 4 or 8 bits, really packed into bytes.
 
-value = offset + scale * code, code in 0 .. 2^bits - 1, with offset = min and scale = (max - min) / (2^bits - 1)
-of a group. The offset is kept in full (float16), not as a clamped integer zero point, so that a group whose
-values all have one sign loses nothing.
+value = offset + scale * code, code in 0 .. 2^bits - 1. A group's range is cut into 2^bits equal bins and a code
+stands for its bin's centre: scale = (max - min) / 2^bits, offset = min + scale / 2. The offset is kept in full
+(float16), not as a clamped integer zero point, so that a group whose values all have one sign loses nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
 def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """(scale, offset), float16, of groups with the given extremes."""
     limit = torch.finfo(PARAMETER_DTYPE).max
-    offset = low.float().clamp(-limit, limit).to(PARAMETER_DTYPE)
-    scale = ((high.float() - offset.float()) / (2**bits - 1)).clamp(0, limit).to(PARAMETER_DTYPE)
-    return scale, offset
+    bin_width = (high.float() - low.float()) / 2**bits
+    offset = low.float() + bin_width / 2
+    return bin_width.clamp_max(limit).to(PARAMETER_DTYPE), offset.clamp(-limit, limit).to(PARAMETER_DTYPE)
 
 
 def encode(x: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor:
@@ -71,4 +71,5 @@ def quantize_per_token(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
 def dequantize(packed: Tensor, scale: Tensor, offset: Tensor, bits: int, out: Tensor) -> Tensor:
     """Writes offset + scale * code to out [T, heads, d]; scale and offset broadcast to it."""
     unpack(packed, bits, out)
-    return out.mul_(scale).add_(offset)
+    # Mixed types would be ten times slower.
+    return out.mul_(scale.to(out.dtype)).add_(offset.to(out.dtype))

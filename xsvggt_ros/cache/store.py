@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.budget import CacheShape, key_groups, layout
+from xsvggt_ros.cache.budget import MIB, CacheShape, key_groups, layout, nbytes
 from xsvggt_ros.cache.policies import Policy
 from xsvggt_ros.cache.quantize import dequantize, quantize_per_channel, quantize_per_token
 from xsvggt_ros.config import CacheConfig
@@ -14,6 +14,8 @@ from xsvggt_ros.config import CacheConfig
 
 class Store:
     """Tensors for `capacity` tokens per layer. Which slots are in use is the caller's business.
+
+    Raises ValueError, with the remedy, if there is not the memory for them.
 
     Keys below 16 bits share a scale and offset per channel within a group: tokens of one frame, consecutive
     there when they entered. The groups' parameters are a table of fixed size; a token knows its group.
@@ -25,10 +27,16 @@ class Store:
         self.key_bits = config.key_bits
         self.value_bits = config.value_bits
         self.groups = key_groups(shape, policy, capacity)
-        self.tensors = {
-            name: torch.zeros(size, dtype=dtype, device=device)
-            for name, (size, dtype) in layout(shape, config, policy, capacity).items()
-        }
+        self.layout = layout(shape, config, policy, capacity)
+        try:
+            self.tensors = {
+                name: torch.zeros(size, dtype=dtype, device=device) for name, (size, dtype) in self.layout.items()
+            }
+        except RuntimeError:  # what torch raises when there is no memory
+            raise ValueError(
+                f"no memory for a cache of {capacity} tokens ({nbytes(self.layout) / MIB:.0f} MiB); "
+                "lower cache.budget_tokens, set cache.budget_mib, or use fewer bits"
+            ) from None
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -40,7 +48,8 @@ class Store:
             keys.copy_(self["keys"][layer, :tokens])
         else:
             group = self["group"][layer, :tokens]
-            scale, offset = (self[name][layer].index_select(0, group) for name in ("key_scale", "key_offset"))
+            table = (self[name][layer].to(out.dtype) for name in ("key_scale", "key_offset"))
+            scale, offset = (parameter.index_select(0, group) for parameter in table)
             dequantize(self["keys"][layer, :tokens], scale, offset, self.key_bits, keys)
         if self.value_bits == 16:
             values.copy_(self["values"][layer, :tokens])
