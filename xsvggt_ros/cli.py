@@ -14,6 +14,7 @@ from importlib import import_module
 COMMANDS = {
     "replay": ("run the stream on a folder of images, a video or a rosbag2, without ROS", "xsvggt_ros.replay"),
     "demo": ("play images to the node over ROS 2 and write a report of what comes back", "xsvggt_ros.demo"),
+    "parameters": ("print every parameter with its default", "xsvggt_ros.parameters_file"),
     "bench": ("time the steps of a model", "xsvggt_ros.bench"),
 }
 

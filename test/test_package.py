@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds the package's own files together: pip's and colcon's view of it, and the border around ROS."""
+
+import ast
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from xsvggt_ros.ros.conversions import TOPICS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
+SOURCES = sorted((ROOT / "xsvggt_ros").rglob("*.py"))
+ROS_MODULES = {"rclpy", "cv_bridge", "sensor_msgs_py", "tf2_ros", "tf_transformations", "builtin_interfaces"}
+ROS_MODULES |= {"diagnostic_msgs", "geometry_msgs", "nav_msgs", "sensor_msgs", "std_msgs", "std_srvs", "tf2_msgs"}
+WITH_RCLPY = {"rcl_interfaces", "rosgraph_msgs"}
+
+
+def imports(path):
+    """(module, line) of every import statement of a file, wherever it stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module, node.lineno
+
+
+def test_version_is_the_same_for_pip_and_colcon():
+    assert PACKAGE.findtext("version") == metadata.version("xsvggt_ros")
+
+
+def test_only_the_ros_folder_imports_ros():
+    core = [path for path in SOURCES if "ros" not in path.relative_to(ROOT / "xsvggt_ros").parts]
+    found = [
+        f"{p.name}:{line} {module}"
+        for p in core
+        for module, line in imports(p)
+        if module.split(".")[0] in ROS_MODULES | WITH_RCLPY
+    ]
+    assert not found
+
+
+def test_core_runs_where_ros_cannot_be_imported():
+    # A module that is None in sys.modules raises ImportError when it is imported.
+    block = f"import sys; sys.modules.update(dict.fromkeys({sorted(ROS_MODULES | WITH_RCLPY)}))"
+    subprocess.run([sys.executable, "-c", f"{block}; import xsvggt_ros, xsvggt_ros.cli"], check=True)
+
+
+def test_ros_packages_in_use_are_dependencies_of_package_xml():
+    declared = {depend.text for depend in PACKAGE.iter() if depend.tag.endswith("depend")}
+    imported = {module.split(".")[0] for path in SOURCES for module, _ in imports(path)} & ROS_MODULES
+    published = {kind.split("/")[0] for kind in TOPICS.values()} - {"xsvggt_ros"}
+    assert imported | published <= declared
+
+
+@pytest.mark.parametrize("folder", ["xsvggt_ros", "scripts", "launch", "test"])
+def test_every_source_file_names_its_licence(folder):
+    sources = [path for path in (ROOT / folder).rglob("*") if path.suffix == ".py" or path.name == "stream_node"]
+    unnamed = [path for path in sources if "SPDX-License-Identifier: Apache-2.0" not in path.read_text()[:200]]
+    assert sources
+    assert not unnamed
+
+
+def test_rviz_configuration_shows_the_node_in_its_world_frame():
+    manager = yaml.safe_load((ROOT / "config" / "stream.rviz").read_text())["Visualization Manager"]
+    topics = {display["Topic"]["Value"] for display in manager["Displays"] if "Topic" in display}
+    assert manager["Global Options"]["Fixed Frame"] == "odom"
+    assert topics == {"/stream/points", "/stream/depth/image", "/stream/path", "/stream/odometry"}
+
+
+def test_messages_are_generated_outside_the_source_tree():
+    pytest.importorskip("rclpy")
+    from xsvggt_ros.msg import StreamStatus
+
+    definition = (ROOT / "msg" / "StreamStatus.msg").read_text().splitlines()
+    fields = [line.split()[:2] for line in definition if line and not line.startswith("#")]
+    assert {name: kind for kind, name in fields} == {
+        name: kind.replace("/msg", "") if "/" in kind else kind.replace("float", "float32")
+        for name, kind in StreamStatus.get_fields_and_field_types().items()
+    }
+    assert not (ROOT / "xsvggt_ros" / "msg").exists()
