@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands between the callbacks and the worker."""
+
+from __future__ import annotations
+
+from collections import deque
+from threading import Condition
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Mailbox(Generic[T]):
+    """Thread-safe queue that holds the newest item only, or all of them up to a limit."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.dropped = 0
+        self._items: deque[T] = deque()
+        self._closed = False
+        self._changed = Condition()
+
+    def put(self, item: T, limit: int | None = None) -> None:
+        """Adds an item, without waiting.
+
+        limit None: it replaces what waits; otherwise it is dropped where `limit` items wait already.
+        """
+        with self._changed:
+            self.received += 1
+            if limit is None:
+                self.dropped += len(self._items)
+                self._items.clear()
+            elif len(self._items) >= limit:
+                self.dropped += 1
+                return
+            self._items.append(item)
+            self._changed.notify()
+
+    def get(self) -> T | None:
+        """The oldest item, waiting for one; None once the mailbox is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._closed)
+            return None if self._closed else self._items.popleft()
+
+    def close(self) -> None:
+        """Wakes the reader for good; what still waits is left."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
