@@ -153,3 +153,17 @@ def test_status_has_the_fields_of_the_message():
     names = {line.split("#")[0].split()[1] for line in lines if line.split("#")[0].strip()}
     own = {field.name for field in dataclasses.fields(GeometryStream.__init__.__globals__["Status"])} - {"seconds"}
     assert own <= names
+
+
+def test_stamps_that_repeat_are_refused_and_that_go_back_start_a_new_world(model):
+    stream = stream_of(model)
+    for stamp in (100, 200):
+        stream.advance(stamp)
+        stream.step(image(0))
+    with pytest.raises(ValueError, match="200 ns, is that of the image before"):
+        stream.advance(200)
+    stream.advance(50)
+    frame = stream.step(image(0))
+    assert (frame.index, frame.status.event) == (0, "the stamp went back by 0.000 s")
+    stream.advance(60)
+    assert stream.step(image(0)).index == 1

@@ -84,7 +84,6 @@ class Replay:
         self._stream = stream
         self._sequence = sequence
         self._files = files
-        self._stamp: int | None = None
         self._worlds = 0
 
     def run(self, images: Iterable[InputImage], stop: Event) -> None:
@@ -97,7 +96,7 @@ class Replay:
 
     def _serve(self, image: InputImage) -> None:
         try:
-            self._follow(image.stamp_ns)
+            self._stream.advance(image.stamp_ns)
             frame = self._stream.step(image.image, image.intrinsics)
         except ValueError as error:
             self._sequence.skipped.append(f"image of {image.stamp_ns} ns: {error}")
@@ -108,14 +107,6 @@ class Replay:
         self.frames += 1
         self.seconds += frame.status.seconds["step"]
         self._files.write(image, frame, self._counts())
-
-    def _follow(self, stamp: int) -> None:
-        """As the node does: an image that comes twice is refused, and going back in time starts a new world."""
-        if stamp == self._stamp:
-            raise ValueError("its stamp is that of the image before it")
-        if self._stamp is not None and stamp < self._stamp:
-            self._stream.reset(f"the stamp went back by {(self._stamp - stamp) * 1e-9:.3f} s")
-        self._stamp = stamp
 
     def _counts(self) -> InputCounts:
         rejected = len(self._sequence.skipped)

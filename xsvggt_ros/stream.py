@@ -80,6 +80,7 @@ class GeometryStream:
         self.device, self.dtype = parameter.device, parameter.dtype
         self.status = Status()
         self._cache_config = self.config.cache
+        self._stamp: int | None = None
         self.reset()
 
     def reset(self, reason: str = "") -> None:
@@ -88,6 +89,17 @@ class GeometryStream:
         self._size: tuple[int, ...] = ()
         self._T_first_model = np.eye(4)
         self._event = reason
+
+    def advance(self, stamp_ns: int) -> None:
+        """Tells the stamp of the image to come, nanoseconds: one before the last starts a new world.
+
+        Raises ValueError for the same stamp again: that image must not be used.
+        """
+        if stamp_ns == self._stamp:
+            raise ValueError(f"its stamp, {stamp_ns} ns, is that of the image before it")
+        if self._stamp is not None and stamp_ns < self._stamp:
+            self.reset(f"the stamp went back by {(self._stamp - stamp_ns) * 1e-9:.3f} s")
+        self._stamp = stamp_ns
 
     @torch.inference_mode()
     def reconfigure(self, cache: CacheConfig) -> None:

@@ -66,7 +66,6 @@ class StreamNode(Node):
         # The worker's own.
         self._messages = FrameMessages(message_class)
         self._cache = self.settings.config.stream.cache
-        self._stamp: int | None = None
         self._worlds = 0
         self._rejected = 0
 
@@ -145,7 +144,8 @@ class StreamNode(Node):
     def _serve(self, stream: GeometryStream, msg: Any, config: NodeConfig) -> None:
         try:
             image = decode_image(msg)
-            self._follow(stream, stamp_ns(msg.header), config)
+            stream.advance(stamp_ns(msg.header))
+            self._apply(stream, config)
             frame = stream.step(image, self._intrinsics(image))
         except ValueError as error:
             self._rejected += 1
@@ -154,13 +154,8 @@ class StreamNode(Node):
             self._report(frame.status)
             self._publish(frame, msg.header, config)
 
-    def _follow(self, stream: GeometryStream, stamp: int, config: NodeConfig) -> None:
-        """What has to happen to the stream before the image of this stamp [ns]."""
-        if stamp == self._stamp:
-            raise ValueError(f"its stamp, {stamp} ns, is that of the image before it")
-        if self._stamp is not None and stamp < self._stamp:
-            stream.reset(f"the stamp went back by {(self._stamp - stamp) * 1e-9:.3f} s")
-        self._stamp = stamp
+    def _apply(self, stream: GeometryStream, config: NodeConfig) -> None:
+        """What users asked for since the last image."""
         if self._reset_asked.is_set():
             self._reset_asked.clear()
             stream.reset("asked for by ~/reset")
