@@ -131,3 +131,16 @@ def test_full_size_steps_on_the_meta_device():
     assert prediction.points.shape == (1, 1, 392, 518, 3)
     assert prediction.pose.shape == (1, 1, 9)
     assert cache.tokens == 2082
+
+
+def test_a_model_can_be_trained_after_it_has_streamed():
+    """Tables made in inference mode must not get into a graph; weights that changed must be seen."""
+    network = load_model(StreamConfig(dtype="float32")).requires_grad_(True)
+    frames = images(2)
+    with torch.inference_mode():
+        before = network.step(frames[0, 0], cache_for(network, frames)).depth
+    network(frames).depth.log().square().mean().backward()
+    with torch.no_grad():
+        network.aggregator.patch_embed.pos_embed.add_(1.0)
+    with torch.inference_mode():
+        assert not torch.equal(network.step(frames[0, 0], cache_for(network, frames)).depth, before)

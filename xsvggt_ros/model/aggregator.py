@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,14 @@ from xsvggt_ros.model.encoder import Encoder
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+
+
+@lru_cache(maxsize=4)
+@torch.inference_mode(False)
+def _statistics(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the channels of ImageNet's images, [3, 1, 1]."""
+    mean, std = (torch.tensor(x, device=device, dtype=dtype)[:, None, None] for x in (MEAN, STD))
+    return mean, std
 
 
 class Aggregator(nn.Module):
@@ -36,9 +45,8 @@ class Aggregator(nn.Module):
 
     def encode(self, images: Tensor, attend: Attend) -> Tensor:
         """images [S, 3, H, W] in [0, 1] -> patch tokens [S, n, C]."""
-        dtype = self.camera_token.dtype
-        mean, std = (torch.tensor(x, device=images.device, dtype=images.dtype)[:, None, None] for x in (MEAN, STD))
-        return self.patch_embed(((images - mean) / std).to(dtype), attend)
+        mean, std = _statistics(images.device, images.dtype)
+        return self.patch_embed(((images - mean) / std).to(self.camera_token.dtype), attend)
 
     def with_specials(self, patches: Tensor, starts: bool) -> Tensor:
         """Patch tokens [B, S, n, C] of frames, the very first of a sequence if `starts` -> [B, S, P, C]."""

@@ -30,6 +30,7 @@ class Rope(NamedTuple):
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # a table made by a stream must also serve in training
 def rope_table(
     grid: tuple[int, int], specials: int, dim: int, base: float, device: torch.device, dtype: torch.dtype
 ) -> Rope:

@@ -16,6 +16,7 @@ PATCH = 14
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def uv_embedding(
     rows: int, columns: int, channels: int, aspect: float, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
