@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xsvggt bench`: what a step takes on this machine, beside what its matrix multiplication is capable of."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from xsvggt_ros.config import StreamConfig, changed, settings
+from xsvggt_ros.flags import add_settings, given_settings
+from xsvggt_ros.stream import GeometryStream, StageTimer
+
+SETTINGS = settings(StreamConfig)
+IMAGE_SIZE = (480, 640)  # rows, columns; 518x392 for the published model
+GEMM = (1041, 1024, 4096)  # rows, inner, columns: the first layer of an MLP of the published model at 518x392
+GEMM_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+GEMM_REPEATS = 30
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of one stage over the measured steps, seconds."""
+
+    median: float
+    minimum: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the command, and one for every setting of the stream."""
+    parser.add_argument("--frames", type=int, default=20, metavar="N", help="steps to measure (default: %(default)s)")
+    parser.add_argument(
+        "--warm-up", type=int, default=5, metavar="N", help="steps before, which fill the cache (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    add_settings(parser, SETTINGS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0. Raises ValueError or FileNotFoundError, with the fix, for settings that cannot work."""
+    if args.frames < 1 or args.warm_up < 0:
+        raise ValueError(f"frames must be at least 1 and warm-up at least 0, got {args.frames} and {args.warm_up}")
+    stream = GeometryStream(changed(StreamConfig(), given_settings(args, SETTINGS)))
+    stages = time_stages(stream, args.frames, args.warm_up)
+    rates = {name: gemm_rate(stream.device, dtype) for name, dtype in GEMM_DTYPES.items()}
+    if args.json:
+        print(json.dumps(_facts(stream) | {"seconds": {s: vars(t) for s, t in stages.items()}, "gemm_flops": rates}))
+    else:
+        _print_table(stream, stages, rates)
+    return 0
+
+
+def time_stages(stream: GeometryStream, frames: int, warm_up: int) -> dict[str, Timing]:
+    """{stage: timing} of `frames` steps on images of noise, after `warm_up` others; "step" is the whole."""
+    rng = np.random.default_rng(0)
+    seconds = []
+    for _ in range(warm_up + frames):
+        frame = stream.step(rng.integers(0, 256, (*IMAGE_SIZE, 3), dtype=np.uint8))
+        seconds.append(frame.status.seconds)
+    measured = {stage: [step[stage] for step in seconds[warm_up:]] for stage in seconds[0]}
+    return {stage: Timing(float(np.median(times)), min(times)) for stage, times in measured.items()}
+
+
+@torch.inference_mode()
+def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a matrix product of size GEMM; the median of several."""
+    rows, inner, columns = GEMM
+    a = torch.ones(rows, inner, dtype=dtype, device=device)
+    b = torch.ones(inner, columns, dtype=dtype, device=device)
+    times = []
+    for _ in range(GEMM_REPEATS):
+        timer = StageTimer(device)
+        product = a @ b
+        timer("gemm")
+        float(product[0, 0])  # waits for the device
+        times.append(timer.seconds()["gemm"])
+    return 2 * rows * inner * columns / float(np.median(times))
+
+
+def _facts(stream: GeometryStream) -> dict[str, Any]:
+    s = stream.status
+    return {
+        "model": stream.config.model,
+        "device": str(stream.device),
+        "dtype": str(stream.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "width": stream.width,
+        "policy": s.policy,
+        "bits": [s.key_bits, s.value_bits],
+        "tokens": s.tokens,
+        "budget_tokens": s.budget_tokens,
+        "cache_bytes": s.cache_bytes,
+        "scratch_bytes": s.scratch_bytes,
+    }
+
+
+def _print_table(stream: GeometryStream, stages: dict[str, Timing], rates: dict[str, float]) -> None:
+    for name, value in _facts(stream).items():
+        print(f"{name:<16}{value / MIB:.2f} MiB" if name.endswith("_bytes") else f"{name:<16}{value}")
+    print(f"\n{'stage':<16}{'median [ms]':>12}{'least [ms]':>12}")
+    for stage, timing in stages.items():
+        print(f"{stage:<16}{timing.median * 1000:>12.1f}{timing.minimum * 1000:>12.1f}")
+    for name, rate in rates.items():
+        print(f"{'GEMM ' + name:<16}{rate / 1e9:>12.0f} GFLOP/s, {'x'.join(map(str, GEMM))}")
