@@ -257,7 +257,7 @@ def test_a_budget_beyond_memory_is_refused_and_nothing_changes():
     recorder = Recorder(KVCache(shape_of(40), CacheConfig(budget_tokens=200), CPU))
     for _ in range(6):
         recorder.frame()
-    with pytest.raises(ValueError, match="no memory for a cache of .* lower cache.budget_tokens"):
+    with pytest.raises(ValueError, match=r"no memory for a cache of .* lower cache.budget_tokens"):
         recorder.cache.reconfigure(CacheConfig(budget_tokens=10**13))
     assert recorder.cache.config.budget_tokens == 200
     recorder.frame()

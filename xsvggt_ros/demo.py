@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     log = args.output / "node.log"
     log.write_text("")
-    images, truth = demo_sequence(args.input, args.max_frames, args.rate)
+    images, truth = demo_sequence(args.input, args.max_frames)
     start, later = (changed(config, _memory(config, images[0].image, **memory)) for memory in (START, LATER))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the node is stopped then, too
     try:

@@ -7,7 +7,8 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from sensor_msgs.msg import CameraInfo, CompressedImage
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig
 from xsvggt_ros.geometry import ros_pose, rotation_matrix, transform
@@ -262,3 +263,22 @@ def test_compressed_images_follow_the_remapping_of_image(start_node, client):
 
     client.until(lambda: publish_until("cache:"))
     client.until(lambda: publish_until("image rejected: compressed image is cut off"))
+
+
+def test_large_images_all_arrive_from_a_reliable_camera(user):
+    """640x480 is more than Fast DDS's shared memory holds: best effort, nearly none of them would."""
+    images = [user.image(seed, height=480, width=640) for seed in range(30)]
+    user.play(images)
+    user.until(lambda: user.stamp in user.stamps("~/status"))
+    assert user.stamps("~/status") == [stamp_ns(image.header) for image in images]
+
+
+def test_a_best_effort_camera_is_heard_too(start_node, client):
+    node = start_node("best_effort", {"image": "weak/image"}, device="cpu")
+    images = client.node.create_publisher(Image, "weak/image", qos_profile_sensor_data)
+
+    def answered():
+        images.publish(client.image())
+        return "cache:" in node.output()
+
+    client.until(answered)

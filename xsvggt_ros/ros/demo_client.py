@@ -73,7 +73,7 @@ class DemoClient:
 
     def __init__(self, node: Node, alive: Callable[[], None]) -> None:
         self._alive = alive
-        self._images = node.create_publisher(Image, "image", qos_profile_sensor_data)
+        self._images = node.create_publisher(Image, "image", QoSProfile(depth=10))  # reliable, as most camera drivers
         self._camera_infos = node.create_publisher(CameraInfo, "camera_info", qos_profile_sensor_data)
         self._reset: Client = node.create_client(Trigger, f"{NODE}/reset")
         self._parameters = AsyncParameterClient(node, NODE)

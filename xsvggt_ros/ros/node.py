@@ -19,9 +19,10 @@ from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.logging import get_logger
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
@@ -35,6 +36,10 @@ from xsvggt_ros.stream import Frame, GeometryStream, Status
 IMAGE_TYPES = {"sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"}
 SILENCE_S = 5.0  # without an image for this long the user is told what there is instead
 THROTTLE_S = 5.0  # between two warnings of the same kind
+PUBLISHERS_S = 0.5  # between two looks at who publishes images
+OVERRIDABLE = QoSOverridingOptions.with_default_policies()
+# Reliable where all publishers are; middleware and rclpy decide it as they subscribe. Humble cannot.
+AS_PUBLISHED = getattr(ReliabilityPolicy, "BEST_AVAILABLE", ReliabilityPolicy.BEST_EFFORT)
 
 
 def message_class(name: str) -> Any:
@@ -53,11 +58,17 @@ class StreamNode(Node):
         super().__init__("stream")
         self.settings = Parameters(self)
         self.mailbox: Mailbox[Any] = Mailbox()
-        self._subscribe(self.settings.config)
+        self._publishers_reliable = True
+        self._images = self._subscribe_to_images()
+        self.create_subscription(
+            CameraInfo, "camera_info", self._on_camera_info, qos_profile_sensor_data, qos_overriding_options=OVERRIDABLE
+        )
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(SetBool, "~/enable", self._on_enable)
         self.outputs = {t: self.create_publisher(message_class(n), t, QoSProfile(depth=10)) for t, n in TOPICS.items()}
-        self.create_timer(SILENCE_S, self._on_silence_timer, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(PUBLISHERS_S, self._on_publishers_timer, clock=steady)
+        self.create_timer(SILENCE_S, self._on_silence_timer, clock=steady)
         # Written by the executor, read by the worker.
         self._enabled = True
         self._reset_asked = threading.Event()
@@ -71,20 +82,29 @@ class StreamNode(Node):
 
     # The executor's thread
 
-    def _subscribe(self, config: NodeConfig) -> None:
+    def _subscribe_to_images(self) -> Subscription:
+        config = self.settings.config
         # The mailbox drops images, not the middleware: so they are counted, and `queue` can change live.
-        qos = QoSProfile(depth=config.queue_size, reliability=qos_profile_sensor_data.reliability)
+        qos = QoSProfile(depth=config.queue_size, reliability=AS_PUBLISHED)
         # As image_transport does: remapping `image` is enough for both transports.
         topic, kind = self.resolve_topic_name("image"), Image
         if config.image_transport == "compressed":
             topic, kind = f"{topic}/compressed", CompressedImage
-        overridable = QoSOverridingOptions.with_default_policies()
-        self._image_topic = self.create_subscription(
-            kind, topic, self._on_image, qos, qos_overriding_options=overridable
-        ).topic_name
-        self.create_subscription(
-            CameraInfo, "camera_info", self._on_camera_info, qos_profile_sensor_data, qos_overriding_options=overridable
-        )
+        return self.create_subscription(kind, topic, self._on_image, qos, qos_overriding_options=OVERRIDABLE)
+
+    def _on_publishers_timer(self) -> None:
+        """Subscribes anew when publishers came whose reliability another subscription would suit better.
+
+        An image has many datagrams; with one lost it is lost whole, unless the middleware sends it again.
+        """
+        publishers = self.get_publishers_info_by_topic(self._images.topic_name)
+        reliable = all(p.qos_profile.reliability == ReliabilityPolicy.RELIABLE for p in publishers)
+        if reliable != self._publishers_reliable:
+            self._publishers_reliable = reliable
+            kind = "reliable" if reliable else "best effort"
+            self.get_logger().info(f"subscribing anew, {kind} as the publishers of {self._images.topic_name}")
+            self.destroy_subscription(self._images)
+            self._images = self._subscribe_to_images()
 
     def _on_image(self, msg: Any) -> None:
         if self._enabled:
@@ -107,9 +127,10 @@ class StreamNode(Node):
     def _on_silence_timer(self) -> None:
         received = self.mailbox.received
         if self._enabled and received == self._received_before:
-            publishers = self.count_publishers(self._image_topic)
+            topic = self._images.topic_name
+            publishers = self.count_publishers(topic)
             self.get_logger().warning(
-                f"no image on {self._image_topic} for {SILENCE_S:.0f} s; it has {publishers} publishers. "
+                f"no image on {topic} for {SILENCE_S:.0f} s; it has {publishers} publishers. "
                 f"Image topics there are: {', '.join(self._image_topics()) or 'none'}; "
                 "choose one with `--ros-args -r image:=TOPIC`"
             )

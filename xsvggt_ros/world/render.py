@@ -39,8 +39,9 @@ def render(
 
 def _rays_cam(intrinsics: np.ndarray, height: int, width: int) -> Tensor:
     """Where the pixels' rays are at z = 1, in camera axes: float32 [3, height * width]."""
-    v, u = np.mgrid[:height, :width]
-    return torch.tensor(np.linalg.inv(intrinsics) @ np.stack([u, v, np.ones_like(u)]).reshape(3, -1)).float()
+    v, u = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    pixels = torch.stack([u, v, torch.ones_like(u)]).flatten(1).double()
+    return (torch.from_numpy(np.linalg.inv(intrinsics)) @ pixels).float()
 
 
 def _cast(scene: Scene, T_world_cam: Tensor, rays_cam: Tensor, pixel: float) -> tuple[Tensor, Tensor]:
