@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from xsvggt_ros.cli import main
 from xsvggt_ros.geometry import inverse, rotation_matrix, transform, unproject
 from xsvggt_ros.world import Scene, furnish, make_room, pinhole, render, stream, trajectory, write_folder
 from xsvggt_ros.world.scene import BALLS, ROUNDS
@@ -286,3 +287,12 @@ def test_a_folder_in_use_is_refused_before_anything_is_rendered(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="not empty"):
         write_folder((pytest.fail("rendered") for _ in range(1)), tmp_path)
+
+
+def test_command_writes_a_sequence(tmp_path, capsys):
+    arguments = ["world", "--seed", "3", "--frames", "2", "--width", "32", "--height", "24", "--output"]
+    assert main([*arguments, str(tmp_path / "new")]) == 0
+    assert len(list((tmp_path / "new" / "rgb").iterdir())) == 2
+    assert main([*arguments, str(tmp_path)]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "none"), "--frames", "0"]) == 2

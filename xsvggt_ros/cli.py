@@ -15,6 +15,7 @@ COMMANDS = {
     "replay": ("run the stream on a folder of images, a video or a rosbag2, without ROS", "xsvggt_ros.replay"),
     "demo": ("play images to the node over ROS 2 and write a report of what comes back", "xsvggt_ros.demo"),
     "parameters": ("print every parameter with its default", "xsvggt_ros.parameters_file"),
+    "world": ("render a synthetic room with exact depth and poses", "xsvggt_ros.world.command"),
     "bench": ("time the steps of a model", "xsvggt_ros.bench"),
 }
 

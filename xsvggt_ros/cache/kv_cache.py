@@ -227,15 +227,18 @@ class KVCache:
         self._hold(store)
 
     def _best(self, layer: int, keys: Tensor, store: Store) -> Tensor:
-        """Slots of this layer's tokens that go into `store`, the highest score first."""
+        """Slots of this layer's tokens that go into `store`, the highest score first.
+
+        Quantised keys may come from as many groups as the store has room for: those with the best tokens.
+        """
         scores = self.policy.scores(self._past(layer, keys, newest=self.frames - 1))
-        slots = scores.argsort(descending=True)[: store.capacity]
-        if store.key_bits == 16:
-            return slots
-        _, group, members = self._store.group_labels(layer, slots).unique(return_inverse=True, return_counts=True)
-        members = members.float().index_fill(0, group[scores[slots] == PROTECTED], PROTECTED)
-        fits = members.argsort(descending=True)[: store.groups]
-        return slots[torch.isin(group, fits)]
+        slots = scores.argsort(descending=True)
+        if store.key_bits < 16:
+            labels, group = self._store.group_labels(layer, slots).unique(return_inverse=True)
+            rank = torch.arange(slots.shape[0], device=self.device)
+            best = torch.full_like(labels, slots.shape[0]).scatter_reduce(0, group, rank, "amin")
+            slots = slots[torch.isin(group, best.argsort()[: store.groups])]
+        return slots[: store.capacity]
 
 
 def _lowest(x: Tensor, count: int) -> Tensor:
