@@ -26,28 +26,38 @@ from rosidl_generator_py.cli import GeneratePython
 from rosidl_generator_type_description.cli import HashTypeDescription
 from rosidl_typesupport_c.cli import GenerateCTypesupport
 from rosidl_typesupport_fastrtps_c.cli import GenerateFastRTPSCTypesupport
+from rosidl_typesupport_introspection_c.cli import GenerateIntrospectionCTypesupport
 
+# Each generator writes to a folder of its own name: two of them name a file alike.
+GENERATOR_C = "rosidl_generator_c"
+GENERATOR_PY = "rosidl_generator_py"
 TYPESUPPORT = "rosidl_typesupport_c"
-LIBRARIES = ("rosidl_typesupport_c", "rosidl_typesupport_fastrtps_c", "rosidl_typesupport_fastrtps_cpp")
+# rmw_fastrtps_cpp serialises with the first and describes the type to Fast DDS with the second.
+IMPLEMENTATIONS = {
+    "rosidl_typesupport_fastrtps_c": GenerateFastRTPSCTypesupport,
+    "rosidl_typesupport_introspection_c": GenerateIntrospectionCTypesupport,
+}
+LIBRARIES = (TYPESUPPORT, *IMPLEMENTATIONS, "rosidl_typesupport_fastrtps_cpp")
 LIBRARIES += ("rosidl_runtime_c", "rcutils", "rmw", "fastcdr")
 
 
 def build_messages(package: str, source: Path, dependencies: Sequence[str], work: Path, destination: Path) -> None:
-    """Writes `destination/msg/*.py` and the extension module they load.
+    """Writes `destination/msg/*.py`, the extension module they load and the libraries that it loads.
 
     package: name of the message package. source: folder that holds `msg/*.msg`. dependencies: message
     packages they refer to, indirectly too. work: empty folder for intermediate files. Paths are absolute.
     Raises FileNotFoundError without a compiler, CalledProcessError if the compiler fails.
     """
     generate(package, source, dependencies, work)
-    copytree(work / package / "msg", destination / "msg", ignore=ignore_patterns("*.c"), dirs_exist_ok=True)
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    compile_extension(package, dependencies, work, destination / f"{package}_s__{TYPESUPPORT}{suffix}")
+    python = work / GENERATOR_PY / package / "msg"
+    copytree(python, destination / "msg", ignore=ignore_patterns("*.c"), dirs_exist_ok=True)
+    compile_sources(package, work)
+    link_libraries(package, dependencies, work, destination)
 
 
 def generate(package: str, source: Path, dependencies: Sequence[str], work: Path) -> None:
-    """The messages as Python in `work/package` and as C in `work/c/package`."""
-    idl, c = work / "idl" / package, work / "c" / package
+    """The messages as Python and C in `work/<generator>/package`."""
+    idl = work / "idl" / package
     (idl / "msg").mkdir(parents=True)
     for msg in sorted(source.glob("msg/*.msg")):
         convert_msg_to_idl(source, package, msg.relative_to(source), idl / "msg")
@@ -55,32 +65,50 @@ def generate(package: str, source: Path, dependencies: Sequence[str], work: Path
     inputs = (package, interfaces, [get_package_share_directory(name) for name in dependencies])
 
     hashes = HashTypeDescription("hash").generate_type_hashes(*inputs, work / "hash" / package)
-    GenerateC("c").generate(*inputs, c, type_description_files=hashes)
-    GenerateFastRTPSCTypesupport("fastrtps_c").generate(*inputs, c)
-    GenerateCTypesupport("c", typesupport_implementations=["rosidl_typesupport_fastrtps_c"]).generate(*inputs, c)
-    GeneratePython("py", typesupport_implementations=[TYPESUPPORT]).generate(*inputs, work / package)
+    GenerateC("c").generate(*inputs, work / GENERATOR_C / package, type_description_files=hashes)
+    for name, implementation in IMPLEMENTATIONS.items():
+        implementation(name).generate(*inputs, work / name / package)
+    dispatch = GenerateCTypesupport("c", typesupport_implementations=list(IMPLEMENTATIONS))
+    dispatch.generate(*inputs, work / TYPESUPPORT / package)
+    GeneratePython("py", typesupport_implementations=[TYPESUPPORT]).generate(*inputs, work / GENERATOR_PY / package)
 
 
-def compile_extension(package: str, dependencies: Sequence[str], work: Path, extension: Path) -> None:
-    """Compiles every generated C and C++ file into one extension module."""
+def compile_sources(package: str, work: Path) -> None:
+    """Compiles every generated C and C++ file to an object file beside it."""
     if not (which("cc") and which("c++")):
         raise FileNotFoundError("the ROS messages need a C and C++ compiler; on Ubuntu: apt install g++ python3-dev")
-    prefixes = [Path(prefix) for prefix in get_search_paths()]
-    headers = [work, work / "c", Path(sysconfig.get_path("include")), Path(numpy.get_include())]
-    headers += [folder for prefix in prefixes for folder in (prefix / "include", *prefix.glob("include/*"))]
+    headers = [*work.iterdir(), Path(sysconfig.get_path("include")), Path(numpy.get_include())]
+    for prefix in map(Path, get_search_paths()):
+        headers += [prefix / "include", *prefix.glob("include/*")]
     flags = ["-O1", "-fPIC", "-w", f'-DROS_PACKAGE_NAME="{package}"', *(f"-I{folder}" for folder in headers)]
 
-    def compile_source(source: Path) -> str:
+    def compile_source(source: Path) -> None:
         compiler = ["c++", "-std=c++17"] if source.suffix == ".cpp" else ["cc", "-std=gnu11"]
-        output = f"{source}.o"
-        subprocess.run([*compiler, *flags, "-c", source, "-o", output], check=True)
-        return output
+        subprocess.run([*compiler, *flags, "-c", source, "-o", f"{source}.o"], check=True)
 
-    sources = [*work.rglob("*.c"), *work.rglob("*.cpp")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_source, sources))
-    kinds = ("generator_c", "generator_py", "typesupport_c", "typesupport_fastrtps_c")
-    libraries = [*(f"{name}__rosidl_{kind}" for name in dependencies for kind in kinds), *LIBRARIES]
-    folders = [flag for prefix in prefixes for flag in (f"-L{prefix}/lib", f"-Wl,-rpath,{prefix}/lib")]
-    linked = ["-Wl,--as-needed", *(f"-l{name}" for name in libraries)]
-    subprocess.run(["c++", "-shared", "-o", extension, *objects, *folders, *linked], check=True)
+        list(pool.map(compile_source, [*work.rglob("*.c"), *work.rglob("*.cpp")]))
+
+
+def link_libraries(package: str, dependencies: Sequence[str], work: Path, destination: Path) -> None:
+    """Links the extension module and, beside it, the libraries it loads.
+
+    librosidl_typesupport_c opens an implementation by its bare library name, off any search path here; that
+    succeeds because the extension module has loaded a library of that name (SONAME) before.
+    """
+    kinds = (GENERATOR_C, GENERATOR_PY, TYPESUPPORT, *IMPLEMENTATIONS)
+    needed = [*(f"{name}__{kind}" for name in dependencies for kind in kinds), *LIBRARIES]
+    folders = [flag for prefix in get_search_paths() for flag in (f"-L{prefix}/lib", f"-Wl,-rpath,{prefix}/lib")]
+    shared = ["-Wl,-rpath,$ORIGIN", *folders, "-Wl,--as-needed", *(f"-l{name}" for name in needed)]
+
+    def link(name: str, generators: Sequence[str], loaded: Sequence[Path]) -> Path:
+        objects = [path for generator in generators for path in (work / generator).rglob("*.o")]
+        # Nothing refers to the symbols of the implementations: some linkers would leave them out.
+        inputs = [*objects, "-Wl,--no-as-needed", *loaded, *shared]
+        subprocess.run(["c++", "-shared", f"-Wl,-soname,{name}", "-o", destination / name, *inputs], check=True)
+        return destination / name
+
+    structs = link(f"lib{package}__{GENERATOR_C}.so", [GENERATOR_C], [])
+    implementations = [link(f"lib{package}__{name}.so", [name], [structs]) for name in IMPLEMENTATIONS]
+    extension = f"{package}_s__{TYPESUPPORT}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    link(extension, [TYPESUPPORT, GENERATOR_PY], [structs, *implementations])

@@ -57,7 +57,9 @@ class BuildMessages(Command):
         return Path(folder)
 
     def get_outputs(self) -> list[str]:
-        return [str(path) for name in ("xsvggt_ros/msg", "tf2_msgs/msg") for path in self.library().glob(f"{name}/*")]
+        files = ("msg/*.py", "*.so")
+        packages = [self.library() / name for name in ("xsvggt_ros", "tf2_msgs")]
+        return [str(path) for folder in packages for pattern in files for path in folder.glob(pattern)]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}

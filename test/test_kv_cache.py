@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from xsvggt_ros.cache import CacheShape, KVCache
-from xsvggt_ros.cache.budget import budget_tokens
+from xsvggt_ros.cache.budget import budget_in_force
 from xsvggt_ros.cache.policies import make_policy, query_summary
 from xsvggt_ros.config import BITS, CacheConfig
 from xsvggt_ros.model.attention import sdpa
@@ -188,8 +188,14 @@ def test_a_smaller_budget_prunes_by_the_policy_at_once():
 
 
 def test_a_budget_below_the_floor_is_raised_to_it():
-    cache = KVCache(shape_of(40), CacheConfig(budget_tokens=10), CPU)
-    assert (cache.budget, cache.floor) == (80, 80)
+    for config, raised in (
+        (CacheConfig(budget_tokens=10), True),
+        (CacheConfig(budget_tokens=80), False),
+        (CacheConfig(budget_tokens=0, budget_mib=0.01), True),
+    ):
+        cache = KVCache(shape_of(40), config, CPU)
+        assert (cache.budget, cache.floor, cache.budget_raised) == (80, 80, raised)
+    assert not KVCache(shape_of(40), CacheConfig(policy="full"), CPU).budget_raised
 
 
 @pytest.mark.parametrize("policy", ["xstream", "sliding_window", "random"])
@@ -208,9 +214,10 @@ def test_a_budget_in_mib_is_used_and_never_exceeded(policy, bits):
 def test_of_two_budgets_the_tighter_holds():
     shape = shape_of(40)
     policy = make_policy(CacheConfig())
-    tokens = budget_tokens(shape, CacheConfig(budget_tokens=0, budget_mib=1.0), policy)
-    assert budget_tokens(shape, CacheConfig(budget_tokens=tokens + 1, budget_mib=1.0), policy) == tokens
-    assert budget_tokens(shape, CacheConfig(budget_tokens=tokens - 1, budget_mib=1.0), policy) == tokens - 1
+    tokens, _ = budget_in_force(shape, CacheConfig(budget_tokens=0, budget_mib=1.0), policy)
+    for asked, expected in ((tokens + 1, tokens), (tokens - 1, tokens - 1)):
+        config = CacheConfig(budget_tokens=asked, budget_mib=1.0)
+        assert budget_in_force(shape, config, policy) == (expected, False)
 
 
 def test_full_size_at_the_published_budget_fits_60_mb():

@@ -2,6 +2,7 @@
 """What holds the package's own files together: pip's and colcon's view of it, and the border around ROS."""
 
 import ast
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -79,8 +80,29 @@ def test_messages_are_generated_outside_the_source_tree():
 
     definition = (ROOT / "msg" / "StreamStatus.msg").read_text().splitlines()
     fields = [line.split()[:2] for line in definition if line and not line.startswith("#")]
+    msg_names = {"float": "float32", "boolean": "bool"}
     assert {name: kind for kind, name in fields} == {
-        name: kind.replace("/msg", "") if "/" in kind else kind.replace("float", "float32")
+        name: msg_names.get(kind, kind.replace("/msg", ""))
         for name, kind in StreamStatus.get_fields_and_field_types().items()
     }
     assert not (ROOT / "xsvggt_ros" / "msg").exists()
+
+
+def test_type_support_of_the_messages_leaves_no_error_state_behind():
+    # rcutils prints the error state of a failed type support look-up only when the next error overwrites it, and
+    # creating a subscription always sets one.
+    pytest.importorskip("rclpy")
+    program = """
+import rclpy
+from sensor_msgs.msg import Image
+from tf2_msgs.msg import TFMessage
+from xsvggt_ros.msg import StreamStatus
+
+rclpy.init()
+node = rclpy.create_node("publishers")
+publishers = [node.create_publisher(kind, kind.__name__, 1) for kind in (StreamStatus, TFMessage)]
+subscription = node.create_subscription(Image, "image", print, 1)
+"""
+    environment = os.environ | {"ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
+    assert "rcutils" not in run.stderr

@@ -31,6 +31,7 @@ class Status:
     tokens: int = 0
     budget_tokens: int = 0
     floor_tokens: int = 0
+    budget_raised: bool = False
     evicted_tokens: int = 0
     key_bits: int = 16
     value_bits: int = 16
@@ -174,6 +175,7 @@ class GeometryStream:
             tokens=cache.tokens,
             budget_tokens=cache.budget or 0,
             floor_tokens=cache.floor,
+            budget_raised=cache.budget_raised,
             evicted_tokens=cache.evicted,
             key_bits=cache.config.key_bits,
             value_bits=cache.config.value_bits,

@@ -130,6 +130,7 @@ def test_next_status_shows_a_change_that_was_accepted(user):
         assert user.set_parameters(cache__budget_tokens=budget, cache__key_bits=bits).successful
         status = user.exchange(user.image())
         assert (status.budget_tokens, status.key_bits) == (max(budget, status.floor_tokens), bits)
+        assert status.budget_raised == (budget < status.floor_tokens)
         assert status.tokens <= status.budget_tokens
 
 

@@ -108,14 +108,15 @@ def nbytes(tensors: Layout) -> int:
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in tensors.values())
 
 
-def budget_tokens(shape: CacheShape, config: CacheConfig, policy: Policy) -> int | None:
-    """Tokens per layer that the budget allows, at least the policy's floor; None: as many as come."""
+def budget_in_force(shape: CacheShape, config: CacheConfig, policy: Policy) -> tuple[int | None, bool]:
+    """Tokens per layer, None for as many as come; and whether the policy's floor had to raise what was asked for."""
     if config.policy == "full":
-        return None
+        return None, False
     limits = [config.budget_tokens] if config.budget_tokens else []
     if config.budget_mib:
         limits.append(_tokens_in(config.budget_mib * MIB, shape, config, policy))
-    return max(min(limits), policy.floor(shape.tokens_per_frame))
+    asked, floor = min(limits), policy.floor(shape.tokens_per_frame)
+    return max(asked, floor), asked < floor
 
 
 def _tokens_in(limit: float, shape: CacheShape, config: CacheConfig, policy: Policy) -> int:

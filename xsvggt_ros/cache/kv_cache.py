@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.budget import CacheShape, budget_tokens, key_groups, layout
+from xsvggt_ros.cache.budget import CacheShape, budget_in_force, key_groups, layout
 from xsvggt_ros.cache.camera_cache import CameraCache
 from xsvggt_ros.cache.policies import PastTokens, Policy, make_policy, query_summary
 from xsvggt_ros.cache.policies.base import PROTECTED
@@ -32,7 +32,8 @@ class KVCache:
         self.config = config
         self.device = device
         self.policy = make_policy(config)
-        self.budget = budget_tokens(shape, config, self.policy)
+        # Tokens per layer, None: as many as come; and whether less than the policy's floor was asked for.
+        self.budget, self.budget_raised = budget_in_force(shape, config, self.policy)
         self.frames = 0  # seen so far
         self.tokens = 0  # cached per layer
         self.evicted = 0  # per layer, by the last frame and by reconfiguring before it
@@ -125,11 +126,12 @@ class KVCache:
         Raises ValueError if there is not the memory for it; nothing has changed then.
         """
         policy = make_policy(config)
-        budget = budget_tokens(self.shape, config, policy)
+        budget, raised = budget_in_force(self.shape, config, policy)
         capacity = budget or self._ample_capacity(policy)
         same = layout(self.shape, config, policy, capacity) == self._store.layout
         store = self._store if same else Store(self.shape, config, policy, capacity, self.device)
-        self.config, self.policy, self.budget = config, policy, budget
+        self.config, self.policy = config, policy
+        self.budget, self.budget_raised = budget, raised
         if not same:
             self._rebuild(store)
         self.camera.reconfigure(config)

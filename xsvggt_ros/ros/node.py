@@ -203,10 +203,14 @@ class StreamNode(Node):
         self._worlds += first
         if first and status.event:
             self.get_logger().warning(f"a new world starts: {status.event}")
+        if (first or status.event) and status.budget_raised:
+            self.get_logger().warning(
+                f"the budget asked for is below what {status.policy} works with: raised to {status.floor_tokens} tokens"
+            )
         if first or status.event:
             self.get_logger().info(
-                f"cache: {status.policy}, {status.budget_tokens or 'unlimited'} tokens per layer (the policy needs "
-                f"{status.floor_tokens}), {status.key_bits} bit keys, {status.value_bits} bit values, "
+                f"cache: {status.policy}, {status.budget_tokens or 'unlimited'} tokens per layer, "
+                f"{status.key_bits} bit keys, {status.value_bits} bit values, "
                 f"{status.cache_bytes / 2**20:.2f} MiB"
             )
 
