@@ -91,6 +91,14 @@ def test_bad_images_are_refused_and_the_stream_stays_usable(model):
     np.testing.assert_array_equal(stream.step(image(1)).depth, twin.step(image(1)).depth)
 
 
+def test_bad_intrinsics_are_refused_and_the_stream_stays_as_it_was(model):
+    stream, twin = stream_of(model), stream_of(model)
+    for K in (np.eye(4), np.zeros((3, 3)), np.full((3, 3), np.nan), [1.0]):
+        with pytest.raises(ValueError, match="camera matrix"):
+            stream.step(image(0), K)
+    np.testing.assert_array_equal(stream.step(image(1)).depth, twin.step(image(1)).depth)
+
+
 @pytest.mark.parametrize("content", [0, 255])
 def test_featureless_images_are_no_error(model, content):
     stream = stream_of(model)

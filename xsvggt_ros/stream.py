@@ -115,10 +115,12 @@ class GeometryStream:
         """Takes in the next image, uint8 [H, W, 3] RGB; intrinsics [3, 3] are its camera matrix, if known.
 
         An image of another size than the last starts a new world, and the status says so.
-        Raises ValueError for a wrong shape or type, or an image too small; the stream stays as it was.
+        Raises ValueError for a wrong shape or type, intrinsics that are no camera's, or an image too small; the
+        stream stays as it was.
         """
         timer = StageTimer(self.device)
         resize = self._resize(image)
+        known = None if intrinsics is None else resize.intrinsics(_camera_matrix(intrinsics))
         if self._size and self._size != image.shape:
             self.reset("image size changed from {1}x{0} to {3}x{2}: stream reset".format(*self._size[:2], *image.shape))
         self._size = image.shape
@@ -127,7 +129,6 @@ class GeometryStream:
         timer("preprocess")
         cache = self._cache or self._start(seen.shape)
         predictions = self.model.step(pixels, cache, timer)
-        known = None if intrinsics is None else resize.intrinsics(np.asarray(intrinsics, dtype=np.float64))
         frame = self._frame(predictions, cache, seen, known)
         self.status = replace(frame.status, seconds=timer.seconds())
         self._event = ""
@@ -183,6 +184,13 @@ class GeometryStream:
             scratch_bytes=cache.scratch_nbytes,
             camera_frames=cache.camera.frames,
         )
+
+
+def _camera_matrix(intrinsics: NDArray[np.float64]) -> NDArray[np.float64]:
+    K = np.asarray(intrinsics, dtype=np.float64)
+    if K.shape != (3, 3) or not np.isfinite(K).all() or not (K[0, 0] > 0 and K[1, 1] > 0):
+        raise ValueError(f"intrinsics must be a finite 3x3 camera matrix with focal lengths above 0, got {K.tolist()}")
+    return K
 
 
 class StageTimer:

@@ -57,7 +57,7 @@ def attention_backend(name: str, device: torch.device, dtype: torch.dtype) -> At
         return sdpa
     if not missing:
         return flash
-    return matmul_by_head if device.type == "cpu" and half and not _has_matrix_tiles() else sdpa
+    return matmul_by_head if device.type == "cpu" and half and not cpu_supports("amx_tile") else sdpa
 
 
 def _flash_missing(device: torch.device, half: bool) -> str:
@@ -73,8 +73,10 @@ def _flash_missing(device: torch.device, half: bool) -> str:
     return ""
 
 
-def _has_matrix_tiles() -> bool:
-    return torch.cpu._is_amx_tile_supported()
+def cpu_supports(feature: str) -> bool:
+    """Whether the CPU has "amx_tile", "avx512_bf16", ...; False where this version of torch cannot tell."""
+    ask = getattr(torch.cpu, f"_is_{feature}_supported", None)
+    return ask is not None and ask()
 
 
 def frame_causal(attend: Attend, tokens_per_frame: int) -> Attend:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xsvggt_ros.config import StreamConfig
-from xsvggt_ros.model.attention import attention_backend
+from xsvggt_ros.model.attention import attention_backend, cpu_supports
 from xsvggt_ros.model.camera_head import ITERATIONS
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.model.streamvggt import StreamVGGT
@@ -67,13 +67,9 @@ def _device(name: str) -> torch.device:
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
-    fast = device.type == "cuda" or (device.type == "cpu" and _cpu_multiplies_bf16())
+    bf16_cpu = cpu_supports("amx_tile") or cpu_supports("avx512_bf16")
+    fast = device.type == "cuda" or (device.type == "cpu" and bf16_cpu)
     return torch.bfloat16 if fast else torch.float32
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has bf16 instructions (AMX tiles or AVX-512 BF16)."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def _random_weights(model: StreamVGGT, dtype: torch.dtype, device: torch.device) -> None:
