@@ -68,12 +68,13 @@ class StreamVGGT(nn.Module):
         patches = self.aggregator.encode(images.flatten(0, 1), self.attend).unflatten(0, (batch, frames))
         x = self.aggregator.with_specials(patches, starts=True)
 
-        def among(tokens_per_frame: int) -> Callable[[int], Attend]:
-            attend = frame_causal(self.attend, tokens_per_frame) if causal else self.attend
-            return lambda layer: attend
+        def among(attend: Attend, tokens_per_frame: int) -> Callable[[int], Attend]:
+            seen = frame_causal(attend, tokens_per_frame) if causal else attend
+            return lambda layer: seen
 
-        taps = self.aggregator(x, grid, self.attend, among(x.shape[2]))
-        poses = self.camera_head(taps[-1][:, :, 0], among(1))
+        taps = self.aggregator(x, grid, self.attend, among(self.attend, x.shape[2]))
+        # Float32, which not every backend takes.
+        poses = self.camera_head(taps[-1][:, :, 0], among(sdpa, 1))
         predictions = self._dense(taps, grid, poses)
         if query_points is not None:
             self._track(predictions, taps, grid, query_points)
