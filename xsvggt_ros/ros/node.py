@@ -7,11 +7,13 @@ thread owns the stream. So a step of any length delays neither a parameter nor a
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import rclpy
@@ -75,6 +77,7 @@ class StreamNode(Node):
         self._camera_info: CameraInfo | None = None
         self._received_before = 0
         # The worker's own.
+        self.loaded = threading.Event()
         self._messages = FrameMessages(message_class)
         self._cache = self.settings.config.stream.cache
         self._worlds = 0
@@ -155,6 +158,7 @@ class StreamNode(Node):
         """
         config = self.settings.config.stream
         stream = GeometryStream(config)
+        self.loaded.set()
         self.get_logger().info(
             f"ready: {config.weights or 'random weights'} ({config.model}) on {stream.device}, {stream.dtype}, "
             f"attention by {stream.model.attend.__name__}"
@@ -257,6 +261,16 @@ def run(stop: threading.Event) -> BaseException | None:
                 executor.spin_once(timeout_sec=0.1)
         finally:
             node.mailbox.close()
+            if stop.is_set() and not (node.loaded.is_set() or worker.done()):
+                _leave(node)
     executor.shutdown()
     node.destroy_node()
     return worker.exception()
+
+
+def _leave(node: StreamNode) -> NoReturn:
+    """Ends the process while the worker still reads weights, which takes long and has nothing to lose."""
+    node.destroy_node()
+    rclpy.try_shutdown()
+    sys.stdout.flush()
+    os._exit(0)
