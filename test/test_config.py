@@ -40,6 +40,7 @@ def test_changes_reach_nested_groups_and_leave_the_rest():
         ({"cache.key_bits": "4"}, "cache.key_bits must be of type int"),
         ({"cache.budget_tokens": -1}, "cache.budget_tokens must be at least 0 tokens"),
         ({"cache.budget_tokens": 0}, "policy xstream needs a budget"),
+        ({"cache.budget_mib": 8.0, "cache.camera_window": 0}, "cache.budget_mib holds for the camera head's cache"),
         ({"cache.budget_mib": math.nan}, "cache.budget_mib must be between"),
         ({"cache.pin_first_frame": 1}, "must be of type bool"),
         ({"image_width": 500}, "try 490 or 504"),

@@ -316,3 +316,9 @@ def test_real_images(tmp_path):
     assert len(found) == len(TOPICS)
     assert len(list((tmp_path / "out" / "depth").iterdir())) == 120
     assert len(read_ply(tmp_path / "out" / "cloud.ply")) > 0
+
+
+def test_a_budget_that_is_raised_is_said_once(images, tmp_path, caplog):
+    assert run(images, tmp_path / "out", "--cache.budget_tokens", "5") == 0
+    said = "the budget is below what the policy works with: raised to 106 tokens"
+    assert [record.message for record in caplog.records].count(said) == 1

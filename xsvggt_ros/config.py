@@ -174,6 +174,8 @@ class CacheConfig(_Checked):
             raise ValueError(
                 f"policy {self.policy} needs a budget: set budget_tokens or budget_mib above 0, or policy to full"
             )
+        if self.budget_mib and not self.camera_window:
+            raise ValueError("budget_mib holds for the camera head's cache too: set camera_window above 0")
 
 
 @dataclass(frozen=True)
