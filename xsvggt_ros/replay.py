@@ -103,7 +103,9 @@ class Replay:
             return
         self._worlds += frame.index == 0
         if frame.index == 0 and frame.status.budget_raised:
-            log.warning("the budget is below what the policy works with: raised to %d tokens", frame.status.floor_tokens)
+            log.warning(
+                "the budget is below what the policy works with: raised to %d tokens", frame.status.floor_tokens
+            )
         if frame.status.event:
             log.warning("image of %d ns: %s", image.stamp_ns, frame.status.event)
         self.frames += 1
