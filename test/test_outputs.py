@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from recordings import picture
 
-from xsvggt_ros import outputs
-from xsvggt_ros.config import NodeConfig, OutputConfig, changed
+from xsvggt_ros.config import NodeConfig, OutputConfig
 from xsvggt_ros.geometry import R_WORLD_OPTICAL, rigid
 from xsvggt_ros.outputs import CloudFile, ReplayFiles, TrajectoryFile, check_folder, write_depth
 from xsvggt_ros.ros.conversions import InputCounts
@@ -127,22 +126,3 @@ class TestCheckFolder:
         (tmp_path / name).mkdir()
         with pytest.raises(ValueError, match=f"already has {name}"):
             check_folder(tmp_path)
-
-
-def test_status_definition_is_found_in_an_installation(tmp_path, monkeypatch):
-    package = tmp_path / "lib" / "python3" / "site-packages" / "xsvggt_ros"
-    monkeypatch.setattr(outputs, "__file__", str(package / "outputs.py"))
-    with pytest.raises(FileNotFoundError, match="install it again"):
-        outputs._status_definition()
-    share = tmp_path / "share" / "xsvggt_ros" / "msg"
-    share.mkdir(parents=True)
-    (share / "StreamStatus.msg").write_text("uint64 frame")
-    assert outputs._status_definition() == share / "StreamStatus.msg"
-
-
-def test_base_frame_names_the_child(tmp_path):
-    config = changed(NodeConfig(), {"base_frame": "base_link", "world_frame": "map"})
-    bag = outputs.TopicBag(tmp_path / "bag", config)
-    bag.write(InputImage(0, picture(0), None, "camera"), frame(), InputCounts())
-    bag.close()
-    assert b"base_link" in (tmp_path / "bag" / "bag.mcap").read_bytes()

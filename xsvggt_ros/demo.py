@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -24,6 +23,7 @@ import torch
 from xsvggt_ros.config import NodeConfig, changed, settings, values
 from xsvggt_ros.demo_sequence import demo_sequence
 from xsvggt_ros.flags import add_settings, given_settings
+from xsvggt_ros.installation import package_file
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.recording import Recording, as_json, check
@@ -122,7 +122,7 @@ def _stream_node(config: NodeConfig, log: Path) -> Iterator[subprocess.Popen]:
     print(f"starting the node in ROS_DOMAIN_ID {os.environ['ROS_DOMAIN_ID']} ...", flush=True)
     parameters = _changes(NodeConfig(), config)
     flags = [part for name, value in parameters.items() for part in ("-p", f"{name}:={json.dumps(value)}")]
-    program = Path(sysconfig.get_path("scripts"), "stream_node")
+    program = package_file("scripts/stream_node", "lib/xsvggt_ros/stream_node")
     threads = max(1, torch.get_num_threads() - 1)  # one is for this process, which plays the camera
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -17,6 +17,7 @@ from rosbags.typesys.store import Typestore
 
 from xsvggt_ros.config import NodeConfig, OutputConfig
 from xsvggt_ros.geometry import R_WORLD_OPTICAL, quaternion_xyzw, ros_pose
+from xsvggt_ros.installation import package_file
 from xsvggt_ros.ros.conversions import TOPICS, FrameMessages, InputCounts
 from xsvggt_ros.sequences import InputImage
 from xsvggt_ros.stream import Frame
@@ -188,15 +189,6 @@ class TopicBag:
 
 def _message_types() -> Typestore:
     types = get_typestore(Stores.LATEST)
-    types.register(get_types_from_msg(_status_definition().read_text(), STATUS_TYPE))
+    status = package_file("msg/StreamStatus.msg", "share/xsvggt_ros/msg/StreamStatus.msg")
+    types.register(get_types_from_msg(status.read_text(), STATUS_TYPE))
     return types
-
-
-def _status_definition() -> Path:
-    """msg/StreamStatus.msg of the source tree, or below the prefix that the package is installed in."""
-    name = Path("msg", "StreamStatus.msg")
-    for folder in Path(__file__).resolve().parents:
-        for candidate in (folder / name, folder / "share" / "xsvggt_ros" / name):
-            if candidate.exists():
-                return candidate
-    raise FileNotFoundError(f"{name} is missing from the installation of xsvggt_ros: install it again")
