@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets with true depth and poses, in the layouts that the field's evaluations use.
+
+A reader takes the folder of its data set, or of a single sequence where it says so. Depth is along the optical axis,
+poses are camera-to-world with optical axes. Where a data set has no stamps, image i is stamped i / 30 s.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.spatial import cKDTree
+
+from xsvggt_ros.geometry import Array, intrinsic_matrix, inverse, rigid, rotation_matrix
+from xsvggt_ros.preprocess import rgb
+from xsvggt_ros.sequences import FOLDER_RATE, IMAGE_SUFFIXES
+from xsvggt_ros.world import stream
+
+Depth = NDArray[np.float32]
+
+NO_READING = 65535  # of a 16-bit depth image, beside 0
+ASSOCIATION = 0.02  # seconds between an image and what was recorded with it
+SINTEL_TAG = np.float32(202021.25).tobytes()
+SINTEL_SEQUENCES = (
+    "alley_2", "ambush_4", "ambush_5", "ambush_6", "cave_2", "cave_4", "market_2", "market_5", "market_6",
+    "shaman_3", "sleeping_1", "sleeping_2", "temple_2", "temple_3",
+)  # fmt: skip
+BONN_SEQUENCES = ("balloon2", "crowd2", "crowd3", "person_tracking2", "synchronous")
+SEVEN_SCENES_CAMERA = intrinsic_matrix(525, 525, 320, 240)
+NRGBD_CAMERA = intrinsic_matrix(554.256, 554.256, 320, 240)
+OPENGL_TO_OPTICAL = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenGL's y is up, its z backward
+
+
+@dataclass(frozen=True)
+class EvaluationFrame:
+    """An image and what is true of it; None where the data set does not say."""
+
+    stamp_ns: int
+    image: NDArray[np.uint8]  # [H, W, 3], RGB
+    depth: Depth | None  # [h, w], metres; 0: unknown
+    T_world_cam: Array | None  # [4, 4], metres
+    intrinsics: Array | None  # [3, 3], of the image
+
+
+@dataclass(frozen=True)
+class EvaluationSequence:
+    """A sequence of a data set. True depth is valid above 0 and below `max_depth`."""
+
+    name: str
+    frames: Sequence[EvaluationFrame]
+    max_depth: float = inf  # metres
+    clip_prediction: bool = False  # at max_depth, before it is compared
+
+
+class LazyFrames(Sequence[EvaluationFrame]):
+    """Frames that are read each time they are asked for; a slice reads nothing."""
+
+    def __init__(self, loaders: Sequence[Callable[[], EvaluationFrame]]) -> None:
+        self._loaders = loaders
+
+    def __len__(self) -> int:
+        return len(self._loaders)
+
+    @overload
+    def __getitem__(self, index: int) -> EvaluationFrame: ...
+    @overload
+    def __getitem__(self, index: slice) -> LazyFrames: ...
+    def __getitem__(self, index: int | slice) -> EvaluationFrame | LazyFrames:
+        return LazyFrames(self._loaders[index]) if isinstance(index, slice) else self._loaders[index]()
+
+
+def seven_scenes(root: Path) -> list[EvaluationSequence]:
+    """7-Scenes: the test sequences of <scene>/TestSplit.txt, or one folder of frame-*.{color,depth,pose}.*.
+
+    Depth that was projected into the colour camera (frame-*.depth.proj.png) is preferred. A folder with a
+    camera-intrinsics.txt has the camera of that file.
+    """
+    if any(root.glob("frame-*.color.*")):
+        return _sequences([root], _seven_scenes, max_depth=10.0)
+    return [
+        EvaluationSequence(f"{scene.name}/seq-{int(number):02d}", _seven_scenes(scene / f"seq-{int(number):02d}"), 10.0)
+        for scene in _folders(root, "TestSplit.txt")
+        for number in re.findall(r"\d+", (scene / "TestSplit.txt").read_text())
+    ]
+
+
+def _seven_scenes(folder: Path) -> LazyFrames:
+    images = _files(folder, "frame-*.color.*")
+    depth = "depth.proj.png" if any(folder.glob("frame-*.depth.proj.png")) else "depth.png"
+    camera = folder / "camera-intrinsics.txt"
+    return _frames(
+        folder,
+        images,
+        seconds=[_numbers(image)[0] / FOLDER_RATE for image in images],
+        depths=_png_depths(_files(folder, f"frame-*.{depth}"), 1000),
+        poses=np.concatenate([_matrices(path) for path in _files(folder, "frame-*.pose.txt")]),
+        intrinsics=_table(camera, 3) if camera.exists() else SEVEN_SCENES_CAMERA,
+    )
+
+
+def tum(root: Path) -> list[EvaluationSequence]:
+    """TUM RGB-D: <sequence>/{rgb_90,groundtruth_90.txt}, or as published: {rgb,depth,groundtruth}.txt.
+
+    Of a published sequence, every third image that has a pose is taken, and 90 of these.
+    """
+    return _sequences(_folders(root, "rgb_90", "rgb.txt"), _tum)
+
+
+def _tum(folder: Path) -> LazyFrames:
+    if not (folder / "rgb_90").exists():
+        return _published_tum(folder)
+    seconds, poses = _trajectory(folder / "groundtruth_90.txt")
+    return _frames(folder, _images(folder / "rgb_90"), seconds=seconds, poses=poses)
+
+
+def _published_tum(folder: Path) -> LazyFrames:
+    seconds, images = _tum_list(folder / "rgb.txt")
+    depth_seconds, depth_files = _tum_list(folder / "depth.txt")
+    pose_seconds, poses = _trajectory(folder / "groundtruth.txt")
+    depths = [*_png_depths(depth_files, 5000), None]  # the last for images without one
+    depth_of, pose_of = _nearest(seconds, depth_seconds), _nearest(seconds, pose_seconds)
+    chosen = np.flatnonzero(pose_of < len(poses))[::3][:90]
+    if not len(chosen):
+        raise ValueError(f"{folder}: no image of rgb.txt is within {ASSOCIATION} s of a pose in groundtruth.txt")
+    return _frames(
+        folder,
+        [images[i] for i in chosen],
+        seconds=seconds[chosen],
+        depths=[depths[i] for i in depth_of[chosen]],
+        poses=poses[pose_of[chosen]],
+    )
+
+
+def _tum_list(path: Path) -> tuple[Array, list[Path]]:
+    """Seconds and files of a list `seconds file`."""
+    rows = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
+    if {len(row) for row in rows} != {2}:
+        raise ValueError(f"{path} must have a line `seconds file` per image")
+    return np.array([float(seconds) for seconds, _ in rows]), [path.parent / name for _, name in rows]
+
+
+def _nearest(seconds: Array, others: Array) -> NDArray[np.intp]:
+    """For each time the index of the nearest other; their number where none is near enough."""
+    return cKDTree(others[:, None]).query(seconds[:, None], distance_upper_bound=ASSOCIATION)[1]
+
+
+def bonn(root: Path) -> list[EvaluationSequence]:
+    """Bonn RGB-D Dynamic: rgbd_bonn_dataset/rgbd_bonn_<sequence>/{rgb_110,depth_110}.
+
+    Without poses: those of groundtruth_110.txt are of the motion capture's markers, not of the camera.
+    """
+    folders = [root / "rgbd_bonn_dataset" / f"rgbd_bonn_{name}" for name in BONN_SEQUENCES]
+    return _sequences(folders, _bonn, max_depth=70.0)
+
+
+def _bonn(folder: Path) -> LazyFrames:
+    images = _images(folder / "rgb_110")
+    depths = _png_depths(_images(folder / "depth_110"), 5000)
+    return _frames(folder, images, seconds=[_numbers(image)[-1] for image in images], depths=depths)
+
+
+def kitti(root: Path) -> list[EvaluationSequence]:
+    """KITTI depth selection: the first 110 of {image_gathered,groundtruth_depth_gathered}/<drive>_02."""
+    folders = _files(root / "depth_selection" / "val_selection_cropped" / "image_gathered", "*_02")
+    return _sequences(folders, _kitti)
+
+
+def _kitti(folder: Path) -> LazyFrames:
+    depths = _png_depths(_images(folder.parents[1] / "groundtruth_depth_gathered" / folder.name), 256)
+    return _frames(folder, _images(folder), depths=depths)[:110]
+
+
+def sintel(root: Path) -> list[EvaluationSequence]:
+    """MPI Sintel, final pass: training/{final,depth,camdata_left}/<sequence>, 14 of them."""
+    folders = [root / "training" / "final" / name for name in SINTEL_SEQUENCES]
+    return _sequences(folders, _sintel, max_depth=70.0, clip_prediction=True)
+
+
+def _sintel(folder: Path) -> LazyFrames:
+    training = folder.parents[1]
+    cameras = [_sintel_camera(path) for path in _files(training / "camdata_left" / folder.name, "*.cam")]
+    return _frames(
+        folder,
+        _images(folder),
+        depths=[partial(_sintel_depth, path) for path in _files(training / "depth" / folder.name, "*.dpt")],
+        poses=np.stack([T_world_cam for T_world_cam, _ in cameras]),
+        intrinsics=np.stack([intrinsics for _, intrinsics in cameras]),
+    )
+
+
+def _sintel_camera(path: Path) -> tuple[Array, Array]:
+    """T_world_cam [4, 4] and intrinsics [3, 3] of a .cam file: tag, intrinsics, T_cam_world without its last row."""
+    intrinsics, T_cam_world = np.split(np.frombuffer(_sintel_body(path), "<f8", 21), [9])
+    return inverse(np.vstack([T_cam_world.reshape(3, 4), [0, 0, 0, 1]])), intrinsics.reshape(3, 3)
+
+
+def _sintel_depth(path: Path) -> Depth:
+    """Depth of a .dpt file: tag, width, height, rows."""
+    body = _sintel_body(path)
+    width, height = np.frombuffer(body, "<i4", 2)
+    depth = np.frombuffer(body, "<f4", offset=8).reshape(height, width)
+    return np.where(np.isfinite(depth), depth, np.float32(0))
+
+
+def _sintel_body(path: Path) -> bytes:
+    content = path.read_bytes()
+    if content[:4] != SINTEL_TAG:
+        raise ValueError(f"{path} does not begin with the tag of Sintel's files, 202021.25; unpack it again")
+    return content[4:]
+
+
+def scannet(root: Path) -> list[EvaluationSequence]:
+    """ScanNet v2: <sequence>/{color_90,depth_90,pose_90.txt}."""
+    return _sequences(_folders(root, "color_90"), _scannet)
+
+
+def _scannet(folder: Path) -> LazyFrames:
+    depths = _png_depths(_images(folder / "depth_90"), 1000)
+    return _frames(folder, _images(folder / "color_90"), depths=depths, poses=_matrices(folder / "pose_90.txt"))
+
+
+def nrgbd(root: Path) -> list[EvaluationSequence]:
+    """Neural RGB-D: <scene>/{images/img{i}.png,depth/depth{i}.png,poses.txt}."""
+    return _sequences(_folders(root, "poses.txt"), _nrgbd)
+
+
+def _nrgbd(folder: Path) -> LazyFrames:
+    return _frames(
+        folder,
+        _images(folder / "images"),
+        depths=_png_depths(_images(folder / "depth"), 1000),
+        poses=_matrices(folder / "poses.txt") @ OPENGL_TO_OPTICAL,
+        intrinsics=NRGBD_CAMERA,
+    )
+
+
+def world(root: Path) -> list[EvaluationSequence]:
+    """Folders written by `xsvggt world`, or one of them."""
+    return _sequences(_folders(root, "intrinsics.txt"), _world)
+
+
+def _world(folder: Path) -> LazyFrames:
+    seconds, poses = _trajectory(folder / "groundtruth.txt")
+    return _frames(
+        folder,
+        _images(folder / "rgb"),
+        seconds=seconds,
+        depths=_png_depths(_images(folder / "depth"), 1000),
+        poses=poses,
+        intrinsics=_table(folder / "intrinsics.txt", 3),
+    )
+
+
+def world_sequences(
+    seeds: range, frames: int, width: int, height: int, kind: str = "robot", rate: float = 30.0
+) -> Iterator[EvaluationSequence]:
+    """The synthetic rooms of these seeds, see `world.stream`; a sequence is rendered when its turn comes."""
+    for seed in seeds:
+        rendered = stream(seed, frames, width, height, kind, rate)
+        yield EvaluationSequence(
+            f"room {seed}", [EvaluationFrame(f.stamp_ns, f.rgb, f.depth, f.T_world_cam, f.intrinsics) for f in rendered]
+        )
+
+
+# Name of a data set -> its sequences, from its folder. Raises FileNotFoundError or ValueError, with what was expected
+# where; images are only read with their frames, which then raise OSError.
+DATASETS: dict[str, Callable[[Path], list[EvaluationSequence]]] = {
+    "7scenes": seven_scenes,
+    "tum": tum,
+    "bonn": bonn,
+    "kitti": kitti,
+    "sintel": sintel,
+    "scannet": scannet,
+    "nrgbd": nrgbd,
+    "world": world,
+}
+
+
+def _sequences(
+    folders: Sequence[Path], read: Callable[[Path], LazyFrames], max_depth: float = inf, clip_prediction: bool = False
+) -> list[EvaluationSequence]:
+    return [EvaluationSequence(folder.resolve().name, read(folder), max_depth, clip_prediction) for folder in folders]
+
+
+def _frames(
+    folder: Path,
+    images: Sequence[Path],
+    *,
+    seconds: Sequence[float] | Array | None = None,
+    depths: Sequence[Callable[[], Depth] | None] | None = None,
+    poses: Array | None = None,
+    intrinsics: Array | None = None,
+) -> LazyFrames:
+    """Frames of as many images, depths and poses [N, 4, 4]; intrinsics are [N, 3, 3], or [3, 3] for all."""
+    count = len(images)
+    columns: dict[str, Any] = {
+        "images": images,
+        "stamps": [i / FOLDER_RATE for i in range(count)] if seconds is None else seconds,
+        "depth images": [None] * count if depths is None else depths,
+        "poses": [None] * count if poses is None else poses,
+    }
+    if any(len(column) != count for column in columns.values()):
+        counts = ", ".join(f"{len(column)} {name}" for name, column in columns.items())
+        raise ValueError(f"{folder}: one of each is needed per image, but there are {counts}")
+    cameras = [None] * count if intrinsics is None else np.broadcast_to(intrinsics, (count, 3, 3))
+    return LazyFrames([partial(_frame, *row) for row in zip(*columns.values(), cameras, strict=True)])
+
+
+def _frame(
+    image: Path, seconds: float, depth: Callable[[], Depth] | None, T_world_cam: Array | None, intrinsics: Array | None
+) -> EvaluationFrame:
+    if T_world_cam is not None and not np.isfinite(T_world_cam).all():
+        T_world_cam = None  # how ScanNet says that tracking was lost
+    with Image.open(image) as opened:
+        colour = np.array(rgb(opened))
+    return EvaluationFrame(round(seconds * 1e9), colour, depth and depth(), T_world_cam, intrinsics)
+
+
+def _folders(root: Path, *markers: str) -> list[Path]:
+    """The root if it has one of the markers, else the folders in it that have."""
+    found = [folder for folder in (root, *sorted(root.glob("*"))) if any((folder / name).exists() for name in markers)]
+    if not found:
+        raise FileNotFoundError(f"neither {root} nor a folder in it has {' or '.join(markers)}")
+    return found
+
+
+def _images(folder: Path) -> list[Path]:
+    found = [path for path in _files(folder, "*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not found:
+        raise FileNotFoundError(f"{folder} has no images ({' '.join(IMAGE_SUFFIXES)})")
+    return found
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """In order of the numbers in their names."""
+    found = sorted(folder.glob(pattern), key=_numbers)
+    if not found:
+        raise FileNotFoundError(f"{folder} does not exist or has no {pattern}")
+    return found
+
+
+def _numbers(path: Path) -> list[float]:
+    """Of a file's name: counts, or seconds with decimals."""
+    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", path.stem)]
+
+
+def _png_depths(paths: Sequence[Path], steps_per_metre: float) -> list[Callable[[], Depth]]:
+    return [partial(_png_depth, path, steps_per_metre) for path in paths]
+
+
+def _png_depth(path: Path, steps_per_metre: float) -> Depth:
+    with Image.open(path) as image:
+        steps = np.array(image)
+    return np.where(steps == NO_READING, 0, steps / steps_per_metre).astype(np.float32)
+
+
+def _trajectory(path: Path) -> tuple[Array, Array]:
+    """Seconds [N] and poses [N, 4, 4] of a TUM trajectory."""
+    rows = _table(path, 8)
+    return rows[:, 0], np.stack([rigid(rotation_matrix(row[4:]), row[1:4]) for row in rows])
+
+
+def _matrices(path: Path) -> Array:
+    """[N, 4, 4], from a line each or from four."""
+    values = _table(path, 4, 16)
+    if values.size % 16:
+        raise ValueError(f"{path} must have 16 numbers per pose, it has {values.size}")
+    return values.reshape(-1, 4, 4)
+
+
+def _table(path: Path, *columns: int) -> Array:
+    """[rows, columns] of a text file without its comments; `columns` are the numbers of columns that are right."""
+    expected = f"{path} must have {' or '.join(map(str, columns))} values per line"
+    try:
+        rows: Array = np.loadtxt(path, ndmin=2)
+    except ValueError as error:
+        raise ValueError(f"{expected}: {error}") from error
+    if rows.shape[1] not in columns:
+        raise ValueError(f"{expected}, it has {rows.shape[1]}")
+    return rows

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of depth and of camera poses, as the field reports them. Point clouds: points.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from xsvggt_ros.geometry import Array, inverse, unproject
+
+SCALE_ROUNDS = 10  # those of the field's protocol
+SCALE_SHIFT_ROUNDS = 50  # within 1e-4 of the least mean residual
+LEAST_SCALE = 1e-3
+LEAST_DEPTH = 1e-3  # ratios and logarithms need positive depth; resizing and shifting can go below 0
+LEAST_RESIDUAL = 1e-8
+STILL = 1e-9  # a spread below this share of the coordinates is their rounding
+
+
+@dataclass(frozen=True)
+class DepthErrors:
+    """Of one sequence, over its valid pixels."""
+
+    abs_rel: float
+    sq_rel: float  # in the depth's unit
+    rmse: float  # in the depth's unit
+    log_rmse: float
+    delta_125: float  # share of pixels whose ratio to the truth, or its inverse, is below 1.25
+    pixels: int
+
+    @classmethod
+    def mean(cls, errors: Sequence[DepthErrors]) -> DepthErrors:
+        """Of a data set: its sequences' errors weighted by their valid pixels. Raises ValueError for none."""
+        if not errors:
+            raise ValueError("there are no depth errors to average: evaluate at least one sequence")
+        pixels = [e.pixels for e in errors]
+        means = np.average([astuple(e)[:-1] for e in errors], axis=0, weights=pixels).tolist()
+        return cls(*[*means, sum(pixels)])
+
+
+def depth_errors(predicted: NDArray, truth: NDArray) -> DepthErrors:
+    """Errors of aligned depth [N] at the valid pixels, where truth [N] is above 0.
+
+    A prediction below LEAST_DEPTH counts as that. Raises ValueError if the shapes differ or N is 0.
+    """
+    p, g = _valid_pixels(predicted, truth)
+    p = np.maximum(p, LEAST_DEPTH)
+    return DepthErrors(
+        abs_rel=float(np.mean(np.abs(p - g) / g)),
+        sq_rel=float(np.mean((p - g) ** 2 / g)),
+        rmse=_rms(p - g),
+        log_rmse=_rms(np.log(p) - np.log(g)),
+        delta_125=float(np.mean(np.maximum(p / g, g / p) < 1.25)),
+        pixels=len(g),
+    )
+
+
+def depth_scale(predicted: NDArray, truth: NDArray) -> float:
+    """s that brings s * predicted [N] close to truth [N] in the L1 sense, by reweighted least squares."""
+    p, g = _valid_pixels(predicted, truth)
+    s = g.mean() / p.mean()
+    for _ in range(SCALE_ROUNDS):
+        weighted = p / (np.abs(s * p - g) + LEAST_RESIDUAL)
+        s = max(weighted @ g / (weighted @ p), LEAST_SCALE)
+    return float(s)
+
+
+def depth_scale_shift(predicted: NDArray, truth: NDArray) -> tuple[float, float]:
+    """s, t that bring s * predicted [N] + t close to truth [N] in the L1 sense, by reweighted least squares.
+
+    A flat prediction has no scale: s is 0 and t the median of the truth.
+    """
+    p, g = _valid_pixels(predicted, truth)
+    if np.ptp(p) == 0:
+        return 0.0, float(np.median(g))
+    weights = np.ones_like(p)
+    for _ in range(SCALE_SHIFT_ROUNDS):
+        p_mean, g_mean = np.average(p, weights=weights), np.average(g, weights=weights)
+        weighted = weights * (p - p_mean)
+        s = weighted @ (g - g_mean) / (weighted @ (p - p_mean))
+        t = g_mean - s * p_mean
+        weights = 1 / (np.abs(s * p + t - g) + LEAST_RESIDUAL)
+    return float(s), float(t)
+
+
+_SCALE_SHIFT: dict[str, Callable[[NDArray, NDArray], tuple[float, float]]] = {
+    "scale": lambda predicted, truth: (depth_scale(predicted, truth), 0.0),
+    "scale_shift": depth_scale_shift,
+    "none": lambda predicted, truth: (1.0, 0.0),
+}
+ALIGNMENTS = tuple(_SCALE_SHIFT)
+
+
+def align_depth(predicted: NDArray, truth: NDArray, alignment: str) -> Array:
+    """Predicted depth [N] of a whole sequence's valid pixels in the scale of truth [N], by one of ALIGNMENTS.
+
+    Raises ValueError for another alignment.
+    """
+    if alignment not in _SCALE_SHIFT:
+        raise ValueError(f"alignment must be one of {', '.join(ALIGNMENTS)}, got {alignment!r}")
+    s, t = _SCALE_SHIFT[alignment](predicted, truth)
+    return s * np.asarray(predicted, dtype=np.float64) + t
+
+
+def scene_scale(depth: NDArray, intrinsics: Array) -> float:
+    """Mean distance from the camera to the points of a depth map [h, w], over its finite pixels above 0.
+
+    The bundled model is trained to have 1 here in the first frame. Raises ValueError if no pixel is valid.
+    """
+    valid = np.isfinite(depth) & (depth > 0)
+    if not valid.any():
+        raise ValueError("the depth map has no valid pixel: its scene has no scale; start at a frame that has depth")
+    points = unproject(np.where(valid, depth, 0), intrinsics)[valid]
+    return float(np.linalg.norm(points, axis=-1).mean(dtype=np.float64))
+
+
+def umeyama(source: Array, target: Array, scale: bool = True) -> tuple[float, Array, Array]:
+    """s, R [3, 3], t [3] of least mean |s R source + t - target|^2 over points [N, 3]; without scale, s is 1.
+
+    Umeyama, Least-squares estimation of transformation parameters between two point patterns, PAMI 1991. Source
+    points that all coincide have neither scale nor rotation: s is 1, R the identity. If they lie on a line, R is one
+    of the best.
+    """
+    source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
+    if source.std(axis=0).max() <= STILL * np.abs(source).max():
+        return 1.0, np.eye(3), target_mean - source_mean
+    covariance = (target - target_mean).T @ (source - source_mean) / len(source)  # eq. 38
+    U, D, Vt = np.linalg.svd(covariance)
+    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])  # eq. 39, 43: no reflection
+    R = (U * signs) @ Vt
+    s = float(D @ signs / source.var(axis=0).sum()) if scale else 1.0  # eq. 42
+    return s, R, target_mean - s * R @ source_mean
+
+
+@dataclass(frozen=True)
+class PoseErrors:
+    """Of one trajectory, after its Sim(3) alignment; root mean squares."""
+
+    ate: float  # of the camera centres, in the truth's unit
+    rpe_translation: float  # from frame to frame, in the truth's unit
+    rpe_rotation: float  # from frame to frame, degrees
+
+
+def pose_errors(T_world_cam: Array, T_world_cam_true: Array) -> PoseErrors:
+    """Absolute and relative errors of camera-to-world poses [N, 4, 4], as `evo_ape -as` and `evo_rpe -as -d 1 -u f`.
+
+    Raises ValueError if the shapes differ or N is below 2.
+    """
+    _check_trajectories(T_world_cam, T_world_cam_true)
+    centres, centres_true = T_world_cam[:, :3, 3], T_world_cam_true[:, :3, 3]
+    s, R, t = umeyama(centres, centres_true)
+    moved = T_world_cam.copy()
+    moved[:, :3, 3] *= s  # the rest of the alignment leaves motions as they are
+    error = np.linalg.inv(_motions(T_world_cam_true)) @ _motions(moved)  # [N - 1, 4, 4]
+    return PoseErrors(
+        ate=_rms(np.linalg.norm(s * centres @ R.T + t - centres_true, axis=1)),
+        rpe_translation=_rms(np.linalg.norm(error[:, :3, 3], axis=1)),
+        rpe_rotation=_rms(_degrees(error)),
+    )
+
+
+def first_frame_errors(T_world_cam: Array, T_world_cam_true: Array, scale_true: float) -> tuple[Array, Array]:
+    """Rotation error [N], degrees, and distance of the camera centres [N], model units; nothing is fitted.
+
+    Camera-to-world poses [N, 4, 4], each trajectory seen from its own first camera; scale_true, the `scene_scale` of
+    the first true depth, divides the true translations. Raises ValueError if the shapes differ or N is below 2.
+    """
+    _check_trajectories(T_world_cam, T_world_cam_true)
+    T_first_cam = inverse(T_world_cam[0]) @ T_world_cam
+    T_first_cam_true = inverse(T_world_cam_true[0]) @ T_world_cam_true
+    T_first_cam_true[:, :3, 3] /= scale_true
+    distance = np.linalg.norm(T_first_cam[:, :3, 3] - T_first_cam_true[:, :3, 3], axis=1)
+    return _degrees(np.linalg.inv(T_first_cam_true) @ T_first_cam), distance
+
+
+def _valid_pixels(predicted: NDArray, truth: NDArray) -> tuple[Array, Array]:
+    p, g = np.asarray(predicted, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    if p.shape != g.shape or p.ndim != 1 or not p.size:
+        raise ValueError(
+            f"predicted and true depth must be one number per valid pixel and at least one, got {p.shape} and {g.shape}"
+        )
+    return p, g
+
+
+def _check_trajectories(poses: Array, poses_true: Array) -> None:
+    if poses.shape != poses_true.shape or poses.shape[1:] != (4, 4) or len(poses) < 2:
+        raise ValueError(
+            f"predicted and true poses must be [N, 4, 4] with N of at least 2, got {poses.shape} and {poses_true.shape}"
+        )
+
+
+def _motions(T_world_cam: Array) -> Array:
+    """Poses [N, 4, 4] -> each frame's pose in the camera before it [N - 1, 4, 4]."""
+    return np.linalg.inv(T_world_cam[:-1]) @ T_world_cam[1:]
+
+
+def _degrees(T: Array) -> Array:
+    """Angles of rotation [N] of transforms [N, 4, 4]."""
+    return np.rad2deg(Rotation.from_matrix(T[:, :3, :3]).magnitude())
+
+
+def _rms(x: Array) -> float:
+    return float(np.sqrt(np.mean(x**2)))
