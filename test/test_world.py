@@ -7,10 +7,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from rosbags.highlevel import AnyReader
 
 from xsvggt_ros.cli import main
 from xsvggt_ros.geometry import inverse, rotation_matrix, transform, unproject
+from xsvggt_ros.ros.conversions import decode_intrinsics, stamp_ns
+from xsvggt_ros.sequences import open_sequence
 from xsvggt_ros.world import Scene, furnish, make_room, pinhole, render, stream, trajectory, write_folder
+from xsvggt_ros.world.bag import TOPICS, write_bag
 from xsvggt_ros.world.scene import BALLS, ROUNDS
 from xsvggt_ros.world.texture import TEXTURES, sample
 
@@ -296,3 +300,54 @@ def test_command_writes_a_sequence(tmp_path, capsys):
     assert main([*arguments, str(tmp_path)]) == 2
     assert "not empty" in capsys.readouterr().err
     assert main([*arguments, str(tmp_path / "none"), "--frames", "0"]) == 2
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return list(stream(2, 3, WIDTH, HEIGHT, "handheld"))
+
+
+@pytest.fixture(scope="module")
+def bag(frames, tmp_path_factory):
+    path = tmp_path_factory.mktemp("world") / "new" / "bag"
+    write_bag(frames, path)
+    return path
+
+
+def test_bag_plays_as_the_camera_recorded_it(bag, frames):
+    with open_sequence(bag) as sequence:
+        images = list(sequence)
+    assert sequence.length == len(images) == 3 and not sequence.skipped
+    for image, frame in zip(images, frames, strict=True):
+        assert np.array_equal(image.image, frame.rgb) and np.array_equal(image.intrinsics, frame.intrinsics)
+        assert (image.stamp_ns, image.frame_id) == (frame.stamp_ns, "camera")
+
+
+def test_bag_holds_the_true_depth_and_pose(bag, frames):
+    found: dict[str, list] = {topic: [] for topic in TOPICS}
+    with AnyReader([bag]) as reader:
+        for connection, time, data in reader.messages():
+            found[connection.topic].append((time, reader.deserialize(data, connection.msgtype)))
+    for i, frame in enumerate(frames):
+        assert {found[topic][i][0] for topic in TOPICS} == {frame.stamp_ns}
+        depth, info, tf = (found[topic][i][1] for topic in ("/camera/depth/image", "/camera/depth/camera_info", "/tf"))
+        (stamped,) = tf.transforms
+        assert depth.encoding == "32FC1" and depth.header == info.header and stamp_ns(depth.header) == frame.stamp_ns
+        assert np.array_equal(depth.data.view("<f4").reshape(HEIGHT, WIDTH), frame.depth)
+        assert np.array_equal(decode_intrinsics(info, frame.depth.shape), frame.intrinsics)
+        assert (stamped.header.frame_id, stamped.child_frame_id) == ("room", "camera")
+        t, q = stamped.transform.translation, stamped.transform.rotation
+        np.testing.assert_allclose((t.x, t.y, t.z), frame.T_world_cam[:3, 3])
+        rotation = rotation_matrix(np.array([q.x, q.y, q.z, q.w]))
+        np.testing.assert_allclose(rotation, frame.T_world_cam[:3, :3], atol=1e-9)
+    assert {len(messages) for messages in found.values()} == {3}
+
+
+def test_command_writes_a_bag_that_replays(tmp_path, capsys):
+    bag = tmp_path / "bag"
+    arguments = ["world", "--format", "bag", "--frames", "2", "--width", "56", "--height", "42", "--output", str(bag)]
+    assert main(arguments) == 0
+    assert main(["replay", str(bag), "--output", str(tmp_path / "replay")]) == 0
+    assert "2 frames, 0 images skipped" in capsys.readouterr().out
+    assert main(arguments) == 2
+    assert "exists already" in capsys.readouterr().err

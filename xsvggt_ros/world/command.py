@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xsvggt world`: a synthetic sequence with its truth, as files."""
+"""`xsvggt world`: a synthetic sequence with its truth, as files or as a rosbag2."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from xsvggt_ros.world.bag import write_bag
 from xsvggt_ros.world.motion import MOTIONS
 from xsvggt_ros.world.sequence import stream, write_folder
 
+FORMATS = {"folder": write_folder, "bag": write_bag}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, required=True, help="empty folder for rgb/, depth/, poses, intrinsics")
+    parser.add_argument("--output", type=Path, required=True, help="new folder to write into")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="folder",
+        help="folder: rgb/, depth/, poses, intrinsics; bag: rosbag2 of the camera's topics, true depth and TF "
+        "(default: folder)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the room (default: 0)")
     parser.add_argument("--frames", type=int, default=300, metavar="N", help="images to render (default: 300)")
     parser.add_argument("--width", type=int, default=320, help="pixels (default: 320)")
@@ -27,5 +37,5 @@ def run(args: argparse.Namespace) -> int:
     if min(args.frames, args.width, args.height) < 1 or args.seed < 0:
         raise ValueError("frames, width and height must be at least 1, seed at least 0")
     frames = stream(args.seed, args.frames, args.width, args.height, args.motion, args.rate)
-    write_folder(tqdm(frames, total=args.frames, unit="frame"), args.output)
+    FORMATS[args.format](tqdm(frames, total=args.frames, unit="frame"), args.output)
     return 0

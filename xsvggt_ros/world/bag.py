@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A synthetic sequence as a rosbag2: a camera's topics, and beside them the true depth and the true pose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rosbags.rosbag2 import StoragePlugin, Writer
+
+from xsvggt_ros.bag import TYPES
+from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.geometry import R_WORLD_OPTICAL, rigid
+from xsvggt_ros.ros.conversions import FrameMessages, InputCounts
+from xsvggt_ros.sequences import FRAME_ID
+from xsvggt_ros.stream import Frame, Status
+from xsvggt_ros.world.sequence import WorldFrame
+
+TOPICS = {
+    "/camera/image_raw": "sensor_msgs/msg/Image",  # rgb8
+    "/camera/camera_info": "sensor_msgs/msg/CameraInfo",
+    "/camera/depth/image": "sensor_msgs/msg/Image",  # 32FC1, metres
+    "/camera/depth/camera_info": "sensor_msgs/msg/CameraInfo",
+    "/tf": "tf2_msgs/msg/TFMessage",  # the camera's optical frame in the room
+}
+CONFIG = NodeConfig(world_frame="room")
+
+
+def write_bag(frames: Iterable[WorldFrame], path: Path) -> None:
+    """Writes a new rosbag2 folder (mcap) with the topics of `TOPICS`, one message of each per frame, at its stamp.
+
+    Raises ValueError if the path exists, OSError if it cannot be written.
+    """
+    if path.exists():
+        raise ValueError(f"{path} exists already: choose another folder")
+    messages = FrameMessages(TYPES.types.__getitem__)
+    # Not version 9, whose QoS is no longer the text that Humble expects.
+    with Writer(path, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        connections = {topic: writer.add_connection(topic, kind, typestore=TYPES) for topic, kind in TOPICS.items()}
+        for index, frame in enumerate(frames):
+            for topic, message in _messages(messages, index, frame).items():
+                writer.write(connections[topic], frame.stamp_ns, TYPES.serialize_cdr(message, TOPICS[topic]))
+
+
+def _messages(messages: FrameMessages, index: int, frame: WorldFrame) -> dict[str, Any]:
+    made = messages.convert(_truth(index, frame), frame.stamp_ns, FRAME_ID, CONFIG, InputCounts())
+    depth, info = made["~/depth/image"](), made["~/depth/camera_info"]()
+    colour = replace(depth, encoding="rgb8", step=3 * depth.width, data=frame.rgb.reshape(-1))
+    return {
+        "/camera/image_raw": colour,
+        "/camera/camera_info": info,
+        "/camera/depth/image": depth,
+        "/camera/depth/camera_info": info,
+        "/tf": made["/tf"](),
+    }
+
+
+def _truth(index: int, frame: WorldFrame) -> Frame:
+    """What a perfect stream would say, in a world of optical axes whose ROS form is the room."""
+    return Frame(
+        index=index,
+        T_world_cam=rigid(R_WORLD_OPTICAL.T, np.zeros(3)) @ frame.T_world_cam,
+        intrinsics=frame.intrinsics,
+        depth=frame.depth,
+        confidence=np.ones_like(frame.depth),
+        image=frame.rgb,
+        status=Status(),
+    )
