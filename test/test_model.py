@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from xsvggt_ros.cache import CacheShape, KVCache
 from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.model import StreamVGGT, load_model
 from xsvggt_ros.model.attention import MANY, attention_backend, frame_causal, matmul_by_head, sdpa
-from xsvggt_ros.model.config import MODELS
+from xsvggt_ros.model.config import MODELS, TrackConfig
 
 CPU = torch.device("cpu")
 EXACT = CacheConfig(policy="full", key_bits=16, value_bits=16, camera_window=0)
@@ -52,12 +54,22 @@ def test_a_frame_does_not_see_the_future_and_does_see_the_past(model):
 @torch.inference_mode()
 def test_sequences_of_a_batch_do_not_mix(model):
     both = torch.cat([images(3), images(3).flip(1)])
-    points = torch.tensor([[[10.0, 20.0]], [[30.0, 40.0]]])
-    together = model(both, query_points=points)
+    together = model(both)
     for b in range(2):
-        alone = model(both[b : b + 1], query_points=points[b : b + 1])
-        torch.testing.assert_close(together.depth[b], alone.depth[0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(together.tracks[b], alone.tracks[0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(together.depth[b], model(both[b : b + 1]).depth[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_tracks_of_a_batch_do_not_mix():
+    track = TrackConfig(features=32, out_channels=(32, 32, 64, 64), iterations=2, corr_levels=3, corr_radius=2, width=48)
+    torch.manual_seed(0)
+    model = StreamVGGT(replace(MODELS["demo"], track=track), heads=("track",)).eval()
+    both = torch.cat([images(3), images(3).flip(1)])
+    points = torch.tensor([[[10.0, 20.0]], [[30.0, 40.0]]])
+    together = model(both, query_points=points).tracks
+    for b in range(2):
+        alone = model(both[b : b + 1], query_points=points[b : b + 1]).tracks
+        torch.testing.assert_close(together[b], alone[0], rtol=1e-3, atol=1e-3)
 
 
 def test_heads_that_are_not_needed_are_not_there():

@@ -2,10 +2,10 @@
 import pytest
 import torch
 
-from xsvggt_ros.model.config import MODELS
+from xsvggt_ros.model.config import TrackConfig
 from xsvggt_ros.model.track_head import TrackHead, motion_embedding, position_embedding, sample
 
-CONFIG = MODELS["demo"].track
+CONFIG = TrackConfig(features=32, out_channels=(32, 32, 64, 64), iterations=4, corr_levels=4, corr_radius=3, width=96)
 GRID = (4, 5)  # patches; feature maps of 28 x 35, images of 56 x 70
 WIDTH = 24
 

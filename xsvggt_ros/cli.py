@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": ("play images to the node over ROS 2 and write a report of what comes back", "xsvggt_ros.demo"),
     "parameters": ("print every parameter with its default", "xsvggt_ros.parameters_file"),
     "world": ("render a synthetic room with exact depth and poses", "xsvggt_ros.world.command"),
+    "train": ("train a small network on synthetic rooms", "xsvggt_ros.training.command"),
     "bench": ("time the steps of a model", "xsvggt_ros.bench"),
 }
 

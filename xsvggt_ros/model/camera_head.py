@@ -37,18 +37,20 @@ class CameraHead(nn.Module):
         therefore holds one key per iteration, which is how the published model runs.
         """
         tokens = self.token_norm(tokens.to(self.token_norm.weight.dtype))  # [B, S, 2C]
-        base = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
-        pose, poses = None, []
-        for _ in range(ITERATIONS):
-            embedded = self.embed_pose(self.empty_pose_tokens.expand(*tokens.shape[:2], -1) if pose is None else pose)
-            shift, scale, gate = self.poseLN_modulation(embedded).chunk(3, dim=-1)
-            x = tokens + gate * (base * (1 + scale) + shift)
-            for i, block in enumerate(self.trunk):
-                x = block(x, attend(i))
-            delta = self.pose_branch(self.trunk_norm(x))
-            pose = delta if pose is None else pose + delta
+        empty = self.empty_pose_tokens.expand(*tokens.shape[:2], -1)
+        pose, poses = torch.zeros_like(empty), []
+        for iteration in range(ITERATIONS):
+            pose = pose + self.delta(tokens, pose if iteration else empty, attend)
             poses.append(activate_pose(pose))
         return torch.stack(poses)
+
+    def delta(self, tokens: Tensor, pose: Tensor, attend: Callable[[int], Attend]) -> Tensor:
+        """What one iteration adds to poses [B, S, 9], before activation; tokens [B, S, 2C] are normalised."""
+        shift, scale, gate = self.poseLN_modulation(self.embed_pose(pose)).chunk(3, dim=-1)
+        x = tokens + gate * (F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6) * (1 + scale) + shift)
+        for i, block in enumerate(self.trunk):
+            x = block(x, attend(i))
+        return self.pose_branch(self.trunk_norm(x))
 
 
 def activate_pose(pose: Tensor) -> Tensor:

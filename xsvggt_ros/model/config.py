@@ -47,7 +47,7 @@ class ModelConfig:
     camera: TransformerConfig
     dpt: DPTConfig
     taps: tuple[int, int, int, int]
-    track: TrackConfig
+    track: TrackConfig | None  # None: it has no tracker
     mlp_ratio: float = 4.0
     patch_size: int = 14
     registers: int = 4
@@ -87,13 +87,6 @@ MODELS = {
         camera=TransformerConfig(depth=2, heads=6),
         dpt=DPTConfig(features=64, out_channels=(64, 64, 128, 128)),
         taps=(1, 2, 3, 5),
-        track=TrackConfig(
-            features=32,
-            out_channels=(32, 32, 64, 64),
-            iterations=4,
-            corr_levels=4,
-            corr_radius=3,
-            width=96,
-        ),
+        track=None,
     ),
 }

@@ -24,7 +24,7 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None) -> St
 
     Raises ValueError or FileNotFoundError if device, attention or weights cannot be had, naming the remedy.
     """
-    device = _device(config.device)
+    device = open_device(config.device)
     dtype = _dtype(config.dtype, device)
     attend = attention_backend(config.attention, device, dtype)
     if heads is None:
@@ -52,7 +52,8 @@ def weight_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if exact else dtype
 
 
-def _device(name: str) -> torch.device:
+def open_device(name: str) -> torch.device:
+    """The device of that name, or for "auto" the fastest. Raises ValueError if it cannot be used."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -55,7 +55,7 @@ class StreamVGGT(nn.Module):
         self.camera_head = CameraHead(config)
         self.depth_head = DPTHead(width, config.dpt, outputs=2)
         self.point_head = DPTHead(width, config.dpt, outputs=4) if "point" in heads else None
-        self.track_head = TrackHead(width, config.track) if "track" in heads else None
+        self.track_head = TrackHead(width, config.track) if "track" in heads and config.track else None
 
     def forward(self, images: Tensor, causal: bool = True, query_points: Tensor | None = None) -> Predictions:
         """Whole sequences at once: images [B, S, 3, H, W] in [0, 1], sides multiples of the patch size.
@@ -75,7 +75,7 @@ class StreamVGGT(nn.Module):
         taps = self.aggregator(x, grid, self.attend, among(self.attend, x.shape[2]))
         # Float32, which not every backend takes.
         poses = self.camera_head(taps[-1][:, :, 0], among(sdpa, 1))
-        predictions = self._dense(taps, grid, poses)
+        predictions = self.dense(taps, grid, poses)
         if query_points is not None:
             self._track(predictions, taps, grid, query_points)
         return predictions
@@ -95,7 +95,7 @@ class StreamVGGT(nn.Module):
         poses = self.camera_head(taps[-1][:, :, 0], lambda block: cache.camera.attend(block, sdpa))
         cache.end_frame()
         mark("camera")
-        predictions = self._dense(taps, grid, poses)
+        predictions = self.dense(taps, grid, poses)
         mark("dense")
         return predictions
 
@@ -107,7 +107,8 @@ class StreamVGGT(nn.Module):
             raise ValueError(f"image sides must be positive multiples of {patch}, got {width}x{height}")
         return height // patch, width // patch
 
-    def _dense(self, taps: list[Tensor], grid: tuple[int, int], poses: Tensor) -> Predictions:
+    def dense(self, taps: list[Tensor], grid: tuple[int, int], poses: Tensor) -> Predictions:
+        """The dense heads on the aggregator's tokens, for each tap [B, S, P, 2C], beside poses already predicted."""
         shape = taps[0].shape[:2]
         patches = [tap[:, :, self.config.specials :].flatten(0, 1) for tap in taps]  # [B * S, n, 2C]
         depth, depth_confidence = self.depth_head(patches, grid).unflatten(0, shape).exp().unbind(2)
@@ -120,7 +121,7 @@ class StreamVGGT(nn.Module):
 
     def _track(self, predictions: Predictions, taps: list[Tensor], grid: tuple[int, int], queries: Tensor) -> None:
         if self.track_head is None:
-            raise ValueError("query_points need the track head: build StreamVGGT with heads that include 'track'")
+            raise ValueError("query_points need a track head: this StreamVGGT was configured or built without one")
         specials = self.config.specials
         each = [
             self.track_head([tap[b, :, specials:] for tap in taps], grid, queries[b]) for b in range(queries.shape[0])

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xsvggt train`: a small network from scratch on synthetic rooms, resumable at any moment."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from tqdm import tqdm
+
+from xsvggt_ros.model.config import MODELS
+from xsvggt_ros.model.loading import open_device
+from xsvggt_ros.training.curves import draw_curves
+from xsvggt_ros.training.trainer import Run, Trainer, export
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="folder for checkpoint.pt, model.safetensors and the curves; a run whose checkpoint is there goes on",
+    )
+    parser.add_argument("--steps", type=int, default=10_000, metavar="N", help="in all (default: %(default)s)")
+    parser.add_argument("--init", type=Path, metavar="FILE", help="weights to start a new run from (default: random)")
+    parser.add_argument("--model", choices=MODELS, default="demo", help="named configuration (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=112, help="of the images, pixels (default: %(default)s)")
+    parser.add_argument("--height", type=int, default=84, help="of the images, pixels (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that share a batch (default: one per core on a CPU, else 1)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains until done or interrupted (Ctrl-C, SIGTERM), then writes the weights and curves; returns the exit code.
+
+    Raises ValueError or OSError with the reason.
+    """
+    device = open_device(args.device)
+    workers = args.workers or (torch.get_num_threads() if device.type == "cpu" else 1)
+    if min(args.steps, workers) < 1:
+        raise ValueError("steps and workers must be at least 1")
+    patch = MODELS[args.model].patch_size
+    if min(args.width, args.height) < patch or args.width % patch or args.height % patch:
+        raise ValueError(f"width and height must be multiples of {patch}, got {args.width}x{args.height}")
+    if workers > 1 and device.type != "cpu":
+        raise ValueError("several workers are for CPUs: leave workers out")
+    args.output.mkdir(parents=True, exist_ok=True)
+    run = Run(args.output, args.model, args.steps, args.width, args.height, device, args.init, workers=workers)
+    trainer = _train(run)
+    export(trainer.model, args.output / "model.safetensors")
+    draw_curves(args.output)
+    hours = trainer.seconds / 3600
+    print(f"step {trainer.step} of {run.steps} after {hours:.2f} h: {args.output / 'model.safetensors'}")
+    return 0
+
+
+def _train(run: Run) -> Trainer:
+    """This process is the first worker; the others are its children."""
+    if run.workers > 1:
+        meeting = run.folder / ".workers"
+        meeting.unlink(missing_ok=True)
+        others = multiprocessing.spawn(_other_worker, (run, meeting), run.workers - 1, join=False)
+        _join(run, meeting)
+    trainer = Trainer(run)
+
+    def stop(*_: object) -> None:
+        trainer.stop = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    with tqdm(trainer.train(), initial=trainer.step, total=run.steps, unit="step") as steps:
+        for _ in steps:
+            pass
+    if run.workers > 1:
+        others.join()
+        dist.destroy_process_group()
+        meeting.unlink(missing_ok=True)
+    return trainer
+
+
+def _other_worker(index: int, run: Run, meeting: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first worker tells when to stop
+    run = replace(run, rank=index + 1)
+    _join(run, meeting)
+    for _ in Trainer(run).train():
+        pass
+    dist.destroy_process_group()
+
+
+def _join(run: Run, meeting: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all on this machine
+    store = dist.FileStore(str(meeting), run.workers)
+    dist.init_process_group("gloo", store=store, rank=run.rank, world_size=run.workers)

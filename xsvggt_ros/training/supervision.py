@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked of the inner layers in training only: without it the pose stays constant for long.
+
+Patches must find the same place in other frames (by their encoding, and by one attention head of some global
+blocks), and linear readouts must tell where patches and cameras are. None of it is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xsvggt_ros.model.blocks import Attend
+from xsvggt_ros.model.config import ModelConfig
+from xsvggt_ros.training.batches import Batch
+from xsvggt_ros.training.losses import relative_pose_loss
+
+MATCHING_BLOCKS = (1, 2, 3)  # global blocks
+MATCHING_HEAD = 0
+DESCRIPTOR = 64  # channels that tell patches apart
+SHARPNESS = 10.0  # of the comparison of two descriptors, at first
+OCCLUDED = 0.05  # of the depth: more between a point and what the other frame sees there, and it is hidden
+POINT, FLOW, POSE = 3, 2, 7  # channels of a readout
+
+
+class Matches:
+    """Where the middle of every patch of a frame lies in the patch grid of every other."""
+
+    def __init__(self, batch: Batch, grid: tuple[int, int], patch: int):
+        rows, columns = grid
+        device = batch.depth.device
+        v, u = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
+        middle = (torch.stack([u, v], -1).flatten(0, 1) * patch + patch // 2).to(batch.depth)  # [n, 2]
+        index = middle.long()
+        self.points = batch.points(middle, batch.depth[..., index[:, 1], index[:, 0]])  # [B, S, n, 3]
+        pixels, depth = _project(batch, self.points)  # [B, S, S, n, 2], [B, S, S, n]: of frame t in frame s
+        self.place = (pixels - patch // 2) / patch  # column and row in s, of patches of t
+        self.visible = _visible(batch, pixels, depth)  # [B, S, S, n]
+        seen_before = torch.ones(self.visible.shape[1:3], device=device).tril(-1)  # t sees s < t only
+        self.weight = self.visible * seen_before[:, :, None]
+        self.target = _hats(self.place, rows, columns)  # [B, S, S, n, rows * columns]
+
+    def loss(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Cross-entropy of softmax(queries keys^T) of patches, [B, S, n, d] both, against the true places."""
+        logits = torch.einsum("btnd,bsmd->btsnm", queries.float(), keys.float())
+        entropy = -(self.target * logits.log_softmax(-1)).sum(-1)
+        return (entropy * self.weight).sum() / self.weight.sum().clamp(min=1)
+
+
+def _project(batch: Batch, points: Tensor) -> tuple[Tensor, Tensor]:
+    """World points [B, T, n, 3] in every camera s: pixels [B, T, S, n, 2] and depth [B, T, S, n]."""
+    rotation, position = batch.T_world_cam[..., :3, :3], batch.T_world_cam[..., :3, 3]  # [B, S, 3, 3], [B, S, 3]
+    in_camera = (points[:, :, None] - position[:, None, :, None]) @ rotation[:, None]
+    depth = in_camera[..., 2]
+    image = in_camera @ batch.intrinsics.T
+    return image[..., :2] / depth.clamp(min=1e-3)[..., None], depth
+
+
+def _visible(batch: Batch, pixels: Tensor, depth: Tensor) -> Tensor:
+    """1 where a projected point is in the image and not hidden, else 0; [B, T, S, n]."""
+    height, width = batch.depth.shape[-2:]
+    column, row = pixels.round().long().unbind(-1)
+    inside = (depth > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    flat = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)  # [B, T, S, n]
+    maps = batch.depth.flatten(2)[:, None].expand(-1, flat.shape[1], -1, -1)
+    seen = maps.gather(-1, flat)
+    return (inside & ((seen - depth).abs() < OCCLUDED * seen)).float()
+
+
+def _hats(place: Tensor, rows: int, columns: int) -> Tensor:
+    """Bilinear weights of the grid's patches about each place (column, row) [..., 2] -> [..., rows * columns]."""
+
+    def along(x: Tensor, count: int) -> Tensor:
+        return (1 - (x.clamp(0, count - 1)[..., None] - torch.arange(count, device=x.device)).abs()).relu()
+
+    horizontal, vertical = along(place[..., 0], columns), along(place[..., 1], rows)
+    return (vertical[..., None] * horizontal[..., None, :]).flatten(-2)
+
+
+class Supervision(nn.Module):
+    """The training-only heads."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        width = 2 * config.width
+        self.descriptor = nn.Linear(config.width, DESCRIPTOR)
+        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
+        self.patches = nn.ModuleList(nn.Linear(width, POINT + 2 * FLOW) for _ in config.taps)
+        self.cameras = nn.ModuleList(nn.Linear(width, 2 * POSE) for _ in config.taps)
+
+    def losses(
+        self,
+        batch: Batch,
+        matches: Matches,
+        encoded: Tensor,
+        attention: list[tuple[Tensor, Tensor]],
+        taps: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Losses by name, of what network.Output holds."""
+        tokens = [F.layer_norm(tap.float(), tap.shape[-1:]) for tap in taps]
+        specials = self.config.specials
+        return {
+            "encoder match": self._encoder_match(matches, encoded),
+            "attention match": self._attention_match(matches, attention),
+            "patch readout": _mean(
+                _patch_loss(head(x[:, :, specials:]), matches) for head, x in zip(self.patches, tokens, strict=True)
+            ),
+            "camera readout": _mean(
+                _camera_loss(head(x[:, :, 0]), batch) for head, x in zip(self.cameras, tokens, strict=True)
+            ),
+        }
+
+    def _encoder_match(self, matches: Matches, encoded: Tensor) -> Tensor:
+        descriptors = F.normalize(self.descriptor(encoded.float()), dim=-1)
+        return matches.loss(self.sharpness * descriptors, descriptors)
+
+    def _attention_match(self, matches: Matches, attention: list[tuple[Tensor, Tensor]]) -> Tensor:
+        def patches(x: Tensor) -> Tensor:
+            x = x[:, :, MATCHING_HEAD].unflatten(1, (matches.points.shape[1], -1))
+            return x[:, :, self.config.specials :]
+
+        return _mean(matches.loss(patches(q) * q.shape[-1] ** -0.5, patches(k)) for q, k in attention)
+
+
+def _mean(losses: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(losses)).mean()
+
+
+def _patch_loss(readout: Tensor, matches: Matches) -> Tensor:
+    """Readout [B, S, n, 7]: the patch's world point; its way in the grid to the first frame and to the one before."""
+    point, *flows = readout.split((POINT, FLOW, FLOW), -1)
+    distance = matches.points.norm(dim=-1, keepdim=True).clamp(min=1)
+    loss = ((point - matches.points) / distance).norm(dim=-1).mean()
+    own = matches.place.diagonal(dim1=1, dim2=2).movedim(-1, 1)  # [B, S, n, 2]
+    frames = torch.arange(own.shape[1], device=own.device)
+    for flow, other in zip(flows, (0 * frames, (frames - 1).clamp(min=0)), strict=True):
+        moved = (matches.place[:, frames, other] - own) / 8
+        weight = matches.weight[:, frames, other]
+        loss = loss + ((flow - moved).abs().sum(-1) * weight).sum() / weight.sum().clamp(min=1)
+    return loss
+
+
+def _camera_loss(readout: Tensor, batch: Batch) -> Tensor:
+    """Readout [B, S, 14]: the pose, and the pose seen from the frame before."""
+    pose, step = readout.split(POSE, -1)
+    pairs = ((pose, batch.pose), (step, batch.step))
+    return torch.stack([relative_pose_loss(said, true[..., :POSE]).mean() for said, true in pairs]).sum()
+
+
+def recording(attend: Callable[[int], Attend], into: list[tuple[Tensor, Tensor]]) -> Callable[[int], Attend]:
+    """The same attention, which also notes the queries and keys of MATCHING_BLOCKS."""
+
+    def for_layer(layer: int) -> Attend:
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            into.append((q, k))
+            return attend(layer)(q, k, v)
+
+        return run if layer in MATCHING_BLOCKS else attend(layer)
+
+    return for_layer

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training run: schedule, steps, checkpoints from which it can go on, curves, and the export."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from xsvggt_ros.model.config import MODELS
+from xsvggt_ros.model.streamvggt import StreamVGGT
+from xsvggt_ros.model.weights import load_weights
+from xsvggt_ros.training.batches import Batch, held_out_batch, training_batch
+from xsvggt_ros.training.losses import depth_loss, points_loss, pose_loss
+from xsvggt_ros.training.network import new_model, optimizers, run
+from xsvggt_ros.training.supervision import Matches, Supervision
+from xsvggt_ros.training.validation import errors
+
+# From this share of the run on: sequences, frames of each. Long sequences teach little before short ones are learned.
+CURRICULUM = ((0.0, 24, 2), (0.1, 12, 4), (0.25, 8, 6), (0.4, 4, 12), (0.55, 4, 16), (0.75, 4, 24))
+WARM_UP = 100  # steps
+DECAY = 0.4  # of the run, over which the learning rate falls to 0
+CLIP = 1.0  # largest norm of the gradient
+WEIGHTS = {
+    "pose": 2.0, "depth": 1.0, "points": 0.5,
+    "encoder match": 0.1, "attention match": 0.2, "patch readout": 0.3, "camera readout": 0.5,
+}  # fmt: skip
+SAVE_EVERY_S = 120.0
+LOG_EVERY = 10  # steps
+VALIDATE_EVERY = 150  # steps
+VALIDATION_SEEDS, VALIDATION_FRAMES, VALIDATION_INTERVAL = range(900_000, 900_012), 16, 0.25
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be trained, and where it is kept."""
+
+    folder: Path
+    model: str
+    steps: int
+    width: int
+    height: int
+    device: torch.device
+    init: Path | None = None  # weights to start from
+    rank: int = 0  # of this worker; the first one keeps the books
+    workers: int = 1  # processes that share every batch; on a CPU, one per core beats one with many threads
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+
+class Trainer:
+    """A run in progress; a new one, or the one whose checkpoint is in the folder."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        config = MODELS[run.model]
+        self.model = new_model(config, seed=0)
+        self.supervision = Supervision(config)
+        if run.init is not None:
+            load_weights(self.model, run.init, lambda name: torch.float32, "cpu")
+        self.model.to(run.device).train().requires_grad_(True)
+        self.supervision.to(run.device)
+        self.optimizers = optimizers(self.model, self.supervision)
+        self.rates = [group["lr"] for group in self._groups()]
+        self.step = 0
+        self.seconds = 0.0  # spent in all sittings
+        self.stop = False  # set from outside: this worker is to stop
+        self.stopped = False  # all workers are to stop
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if run.checkpoint.exists():
+            self._load()
+
+    def train(self) -> Iterator[int]:
+        """Runs to the last step, or until one worker is asked to stop, yielding after each step.
+
+        A checkpoint is written from time to time and at the end.
+        """
+        started, before = time.monotonic(), self.seconds
+        saved = started
+        while self.step < self.run.steps and not self.stopped:
+            losses = self.train_step()
+            self.seconds = before + time.monotonic() - started
+            if self.run.rank == 0:
+                self._write_curves(losses)
+                if time.monotonic() - saved > SAVE_EVERY_S:
+                    self.save()
+                    saved = time.monotonic()
+            yield self.step
+        if self.run.rank == 0:
+            self.save()
+
+    def train_step(self) -> dict[str, float]:
+        """One optimizer step; the losses by name."""
+        run, share = self.run, self.step / self.run.steps
+        sequences, frames = next(size for start, *size in reversed(CURRICULUM) if share >= start)
+        number = self.step // 2 * run.workers + run.rank  # every batch serves twice: rendering takes its time
+        mirrored = bool(self.step % 2)
+        each = max(1, sequences // run.workers)
+        batch = training_batch(number, each, frames, run.width, run.height, run.device, mirrored)
+        losses = self.losses(batch)
+        total = torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
+        for group, rate in zip(self._groups(), self.rates, strict=True):
+            group["lr"] = rate * min(1, (self.step + 1) / WARM_UP, max(0, 1 - share) / DECAY)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        total.backward()
+        self._average_gradients()
+        norm = nn.utils.clip_grad_norm_(self._parameters(), CLIP)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step += 1
+        return {name: loss.item() for name, loss in losses.items()} | {"total": total.item(), "gradient": norm.item()}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        chosen = self._chosen(batch.images.shape[1])
+        out = run(self.model, batch.images, chosen)
+        predictions = out.predictions
+        depth = batch.depth[:, chosen]
+        matches = Matches(batch, self.model.grid(batch.images), self.model.config.patch_size)
+        losses = {
+            "pose": pose_loss(predictions.pose_iterations, batch.pose),
+            "depth": depth_loss(predictions.depth.float(), predictions.depth_confidence.float(), depth),
+        }
+        if predictions.points is not None and predictions.points_confidence is not None:
+            truth = batch.point_maps()[:, chosen]
+            losses["points"] = points_loss(predictions.points.float(), predictions.points_confidence.float(), truth)
+        return losses | self.supervision.losses(batch, matches, out.encoded, out.attention, out.taps)
+
+    def _average_gradients(self) -> None:
+        """Of all workers, who so also learn that one of them is to stop."""
+        if self.run.workers == 1:
+            self.stopped = self.stop
+            return
+        gradients = [p.grad for p in self._parameters() if p.grad is not None]
+        flat = torch.cat([*(g.flatten() for g in gradients), torch.tensor([float(self.stop)], device=self.run.device)])
+        dist.all_reduce(flat)
+        *shares, stop = (flat / self.run.workers).split([*(g.numel() for g in gradients), 1])
+        for gradient, share in zip(gradients, shares, strict=True):
+            gradient.copy_(share.view_as(gradient))
+        self.stopped = stop.item() > 0
+
+    def _chosen(self, frames: int) -> Tensor:
+        """Half of the frames, on which the dense heads run: they cost as much as all the rest."""
+        generator = torch.Generator().manual_seed(self.step)
+        return torch.randperm(frames, generator=generator)[: (frames + 1) // 2].sort().values.to(self.run.device)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Errors on rooms that are never trained on, in the first frame's scale and pose, without alignment."""
+        r = self.run
+        batch = held_out_batch(VALIDATION_SEEDS, VALIDATION_FRAMES, VALIDATION_INTERVAL, r.width, r.height, r.device)
+        predictions = run(self.model, batch.images, torch.arange(VALIDATION_FRAMES, device=r.device)).predictions
+        return errors(predictions.depth.float(), predictions.pose, batch)
+
+    def save(self) -> None:
+        """Writes the checkpoint; a crash in the middle leaves the one before."""
+        state = {
+            "model": self.model.state_dict(),
+            "supervision": self.supervision.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        partial = self.run.checkpoint.with_suffix(".part")
+        torch.save(state, partial)
+        os.replace(partial, self.run.checkpoint)
+
+    def _load(self) -> None:
+        state = torch.load(self.run.checkpoint, map_location=self.run.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.supervision.load_state_dict(state["supervision"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self.model.parameters(), *self.supervision.parameters()]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def _write_curves(self, losses: dict[str, float]) -> None:
+        if not self.step % LOG_EVERY:
+            self._log("losses.csv", losses)
+        if not self.step % VALIDATE_EVERY:
+            self._log("validation.csv", self.validate())
+
+    def _log(self, name: str, row: dict[str, float]) -> None:
+        path = self.run.folder / name
+        row = {"step": self.step, "seconds": round(self.seconds, 1)} | {k: round(v, 5) for k, v in row.items()}
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def export(model: StreamVGGT, path: Path) -> None:
+    """The weights alone, in float16, as a safetensors file that the ordinary model loads."""
+    save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, path)
