@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images and calibrations from rosbag2 recordings (sqlite3 and mcap), whole or cut off, without ROS."""
+"""rosbag2 recordings (sqlite3 and mcap) without ROS: read, whole or cut off, and written."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import apsw
-from rosbags.rosbag2 import Reader, ReaderError
+from rosbags.rosbag2 import Reader, ReaderError, StoragePlugin, Writer
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys.store import Typestore
 
 try:
     from compression import zstd
@@ -32,6 +33,29 @@ READ_ERRORS = (
 )  # fmt: skip
 
 Rows = Iterator[tuple[str, bytes]]  # topic, serialized message
+
+
+class NewBag:
+    """A rosbag2 (mcap) being written, with one type per topic.
+
+    Raises rosbags' WriterError if the path exists, OSError if it cannot be written.
+    """
+
+    def __init__(self, path: Path, topics: dict[str, str], types: Typestore = TYPES) -> None:
+        self._topics, self._types = topics, types
+        # Not version 9, whose QoS is no longer the text that Humble expects.
+        self._writer = Writer(path, version=8, storage_plugin=StoragePlugin.MCAP)
+        self._writer.open()
+        self._connections = {
+            topic: self._writer.add_connection(topic, kind, typestore=types) for topic, kind in topics.items()
+        }
+
+    def write(self, topic: str, stamp_ns: int, message: Any) -> None:
+        data = self._types.serialize_cdr(message, self._topics[topic])
+        self._writer.write(self._connections[topic], stamp_ns, data)
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class DamagedBag(ValueError):

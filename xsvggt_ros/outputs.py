@@ -11,10 +11,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from xsvggt_ros.bag import NewBag
 from xsvggt_ros.config import NodeConfig, OutputConfig
 from xsvggt_ros.geometry import R_WORLD_OPTICAL, quaternion_xyzw, ros_pose
 from xsvggt_ros.installation import package_file
@@ -167,24 +167,21 @@ class TopicBag:
 
     def __init__(self, path: Path, config: NodeConfig) -> None:
         self._config = config
-        self._types = _message_types()
-        self._messages = FrameMessages(self._types.types.__getitem__)
-        # Not version 9, whose QoS is no longer the text that Humble expects.
-        self._writer = Writer(path, version=8, storage_plugin=StoragePlugin.MCAP)
-        self._writer.open()
-        self._connections = {
-            topic: self._writer.add_connection(topic.replace("~", NODE_NAME), kind, typestore=self._types)
-            for topic, kind in TOPICS.items()
-        }
+        types = _message_types()
+        self._messages = FrameMessages(types.types.__getitem__)
+        self._bag = NewBag(path, {_full_name(topic): kind for topic, kind in TOPICS.items()}, types)
 
     def write(self, image: InputImage, frame: Frame, counts: InputCounts) -> None:
         makers = self._messages.convert(frame, image.stamp_ns, image.frame_id, self._config, counts)
         for topic, make in makers.items():
-            message = self._types.serialize_cdr(make(), TOPICS[topic])
-            self._writer.write(self._connections[topic], image.stamp_ns, message)
+            self._bag.write(_full_name(topic), image.stamp_ns, make())
 
     def close(self) -> None:
-        self._writer.close()
+        self._bag.close()
+
+
+def _full_name(topic: str) -> str:
+    return topic.replace("~", NODE_NAME)
 
 
 def _message_types() -> Typestore:

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rosbags.rosbag2 import StoragePlugin, Writer
 
-from xsvggt_ros.bag import TYPES
+from xsvggt_ros.bag import TYPES, NewBag
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.geometry import R_WORLD_OPTICAL, rigid
 from xsvggt_ros.ros.conversions import FrameMessages, InputCounts
@@ -37,12 +37,10 @@ def write_bag(frames: Iterable[WorldFrame], path: Path) -> None:
     if path.exists():
         raise ValueError(f"{path} exists already: choose another folder")
     messages = FrameMessages(TYPES.types.__getitem__)
-    # Not version 9, whose QoS is no longer the text that Humble expects.
-    with Writer(path, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
-        connections = {topic: writer.add_connection(topic, kind, typestore=TYPES) for topic, kind in TOPICS.items()}
+    with closing(NewBag(path, TOPICS)) as bag:
         for index, frame in enumerate(frames):
             for topic, message in _messages(messages, index, frame).items():
-                writer.write(connections[topic], frame.stamp_ns, TYPES.serialize_cdr(message, TOPICS[topic]))
+                bag.write(topic, frame.stamp_ns, message)
 
 
 def _messages(messages: FrameMessages, index: int, frame: WorldFrame) -> dict[str, Any]:
