@@ -15,12 +15,12 @@ from xsvggt_ros.model.camera_head import ITERATIONS, CameraHead, activate_pose
 from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.model.loading import FIELD_OF_VIEW
 from xsvggt_ros.model.streamvggt import Predictions, StreamVGGT
-from xsvggt_ros.training.supervision import recording
+from xsvggt_ros.training.supervision import Supervision, recording
 
 TRUNK_SCALE = 0.05  # of the camera head's residuals at first: with 1 the pose saturates and stays constant
-RATES = {"blocks": 2e-3, "camera trunk": 5e-4, "camera": 5e-5, "dense": 5e-4}
+RATES = {"blocks": 2e-3, "camera trunk": 5e-4, "camera": 3e-5, "dense": 5e-4}
 # The camera's is so low because tokens of all frames are alike at first: a step of every weight then adds up in the
-# pose, which with 2e-4 was noisier than if it had stayed constant.
+# pose, which with 1e-4 was noisier than if it had stayed constant.
 WEIGHT_DECAY = 0.01
 
 
@@ -111,7 +111,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
 
-def optimizers(model: StreamVGGT, readouts: nn.Module) -> list[torch.optim.Optimizer]:
+def optimizers(model: StreamVGGT, supervision: Supervision) -> list[torch.optim.Optimizer]:
     """Muon (Jordan 2024) for the matrices of the transformer blocks, AdamW for the rest.
 
     Raises ValueError if PyTorch is too old.
@@ -121,7 +121,8 @@ def optimizers(model: StreamVGGT, readouts: nn.Module) -> list[torch.optim.Optim
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in RATES}
     for name, parameter in model.named_parameters():
         groups[_group(name, parameter)].append(parameter)
-    groups["camera"] += readouts.parameters()
+    for name, parameter in supervision.named_parameters():
+        groups["camera" if name.startswith("cameras.") else "dense"].append(parameter)
     blocks, trunk, *rest = ({"params": groups[name], "lr": rate} for name, rate in RATES.items())
     return [
         torch.optim.Muon([blocks, trunk], weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),

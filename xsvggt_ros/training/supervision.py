@@ -138,7 +138,7 @@ def _patch_loss(readout: Tensor, matches: Matches) -> Tensor:
     own = matches.place.diagonal(dim1=1, dim2=2).movedim(-1, 1)  # [B, S, n, 2]
     frames = torch.arange(own.shape[1], device=own.device)
     for flow, other in zip(flows, (0 * frames, (frames - 1).clamp(min=0)), strict=True):
-        moved = (matches.place[:, frames, other] - own) / 8
+        moved = matches.place[:, frames, other] - own
         weight = matches.weight[:, frames, other]
         loss = loss + ((flow - moved).abs().sum(-1) * weight).sum() / weight.sum().clamp(min=1)
     return loss

@@ -31,8 +31,8 @@ WARM_UP = 100  # steps
 DECAY = 0.4  # of the run, over which the learning rate falls to 0
 CLIP = 1.0  # largest norm of the gradient
 WEIGHTS = {
-    "pose": 2.0, "depth": 1.0, "points": 0.5,
-    "encoder match": 0.1, "attention match": 0.2, "patch readout": 0.3, "camera readout": 0.5,
+    "pose": 0.7, "depth": 1.0, "points": 0.5,
+    "encoder match": 0.1, "attention match": 0.2, "patch readout": 0.3, "camera readout": 0.25,
 }  # fmt: skip
 SAVE_EVERY_S = 120.0
 LOG_EVERY = 10  # steps
