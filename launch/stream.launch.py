@@ -25,7 +25,7 @@ ARGUMENTS = {
 # Parameters of the node that are arguments too: those given override the parameter file.
 PARAMETERS = {
     "image_transport": "raw (sensor_msgs/Image) or compressed (CompressedImage on <image_topic>/compressed).",
-    "weights": "Checkpoint: .pt, .pth or .safetensors.",
+    "weights": "Checkpoint: .pt, .pth or .safetensors; empty: the one that comes with the model.",
     "model": "Named model configuration the weights belong to.",
     "world_frame": "Parent frame of the published pose.",
     "base_frame": "Child frame of the published pose.",

@@ -9,6 +9,7 @@ from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.model import StreamVGGT, load_model
 from xsvggt_ros.model.attention import MANY, attention_backend, frame_causal, matmul_by_head, sdpa
 from xsvggt_ros.model.config import MODELS, TrackConfig
+from xsvggt_ros.model.loading import RANDOM
 
 CPU = torch.device("cpu")
 EXACT = CacheConfig(policy="full", key_bits=16, value_bits=16, camera_window=0)
@@ -16,7 +17,7 @@ EXACT = CacheConfig(policy="full", key_bits=16, value_bits=16, camera_window=0)
 
 @pytest.fixture(scope="module")
 def model() -> StreamVGGT:
-    return load_model(StreamConfig(dtype="float32"), heads=("point", "track"))
+    return load_model(StreamConfig(weights=RANDOM, dtype="float32"), heads=("point",))
 
 
 def images(frames: int, height: int = 84, width: int = 112) -> torch.Tensor:
@@ -61,7 +62,7 @@ def test_sequences_of_a_batch_do_not_mix(model):
 
 @torch.inference_mode()
 def test_tracks_of_a_batch_do_not_mix():
-    track = TrackConfig(features=32, out_channels=(32, 32, 64, 64), iterations=2, corr_levels=3, corr_radius=2, width=48)
+    track = TrackConfig(features=8, out_channels=(8, 8, 16, 16), iterations=2, corr_levels=3, corr_radius=2, width=48)
     torch.manual_seed(0)
     model = StreamVGGT(replace(MODELS["demo"], track=track), heads=("track",)).eval()
     both = torch.cat([images(3), images(3).flip(1)])
@@ -80,12 +81,13 @@ def test_heads_that_are_not_needed_are_not_there():
 
 
 def test_random_weights_are_the_same_every_time():
-    first, second = (load_model(StreamConfig()).state_dict() for _ in range(2))
+    first, second = (load_model(StreamConfig(weights=RANDOM)).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_nothing_is_left_uninitialised():
-    for name, tensor in load_model(StreamConfig(dtype="float32"), heads=("point", "track")).state_dict().items():
+    model = load_model(StreamConfig(weights=RANDOM, dtype="float32"), heads=("point",))
+    for name, tensor in model.state_dict().items():
         assert tensor.isfinite().all() and tensor.abs().max() < 10, name
 
 
@@ -147,7 +149,7 @@ def test_full_size_steps_on_the_meta_device():
 
 def test_a_model_can_be_trained_after_it_has_streamed():
     """Tables made in inference mode must not get into a graph; weights that changed must be seen."""
-    network = load_model(StreamConfig(dtype="float32")).requires_grad_(True)
+    network = load_model(StreamConfig(weights=RANDOM, dtype="float32")).requires_grad_(True)
     frames = images(2)
     with torch.inference_mode():
         before = network.step(frames[0, 0], cache_for(network, frames)).depth

@@ -182,7 +182,11 @@ class CacheConfig(_Checked):
 class StreamConfig(_Checked):
     """The model and how it runs."""
 
-    weights: str = setting("", "Checkpoint (.pt, .pth, .safetensors); empty: random weights, which see nothing.")
+    weights: str = setting(
+        "",
+        "Checkpoint (.pt, .pth, .safetensors); empty: the one that comes with the model, which only `demo` has; "
+        "random: random weights, which see nothing.",
+    )
     model: str = setting("demo", "Named model configuration the weights belong to.", choices=("streamvggt", "demo"))
     device: str = setting("auto", "torch device; auto: cuda if there is one, else cpu.")
     dtype: str = setting(

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     with open_sequence(args.input, rate=args.rate, topic=args.topic, stride=args.stride) as sequence:
         images = islice(_usable(sequence, args.input), args.max_frames)
         if not config.stream.weights:
-            log.warning("no weights given: with random ones the outputs have the right form, but mean nothing")
+            log.warning("the model of the package knows synthetic rooms only: give weights for real images")
         stream = GeometryStream(config.stream)
         with closing(ReplayFiles(args.output, config)) as files, _stop_signals() as stop:
             replay = Replay(stream, sequence, files)

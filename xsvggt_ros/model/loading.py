@@ -16,7 +16,8 @@ from xsvggt_ros.model.streamvggt import StreamVGGT
 from xsvggt_ros.model.weights import load_weights
 
 FIELD_OF_VIEW = 1.0  # radians; what a camera head without training says
-SEED = 0  # of random weights
+RANDOM, SEED = "random", 0  # weights
+BUNDLED = Path(__file__).parents[1] / "weights"
 
 
 def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None) -> StreamVGGT:
@@ -32,14 +33,26 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None) -> St
     sizes = MODELS[config.model]
     with torch.device("meta"):
         model, complete = StreamVGGT(sizes, heads), StreamVGGT(sizes)
-    if config.weights:
-        path = Path(config.weights).expanduser()
-        load_weights(model, path, lambda name: weight_dtype(name, dtype), device, complete.state_dict())
-    else:
+    if config.weights == RANDOM:
         _random_weights(model, dtype, device)
+    else:
+        path = weights_path(config)
+        load_weights(model, path, lambda name: weight_dtype(name, dtype), device, complete.state_dict())
     model.attend = attend
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return model.eval().requires_grad_(False)
+
+
+def weights_path(config: StreamConfig) -> Path:
+    """The checkpoint of a configuration. Raises ValueError if none is given and none comes with the model."""
+    if config.weights:
+        return Path(config.weights).expanduser()
+    bundled = BUNDLED / f"{config.model}.safetensors"
+    if not bundled.is_file():
+        raise ValueError(
+            f"no weights come with model {config.model}: set weights to its checkpoint, or to {RANDOM} to time it"
+        )
+    return bundled
 
 
 def weight_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

@@ -159,8 +159,9 @@ class StreamNode(Node):
         config = self.settings.config.stream
         stream = GeometryStream(config)
         self.loaded.set()
+        weights = config.weights or "the package's own weights, which know synthetic rooms only"
         self.get_logger().info(
-            f"ready: {config.weights or 'random weights'} ({config.model}) on {stream.device}, {stream.dtype}, "
+            f"ready: {config.model} with {weights}, on {stream.device}, {stream.dtype}, "
             f"attention by {stream.model.attend.__name__}"
         )
         while (msg := self.mailbox.get()) is not None:
