@@ -17,6 +17,7 @@ COMMANDS = {
     "parameters": ("print every parameter with its default", "xsvggt_ros.parameters_file"),
     "world": ("render a synthetic room with exact depth and poses", "xsvggt_ros.world.command"),
     "train": ("train a small network on synthetic rooms", "xsvggt_ros.training.command"),
+    "eval": ("measure errors on a data set, or what bounding the cache costs", "xsvggt_ros.evaluation.command"),
     "bench": ("time the steps of a model", "xsvggt_ros.bench"),
 }
 

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xsvggt eval`: errors of the stream on a data set, or of every way to bound its cache on synthetic rooms."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from xsvggt_ros.config import StreamConfig, changed, settings, values
+from xsvggt_ros.evaluation.datasets import DATASETS, EvaluationSequence, world_sequences
+from xsvggt_ros.evaluation.evaluate import UNALIGNED, SequenceErrors, mean_errors, sequence_errors, standing_still
+from xsvggt_ros.evaluation.metrics import ALIGNMENTS
+from xsvggt_ros.evaluation.plots import draw_accuracy, draw_sequence
+from xsvggt_ros.evaluation.sweep import IMAGE_SIZE, Sweep, run_sweep
+from xsvggt_ros.evaluation.table import Table, write_table
+from xsvggt_ros.evaluation.trace import Clouds, Gallery, Trace, follow
+from xsvggt_ros.flags import add_settings, given_settings
+from xsvggt_ros.stream import GeometryStream
+from xsvggt_ros.world.motion import MOTIONS
+
+SETTINGS = settings(StreamConfig)
+WORLD = "world"
+WORLD_FRAMES = 48
+PICTURES = 5  # of a sequence
+NAME_WIDTH, COLUMN_WIDTH = 26, 9
+
+Columns = dict[str, tuple[str, str]]  # name of an error -> heading, format
+DEPTH: Columns = {
+    "abs_rel": ("AbsRel", ".4f"),
+    "sq_rel": ("SqRel", ".4f"),
+    "rmse": ("RMSE", ".4f"),
+    "log_rmse": ("logRMSE", ".4f"),
+    "delta_125": ("d<1.25", ".4f"),
+}
+POSE: Columns = {"ate": ("ATE", ".4f"), "rpe_translation": ("RPE t", ".4f"), "rpe_rotation": ("RPE r", ".3f")}
+UNALIGNED_POSE: Columns = {
+    "rotation": ("rot deg", ".2f"),
+    "centre": ("centre", ".3f"),
+    "adjacent_rotation": ("adj deg", ".2f"),
+    "adjacent_turn": ("adj true", ".2f"),
+}
+POINTS: Columns = {
+    "accuracy": ("Acc", ".4f"),
+    "completeness": ("Comp", ".4f"),
+    "normal_consistency": ("NC", ".4f"),
+}
+COST: Columns = {"cache_mib": ("MiB", ".2f"), "step_ms": ("ms", ".1f")}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the command, and one for every setting of the stream."""
+    parser.add_argument("dataset", nargs="?", choices=DATASETS, default=WORLD, metavar="DATASET", help=_dataset_help())
+    parser.add_argument("root", nargs="?", type=Path, metavar="ROOT", help="folder of the data set")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for errors.{csv,json} and pictures")
+    parser.add_argument(
+        "--align",
+        choices=ALIGNMENTS,
+        default=ALIGNMENTS[0],
+        help="depth, one fit per sequence, with poses aligned by Sim(3); none: nothing is fitted, depth and poses are "
+        "compared in the scale and pose of the first frame (default: %(default)s)",
+    )
+    parser.add_argument("--points", action="store_true", help="errors of the point cloud too, which takes a while")
+    parser.add_argument(
+        "--frames", type=int, metavar="N", help=f"most of a sequence (default: all; of synthetic rooms {WORLD_FRAMES})"
+    )
+    parser.add_argument("--stride", type=int, default=1, metavar="K", help="use every K-th frame (default: 1)")
+    rooms = parser.add_argument_group("synthetic rooms")
+    rooms.add_argument(
+        "--seeds",
+        type=_seeds,
+        default=range(100, 148),
+        metavar="A:B",
+        help="rooms A to B - 1; training uses those from 1,000,000 on (default: 100:148)",
+    )
+    rooms.add_argument("--rate", type=float, default=4.0, metavar="HZ", help="images per second (default: %(default)s)")
+    rooms.add_argument("--motion", choices=MOTIONS, default="robot", help="of the camera (default: %(default)s)")
+    rooms.add_argument(
+        "--sweep",
+        action="store_true",
+        help="compare every policy, budget and number of bits on these rooms, unaligned, into DIR; goes on where it "
+        "was stopped",
+    )
+    rooms.add_argument("--workers", type=int, metavar="N", help="processes of a sweep (default: one per core; GPU: 1)")
+    add_settings(parser, SETTINGS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0. Raises ValueError or OSError, with the fix, for what cannot be evaluated."""
+    if any(number is not None and number < 1 for number in (args.frames, args.stride, args.workers)):
+        raise ValueError("frames, stride and workers must be at least 1")
+    given = given_settings(args, SETTINGS)
+    config = changed(StreamConfig(), given)
+    if args.sweep:
+        _check_sweep(args, given)
+        _sweep(Sweep(config, args.frames or WORLD_FRAMES, args.rate, args.motion), args)
+    else:
+        _evaluate(args, config)
+    return 0
+
+
+def _dataset_help() -> str:
+    return f"{', '.join(DATASETS)}; without ROOT synthetic rooms, rendered as they are needed (default: {WORLD})"
+
+
+def _seeds(text: str) -> range:
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    seeds = range(*map(int, match.groups())) if match else range(0)
+    if not seeds:
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B with A below B, as in 100:148")
+    return seeds
+
+
+def _check_sweep(args: argparse.Namespace, given: dict[str, Any]) -> None:
+    if args.dataset != WORLD or args.root or args.stride != 1 or args.points:
+        raise ValueError("a sweep is made on synthetic rooms: leave DATASET, ROOT, --stride and --points out")
+    if args.output is None:
+        raise ValueError("a sweep needs a folder to write into: add --output DIR")
+    if set_by_sweep := [name for name in given if name.startswith("cache.")]:
+        raise ValueError(f"a sweep tries the cache's settings itself: leave {', '.join(set_by_sweep)} out")
+
+
+def _sweep(sweep: Sweep, args: argparse.Namespace) -> None:
+    table = Table(run_sweep(sweep, args.seeds, args.output, args.workers))
+    write_table(table, args.output, _command(), json.loads((args.output / "settings.json").read_text()))
+    draw_accuracy(args.output / "accuracy_vs_bytes.png", table)
+    print((args.output / "table.md").read_text())
+
+
+def _command() -> str:
+    return shlex.join(["xsvggt", *sys.argv[1:]])
+
+
+# --- a data set -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Evaluation:
+    """The errors of all sequences so far, and those of standing still where nothing is aligned."""
+
+    errors: list[SequenceErrors] = field(default_factory=list)
+    baseline: list[SequenceErrors] = field(default_factory=list)
+
+    def means(self) -> list[SequenceErrors]:
+        found = [mean_errors(self.errors)]
+        return [*found, mean_errors(self.baseline, "constant depth, still")] if self.baseline else found
+
+
+def _evaluate(args: argparse.Namespace, config: StreamConfig) -> None:
+    sequences, count = _sequences(args)
+    stream = GeometryStream(config)
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+    evaluation = Evaluation()
+    unaligned, points = UNALIGNED_POSE if args.align == UNALIGNED else {}, POINTS if args.points else {}
+    columns = DEPTH | POSE | unaligned | points | COST
+    print(f"{'':<{NAME_WIDTH}}" + "".join(f"{heading:>{COLUMN_WIDTH}}" for heading, _ in columns.values()))
+    for sequence in tqdm(sequences, total=count, unit="sequence", leave=False):
+        errors = _evaluate_sequence(args, stream, sequence, evaluation)
+        tqdm.write(_line(errors, columns))
+    for mean in evaluation.means():
+        print(_line(mean, columns))
+    for note in _missing(evaluation.errors, args.points):
+        print(note)
+    if args.output:
+        _write(args, config, evaluation)
+
+
+def _sequences(args: argparse.Namespace) -> tuple[Iterable[EvaluationSequence], int]:
+    """With every `stride`-th of their frames, and how many sequences."""
+    if args.root:
+        found = DATASETS[args.dataset](args.root)
+        cut = slice(0, args.frames and args.frames * args.stride, args.stride)
+        return [replace(sequence, frames=sequence.frames[cut]) for sequence in found], len(found)
+    if args.dataset != WORLD:
+        raise ValueError(f"{args.dataset} has to be read from somewhere: give its folder as ROOT")
+    return _rooms(args), len(args.seeds)
+
+
+def _rooms(args: argparse.Namespace) -> Iterator[EvaluationSequence]:
+    frames = (args.frames or WORLD_FRAMES) * args.stride
+    for sequence in world_sequences(args.seeds, frames, *IMAGE_SIZE, args.motion, args.rate):
+        yield replace(sequence, frames=sequence.frames[:: args.stride])
+
+
+def _evaluate_sequence(
+    args: argparse.Namespace, stream: GeometryStream, sequence: EvaluationSequence, evaluation: Evaluation
+) -> SequenceErrors:
+    trace, clouds = Trace(sequence), Clouds(sequence)
+    gallery = Gallery.of(len(sequence.frames), PICTURES)
+    frames = tqdm(sequence.frames, desc=sequence.name, unit="frame", leave=False, disable=None)
+    follow(stream, frames, trace, *([clouds] if args.points else []), *([gallery] if args.output else []))
+    errors = sequence_errors(trace, clouds, args.align)
+    evaluation.errors.append(errors)
+    if args.align == UNALIGNED and trace.scale_true is not None:
+        evaluation.baseline.append(sequence_errors(standing_still(trace), None, UNALIGNED))
+    if args.output:
+        name = re.sub(r"\W+", "_", sequence.name)
+        draw_sequence(args.output / f"{name}.png", trace, gallery, args.align)
+    return errors
+
+
+def _line(errors: SequenceErrors, columns: Columns) -> str:
+    found = errors.columns()
+    cells = [format(found[name], form) if name in found else "-" for name, (_, form) in columns.items()]
+    return f"{errors.name:<{NAME_WIDTH}}" + "".join(f"{cell:>{COLUMN_WIDTH}}" for cell in cells)
+
+
+def _missing(errors: list[SequenceErrors], points: bool) -> list[str]:
+    """Sentences about what could not be scored."""
+    kinds = ["depth", "pose", *(["points"] if points else [])]
+    without = {kind: [e.name for e in errors if getattr(e, kind) is None] for kind in kinds}
+    return [f"no {kind} errors, as the truth is not known: {', '.join(w)}" for kind, w in without.items() if w]
+
+
+def _write(args: argparse.Namespace, config: StreamConfig, evaluation: Evaluation) -> None:
+    """errors.csv, a line per sequence and mean; errors.json, the same with the command and all settings."""
+    rows = [{"name": e.name} | e.columns() for e in [*evaluation.errors, *evaluation.means()]]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with (args.output / "errors.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    facts = {"command": _command(), "alignment": args.align, "settings": values(config), "errors": rows}
+    (args.output / "errors.json").write_text(json.dumps(facts, indent=1) + "\n")
