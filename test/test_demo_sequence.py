@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from recordings import write_folder
 
-from xsvggt_ros.demo_sequence import FEWEST_IMAGES, demo_sequence
+from xsvggt_ros.demo_sequence import FEWEST_IMAGES, MOTION_RATE, SEED, demo_sequence
+from xsvggt_ros.training.batches import FIRST_SEED, INTERVALS
+from xsvggt_ros.training.trainer import VALIDATION_SEEDS
 
 
 def test_the_default_is_a_room_with_its_truth():
@@ -16,6 +18,12 @@ def test_the_default_is_a_room_with_its_truth():
         assert image.intrinsics is not None
         assert image.image.shape[:2] == true.depth.shape
     assert not np.array_equal(truth[0].T_world_cam, truth[-1].T_world_cam)
+
+
+def test_the_room_and_its_motion_are_none_that_was_trained_on_but_as_those():
+    assert SEED < FIRST_SEED
+    assert SEED not in VALIDATION_SEEDS
+    assert INTERVALS[0] <= 1 / MOTION_RATE <= INTERVALS[1]
 
 
 def test_recorded_images_are_read_up_to_the_limit_and_have_no_truth(tmp_path):

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from xsvggt_ros.config import NodeConfig, changed, settings, values
+from xsvggt_ros.config import NodeConfig, StreamConfig, changed, settings, values
 from xsvggt_ros.demo_sequence import demo_sequence
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.installation import package_file
@@ -28,6 +29,8 @@ from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.recording import Recording, as_json, check
 from xsvggt_ros.report import headline, html
+from xsvggt_ros.sequences import InputImage
+from xsvggt_ros.stream import Frame, GeometryStream
 
 PASSED_ON = ("weights", "model", "device", "dtype", "attention", "image_width", "queue")
 SETTINGS = [setting for setting in settings(NodeConfig) if setting.name in PASSED_ON]
@@ -49,10 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for report.html, record.json and node.log (default: %(default)s)",
     )
     parser.add_argument(
-        "--rate", type=float, default=30.0, metavar="HZ", help="images sent per second (default: %(default)s)"
+        "--rate", type=float, default=10.0, metavar="HZ", help="images sent per second (default: %(default)s)"
     )
     parser.add_argument(
-        "--max-frames", type=int, default=200, metavar="N", help="images to send at most (default: %(default)s)"
+        "--max-frames", type=int, default=60, metavar="N", help="images to send at most (default: %(default)s)"
     )
     add_settings(parser, SETTINGS)
 
@@ -81,8 +84,9 @@ def run(args: argparse.Namespace) -> int:
         tail = "\n".join(log.read_text().splitlines()[-LOG_LINES:])
         print(f"xsvggt demo: {error}; the end of {log}:\n{tail}", file=sys.stderr)
         return 1
-    source = str(args.input or "synthetic room")
-    return _report(Recording(source, images, truth, start, later, played, node.returncode), args.output)
+    unchanged = _without_change(start.stream, [images[a.image] for a in played.answers]) if truth else []
+    source = str(args.input or "a synthetic room that was not trained on")
+    return _report(Recording(source, images, truth, start, later, played, unchanged, node.returncode), args.output)
 
 
 def _ros_side() -> ModuleType:
@@ -90,6 +94,13 @@ def _ros_side() -> ModuleType:
         return import_module("xsvggt_ros.ros.demo_client")  # late: this folder works without ROS
     except ModuleNotFoundError as error:
         raise ValueError(f"the demo needs ROS 2, and {error.name} is missing: `make .venv` installs it") from error
+
+
+def _without_change(config: StreamConfig, images: list[InputImage]) -> list[Frame]:
+    """What the stream says of the images if its settings stay: what the change cost shows only beside this."""
+    torch.set_num_threads(_threads())  # the node's: the same sums, and no threads that compete on a busy machine
+    stream = GeometryStream(config)
+    return [stream.step(image.image, image.intrinsics) for image in tqdm(images, "without the change", unit="image")]
 
 
 def _report(recording: Recording, output: Path) -> int:
@@ -123,13 +134,12 @@ def _stream_node(config: NodeConfig, log: Path) -> Iterator[subprocess.Popen]:
     parameters = _changes(NodeConfig(), config)
     flags = [part for name, value in parameters.items() for part in ("-p", f"{name}:={json.dumps(value)}")]
     program = package_file("scripts/stream_node", "lib/xsvggt_ros/stream_node")
-    threads = max(1, torch.get_num_threads() - 1)  # one is for this process, which plays the camera
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, program, "--ros-args", *flags],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={"OMP_NUM_THREADS": str(threads), **os.environ},
+            env={"OMP_NUM_THREADS": str(_threads()), **os.environ},
         )
     try:
         yield process
@@ -140,6 +150,11 @@ def _stream_node(config: NodeConfig, log: Path) -> Iterator[subprocess.Popen]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _threads() -> int:
+    """For the node: all but one, which is for this process while it plays the camera."""
+    return max(1, torch.get_num_threads() - 1)
 
 
 def _changes(before: NodeConfig, after: NodeConfig) -> dict[str, Any]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xsvggt_ros.config import NodeConfig, values
-from xsvggt_ros.geometry import inverse, ros_pose, unproject
+from xsvggt_ros.demo_errors import Errors, errors, trivial_errors, unit
+from xsvggt_ros.evaluation.metrics import PoseErrors, pose_errors
+from xsvggt_ros.geometry import Array, inverse, ros_pose, unproject
+from xsvggt_ros.model.loading import RANDOM
 from xsvggt_ros.ros.conversions import InputCounts
 from xsvggt_ros.sequences import InputImage
-from xsvggt_ros.stream import Status
+from xsvggt_ros.stream import Frame, Status
 from xsvggt_ros.world import WorldFrame
 
 TOLERANCE = 1e-4  # relative; poses and points go through float32
@@ -49,6 +53,16 @@ class Played:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """The answers against the truth, and two others against it: what the numbers are to be read beside."""
+
+    node: Errors
+    unchanged: Errors  # of the same stream on the same images without the change
+    trivial: Errors  # of standing still and of constant depth
+    aligned: PoseErrors  # of the node's poses after Sim(3) alignment, metres
+
+
+@dataclass(frozen=True)
 class Recording:
     """One run of the demo."""
 
@@ -58,6 +72,7 @@ class Recording:
     start: NodeConfig  # settings before the change
     later: NodeConfig  # and after it
     played: Played
+    unchanged: list[Frame]  # what the stream says of the answered images without the change; none without truth
     exit_code: int  # of the node, after SIGINT
 
     @property
@@ -69,12 +84,42 @@ class Recording:
         """Index of the first answer that shows the changed settings; None if there is none."""
         return next((i for i, answer in enumerate(self.answers) if _runs(answer.status, self.later)), None)
 
-    def true_path(self) -> NDArray[np.float64]:
-        """True camera positions [N, 3] of all images, metres, in the axes of the node's world; N = 0: unknown."""
-        if not (self.truth and self.answers):
-            return np.zeros((0, 3))
-        T_first_world = inverse(self.truth[self.answers[0].image].T_world_cam)
-        return np.array([ros_pose(T_first_world @ truth.T_world_cam)[:3, 3] for truth in self.truth])
+    @property
+    def true_answers(self) -> list[WorldFrame]:
+        """The truth about each answered image; none if it is not known."""
+        return [self.truth[answer.image] for answer in self.answers] if self.truth else []
+
+    @cached_property
+    def unit(self) -> float:
+        """Metres in a unit of the model, where the truth tells; else 1."""
+        return unit(self.true_answers) if self.true_answers else 1.0
+
+    @cached_property
+    def comparison(self) -> Comparison | None:
+        """None without truth, or below two answers."""
+        truth = self.true_answers
+        if len(truth) < 2:
+            return None
+        T_world_cam = np.array([a.T_tf for a in self.answers])
+        unchanged = np.array([frame.T_world_cam for frame in self.unchanged])
+        return Comparison(
+            node=errors(T_world_cam, [a.depth for a in self.answers], truth),
+            unchanged=errors(unchanged, [frame.depth for frame in self.unchanged], truth),
+            trivial=trivial_errors(truth),
+            aligned=pose_errors(T_world_cam, np.array([t.T_world_cam for t in truth])),
+        )
+
+    def poses(self) -> Array:
+        """Of the camera [N, 4, 4] at each answer, metres where the truth tells them, in the node's world."""
+        poses = np.array([answer.T_tf for answer in self.answers])
+        poses[:, :3, 3] *= self.unit
+        return poses
+
+    def true_poses(self) -> Array:
+        """True poses [N, 4, 4] of the camera at each answer, metres, in the node's world; N = 0: unknown."""
+        truth = self.true_answers
+        poses = [ros_pose(inverse(truth[0].T_world_cam) @ t.T_world_cam) for t in truth]
+        return np.array(poses).reshape(-1, 4, 4)
 
 
 @dataclass(frozen=True)
@@ -87,7 +132,10 @@ class Check:
 
 def check(recording: Recording) -> list[Check]:
     """Whether the node did what it promises: a check per claim, each with the first problem found."""
-    return [Check(claim, problem(recording)) for claim, problem in _CLAIMS.items()]
+    checks = [Check(claim, problem(recording)) for claim, problem in _CLAIMS.items()]
+    if recording.comparison and recording.start.stream.weights != RANDOM:
+        checks += [Check(claim, problem(recording.comparison)) for claim, problem in _CLAIMS_OF_TRUTH.items()]
+    return checks
 
 
 def as_json(recording: Recording, checks: list[Check]) -> dict[str, Any]:
@@ -108,6 +156,21 @@ def as_json(recording: Recording, checks: list[Check]) -> dict[str, Any]:
             {"image": a.image, "latency": a.latency, "T_world_cam": a.T_tf.tolist(), "status": asdict(a.status)}
             for a in r.answers
         ],
+        "comparison": _comparison_as_json(r.comparison) if r.comparison else None,
+    }
+
+
+def _comparison_as_json(comparison: Comparison) -> dict[str, Any]:
+    """Errors by frame: metres, degrees."""
+    frames = {name: getattr(comparison, name) for name in ("node", "unchanged", "trivial")}
+    return {"aligned": asdict(comparison.aligned)} | {
+        name: {
+            "depth": [asdict(d) for d in e.depth],
+            "rotation": e.rotation.tolist(),
+            "centre": e.centre.tolist(),
+            "mean": e.mean(),
+        }
+        for name, e in frames.items()
     }
 
 
@@ -188,6 +251,17 @@ def _stops(r: Recording) -> str:
     return f"exit code {r.exit_code}" if r.exit_code else ""
 
 
+def _better_than_still(c: Comparison) -> str:
+    node, still = c.node.mean(), c.trivial.mean()
+    worse = [name for name in ("centre", "rotation") if not node[name] < still[name]]
+    return "; ".join(f"{name} is {node[name]:.3g} off, without moving {still[name]:.3g}" for name in worse)
+
+
+def _better_than_constant(c: Comparison) -> str:
+    node, constant = c.node.mean()["abs_rel"], c.trivial.mean()["abs_rel"]
+    return "" if node < constant else f"AbsRel is {node:.3f}, of a constant {constant:.3f}"
+
+
 _CLAIMS: dict[str, Callable[[Recording], str]] = {
     "The node answers, and rejects no image": _answered,
     "Every output comes for every answered image, with that image's stamp": _complete,
@@ -198,4 +272,9 @@ _CLAIMS: dict[str, Callable[[Recording], str]] = {
     "Cached tokens never exceed the budget": _within_budget,
     "The cache takes less memory after the change": _memory_falls,
     "SIGINT ends the node with exit code 0": _stops,
+}
+
+_CLAIMS_OF_TRUTH: dict[str, Callable[[Comparison], str]] = {
+    "The path is closer to the true one than standing still": _better_than_still,
+    "The depth is closer to the true one than a constant": _better_than_constant,
 }
