@@ -34,8 +34,8 @@ from xsvggt_ros.stream import Frame, GeometryStream
 
 PASSED_ON = ("weights", "model", "device", "dtype", "attention", "image_width", "queue")
 SETTINGS = [setting for setting in settings(NodeConfig) if setting.name in PASSED_ON]
-START = {"frames": 16, "bits": 16}
-LATER = {"frames": 4, "bits": 4}
+START = {"frames": 32, "bits": 16}
+LATER = {"frames": 8, "bits": 4}
 STOP_S = 20.0  # from SIGINT to the node's end
 LOG_LINES = 15  # of the node, shown when it fails
 
