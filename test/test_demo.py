@@ -24,8 +24,8 @@ def test_the_cache_gets_room_for_whole_frames():
     stream = GeometryStream(StreamConfig(cache=CacheConfig(policy="full")))
     tokens = stream.step(image).status.tokens
     start, later = (changed(NodeConfig(), _memory(NodeConfig(), image, **memory)) for memory in (START, LATER))
-    assert start.stream.cache.budget_tokens == 16 * tokens
-    assert later.stream.cache.budget_tokens == 4 * tokens
+    assert start.stream.cache.budget_tokens == START["frames"] * tokens
+    assert later.stream.cache.budget_tokens == LATER["frames"] * tokens
     assert (start.stream.cache.key_bits, later.stream.cache.value_bits) == (16, 4)
 
 
