@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
     check_folder(args.output)
     with open_sequence(args.input, rate=args.rate, topic=args.topic, stride=args.stride) as sequence:
         images = islice(_usable(sequence, args.input), args.max_frames)
+        stream = GeometryStream(config.stream)
         if not config.stream.weights:
             log.warning("the model of the package knows synthetic rooms only: give weights for real images")
-        stream = GeometryStream(config.stream)
         with closing(ReplayFiles(args.output, config)) as files, _stop_signals() as stop:
             replay = Replay(stream, sequence, files)
             replay.run(_progress(images, sequence.length, args.max_frames), stop)

@@ -15,6 +15,7 @@ from xsvggt_ros.evaluation.metrics import (
     align_depth,
     depth_errors,
     first_frame_errors,
+    motion_errors,
     pose_errors,
 )
 from xsvggt_ros.evaluation.points import PointErrors, align_points, point_errors
@@ -88,8 +89,8 @@ def unaligned_pose_of(trace: Trace, first: int = 1) -> UnalignedPoseErrors | Non
     still = np.broadcast_to(np.eye(4), T.shape)
     rotation, distance = (error[first:] for error in first_frame_errors(T, T_true, scale))
     travelled = first_frame_errors(still, T_true, scale)[1][first:]
-    turned, moved = _from_frame_to_frame(T, T_true, scale)[:, first - 1 :]
-    turn, _ = _from_frame_to_frame(still, T_true, scale)[:, first - 1 :]
+    turned, moved = (error[first - 1 :] for error in motion_errors(T, T_true, scale))
+    turn = motion_errors(still, T_true, scale)[0][first - 1 :]
     return UnalignedPoseErrors(
         rotation=float(rotation.mean()),
         centre=float(distance.mean() / travelled.mean()),
@@ -99,12 +100,6 @@ def unaligned_pose_of(trace: Trace, first: int = 1) -> UnalignedPoseErrors | Non
         adjacent_rotation=float(turned.mean()),
         adjacent_turn=float(turn.mean()),
     )
-
-
-def _from_frame_to_frame(T: Array, T_true: Array, scale_true: float) -> Array:
-    """Rotation and distance [2, N - 1] by which each frame is off as seen from the one before."""
-    pairs = [first_frame_errors(T[i : i + 2], T_true[i : i + 2], scale_true) for i in range(len(T) - 1)]
-    return np.array(pairs)[:, :, 1].T
 
 
 def _aligned_pose_of(trace: Trace) -> PoseErrors | None:

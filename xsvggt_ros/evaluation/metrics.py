@@ -154,12 +154,25 @@ def pose_errors(T_world_cam: Array, T_world_cam_true: Array) -> PoseErrors:
     s, R, t = umeyama(centres, centres_true)
     moved = T_world_cam.copy()
     moved[:, :3, 3] *= s  # the rest of the alignment leaves motions as they are
-    error = np.linalg.inv(_motions(T_world_cam_true)) @ _motions(moved)  # [N - 1, 4, 4]
+    turned, shifted = motion_errors(moved, T_world_cam_true)
     return PoseErrors(
         ate=_rms(np.linalg.norm(s * centres @ R.T + t - centres_true, axis=1)),
-        rpe_translation=_rms(np.linalg.norm(error[:, :3, 3], axis=1)),
-        rpe_rotation=_rms(_degrees(error)),
+        rpe_translation=_rms(shifted),
+        rpe_rotation=_rms(turned),
     )
+
+
+def motion_errors(T_world_cam: Array, T_world_cam_true: Array, scale_true: float = 1.0) -> tuple[Array, Array]:
+    """Rotation error, degrees, and distance, model units, of each frame as seen from the one before: [N - 1] both.
+
+    Camera-to-world poses [N, 4, 4]; true translations are divided by scale_true, nothing is fitted. Raises ValueError
+    if the shapes differ or N is below 2.
+    """
+    _check_trajectories(T_world_cam, T_world_cam_true)
+    motions, motions_true = _motions(T_world_cam), _motions(T_world_cam_true)
+    motions_true[:, :3, 3] /= scale_true
+    error = np.linalg.inv(motions_true) @ motions  # [N - 1, 4, 4]
+    return _degrees(error), np.linalg.norm(error[:, :3, 3], axis=1)
 
 
 def first_frame_errors(T_world_cam: Array, T_world_cam_true: Array, scale_true: float) -> tuple[Array, Array]:

@@ -161,7 +161,7 @@ class Trainer:
         r = self.run
         batch = held_out_batch(VALIDATION_SEEDS, VALIDATION_FRAMES, VALIDATION_INTERVAL, r.width, r.height, r.device)
         predictions = run(self.model, batch.images, torch.arange(VALIDATION_FRAMES, device=r.device)).predictions
-        return errors(predictions.depth.float(), predictions.pose, batch)
+        return errors(predictions.depth, predictions.pose, batch)
 
     def save(self) -> None:
         """Writes the checkpoint; a crash in the middle leaves the one before."""
