@@ -1,94 +1,128 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stream node, and on request RViz and a bag: `ros2 launch xsvggt_ros stream.launch.py --show-args`."""
 
-from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, Shutdown
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
-from launch_ros.actions import Node
-from launch_ros.substitutions import FindPackageShare
+import re
+import shlex
+from pathlib import Path
 
-CONFIG = PathJoinSubstitution([FindPackageShare("xsvggt_ros"), "config"])
+import yaml
+from ament_index_python.packages import get_package_share_directory
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, EmitEvent, ExecuteProcess, OpaqueFunction
+from launch.events import matches_action
+from launch.events.process import ShutdownProcess
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+CONFIG = Path(get_package_share_directory("xsvggt_ros"), "config")
+BOOLEAN = ["true", "false", "True", "False"]  # other launch files pass Python's words
 
 # name: (default, description)
 ARGUMENTS = {
     "image_topic": ("image", "Camera images to read."),
     "camera_info_topic": ("camera_info", "Their intrinsics, if any."),
-    "params_file": (PathJoinSubstitution([CONFIG, "stream.yaml"]), "Parameter file of the node."),
-    "namespace": ("", "Namespace of the node and its topics."),
+    "odometry_topic": ("reference/odometry", "Odometry that gives the metres, with scale.source:=odometry."),
+    "depth_topic": ("reference/depth", "Depth images that give the metres, with scale.source:=depth."),
+    "params_file": (str(CONFIG / "stream.yaml"), "Parameter file of the node."),
+    "namespace": ("", "Namespace of the node, its topics and RViz."),
+    "respawn": ("false", "Whether to start the node again 2 s after it ended."),
     "rviz": ("false", "Whether to start RViz."),
-    "rviz_config": (PathJoinSubstitution([CONFIG, "stream.rviz"]), "What RViz shows."),
+    "rviz_config": (str(CONFIG / "stream.rviz"), "What RViz shows."),
     "bag": ("", "Bag to play; empty: none."),
-    "bag_rate": ("1.0", "Speed of the bag; 1.0: as recorded."),
-    "use_sim_time": ("", "Take the time from /clock; empty: if a bag is played, which then is the clock."),
+    "bag_delay": ("5.0", "Seconds until the bag starts, above 0; raise it if the node loads its weights for longer."),
+    "bag_args": ("", "More arguments of `ros2 bag play`, for example '--rate 0.5 --loop'."),
+    "use_sim_time": ("", "Take the time from /clock; empty: true if a bag is played, else as in params_file."),
+    "enclave": ("", "SROS2 enclave of the node, for example /front/stream; empty: none."),
     "log_level": ("info", "debug, info, warn, error or fatal."),
 }
-# Parameters of the node that are arguments too: those given override the parameter file.
-PARAMETERS = {
-    "image_transport": "raw (sensor_msgs/Image) or compressed (CompressedImage on <image_topic>/compressed).",
-    "weights": "Checkpoint: .pt, .pth or .safetensors; empty: the one that comes with the model.",
-    "model": "Named model configuration the weights belong to.",
-    "world_frame": "Parent frame of the published pose.",
-    "base_frame": "Child frame of the published pose.",
-}
-CHOICES = {"rviz": ["true", "false"], "use_sim_time": ["", "true", "false"]}
+CHOICES = {"respawn": BOOLEAN, "rviz": BOOLEAN, "use_sim_time": ["", *BOOLEAN]}
 DISPLAYED = ("points", "depth/image", "path", "odometry")  # topics of the node in stream.rviz
+KILL_AFTER_S = "20"  # a step that runs is waited for, and takes seconds with a large model on a CPU
+
+
+def node_parameters() -> dict[str, tuple[type, str]]:
+    """{name: (type, description)} of every parameter of the node, read from the installed stream.yaml."""
+    text = (CONFIG / "stream.yaml").read_text()
+    defaults = yaml.safe_load(text)["/**"]["ros__parameters"]
+    comments = re.findall(r"((?: +# .*\n)+) +([\w.]+):", text)
+    return {name: (type(defaults[name]), " ".join(re.findall(r"# (.*)", about))) for about, name in comments}
 
 
 def arguments() -> list[DeclareLaunchArgument]:
-    overrides = {name: ("", f"{about} Empty: as in params_file.") for name, about in PARAMETERS.items()}
+    overrides = {name: ("", f"{about} Empty: as in params_file.") for name, (_, about) in node_parameters().items()}
     return [
         DeclareLaunchArgument(name, default_value=default, description=about, choices=CHOICES.get(name))
         for name, (default, about) in (ARGUMENTS | overrides).items()
     ]
 
 
-def stream_node(use_sim_time: bool, overrides: dict[str, str]) -> Node:
-    image = LaunchConfiguration("image_topic")
+def stream_node(given: dict[str, str], sim_time: dict[str, bool], companions: list[ExecuteProcess]) -> Node:
+    """The node; when it ends for good, so do its companions, but not the launch file that may include this one."""
+    overrides = {
+        name: ParameterValue(LaunchConfiguration(name), value_type=kind)
+        for name, (kind, _) in node_parameters().items()
+        if given[name]
+    }
+    respawn = true(given["respawn"])
+    end = [EmitEvent(event=ShutdownProcess(process_matcher=matches_action(process))) for process in companions]
     return Node(
         package="xsvggt_ros",
         executable="stream_node",
         name="stream",
         namespace=LaunchConfiguration("namespace"),
-        parameters=[LaunchConfiguration("params_file"), {"use_sim_time": use_sim_time, **overrides}],
+        parameters=[LaunchConfiguration("params_file"), sim_time | overrides],
         remappings=[
-            ("image", image),
-            ("image/compressed", [image, "/compressed"]),
-            ("camera_info", LaunchConfiguration("camera_info_topic")),
+            ("image", given["image_topic"]),
+            ("image/compressed", f"{given['image_topic']}/compressed"),
+            ("camera_info", given["camera_info_topic"]),
+            ("reference/odometry", given["odometry_topic"]),
+            ("reference/depth", given["depth_topic"]),
         ],
-        ros_arguments=["--log-level", LaunchConfiguration("log_level")],
+        ros_arguments=[
+            *("--log-level", given["log_level"]),
+            *(["--enclave", given["enclave"]] if given["enclave"] else []),
+        ],
         output="screen",
         emulate_tty=True,
-        on_exit=Shutdown(reason="the stream node ended"),
+        sigkill_timeout=KILL_AFTER_S,
+        respawn=respawn,
+        respawn_delay=2.0,
+        on_exit=None if respawn else end or None,  # not []: launch fails on it
     )
 
 
-def rviz_node(use_sim_time: bool, namespace: str) -> Node:
-    prefix = f"/{namespace.strip('/')}" if namespace else ""
+def rviz_node(given: dict[str, str], sim_time: dict[str, bool]) -> Node:
+    # Relative names on the right: RViz resolves them in its namespace, which is the stream node's.
     return Node(
         package="rviz2",
         executable="rviz2",
-        arguments=["-d", LaunchConfiguration("rviz_config")],
-        parameters=[{"use_sim_time": use_sim_time}],
-        remappings=[(f"/stream/{topic}", f"{prefix}/stream/{topic}") for topic in DISPLAYED],
+        namespace=LaunchConfiguration("namespace"),
+        arguments=["-d", given["rviz_config"], *(["-f", given["world_frame"]] if given["world_frame"] else [])],
+        parameters=[sim_time],
+        remappings=[(f"/stream/{topic}", f"stream/{topic}") for topic in DISPLAYED],
     )
 
 
-def bag_player(bag: str) -> ExecuteProcess:
-    rate = LaunchConfiguration("bag_rate")
-    return ExecuteProcess(cmd=["ros2", "bag", "play", bag, "--rate", rate, "--clock"], output="screen")
+def bag_player(given: dict[str, str]) -> ExecuteProcess:
+    play = ["ros2", "bag", "play", given["bag"], "--clock", "--delay", given["bag_delay"]]
+    return ExecuteProcess(cmd=play + shlex.split(given["bag_args"]), output="screen")
 
 
 def processes(context: LaunchContext) -> list[ExecuteProcess]:
     """What the arguments ask for, once their values are known."""
     given = context.launch_configurations
-    use_sim_time = given["use_sim_time"] == "true" if given["use_sim_time"] else bool(given["bag"])
-    overrides = {name: given[name] for name in PARAMETERS if given[name]}
-    started: list[ExecuteProcess] = [stream_node(use_sim_time, overrides)]
-    if given["rviz"] == "true":
-        started.append(rviz_node(use_sim_time, given["namespace"]))
+    sim_time = {"use_sim_time": true(given["use_sim_time"] or "true")} if given["use_sim_time"] or given["bag"] else {}
+    companions: list[ExecuteProcess] = []
+    if true(given["rviz"]):
+        companions.append(rviz_node(given, sim_time))
     if given["bag"]:
-        started.append(bag_player(given["bag"]))
-    return started
+        companions.append(bag_player(given))
+    return [stream_node(given, sim_time, companions), *companions]
+
+
+def true(value: str) -> bool:
+    return value.lower() == "true"
 
 
 def generate_launch_description() -> LaunchDescription:

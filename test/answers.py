@@ -42,7 +42,7 @@ def make_recording(images: int = 10, size: tuple[int, int] = (64, 48), rate: flo
             longer = LONGER_LATER if i >= images // 2 else LONGER
             answers.append(_answer(i, _erring(step, truth[0], frame, longer), start.output.point_stride))
             unchanged.append(_erring(step, truth[0], frame, LONGER))
-    counts = InputCounts(frames_received=images, frames_dropped=1)
+    counts = InputCounts(frames_received=images, frames_replaced=1)
     played = Played(30.0, answers, [], [], counts, change_after=images // 2, refusal="")
     sent = [InputImage(t.stamp_ns, t.rgb, t.intrinsics, "camera") for t in truth]
     return Recording("a <room>", sent, truth, start, later, played, unchanged, exit_code=0)

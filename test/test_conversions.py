@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages to arrays and back, with the message classes of rclpy and of rosbags."""
 
+import math
 import os
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,16 +17,21 @@ from hypothesis import strategies as st
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from xsvggt_ros.config import NodeConfig, OutputConfig
-from xsvggt_ros.geometry import ros_pose, rotation_matrix
+from xsvggt_ros.geometry import rigid, ros_pose, rotation_matrix
+from xsvggt_ros.placement import Placed
 from xsvggt_ros.ros.conversions import (
     ENCODINGS,
     TOPICS,
     FrameMessages,
     InputCounts,
+    Performance,
+    decode_depth,
     decode_image,
-    decode_intrinsics,
+    decode_pose,
+    pose_covariance,
     stamp_ns,
 )
+from xsvggt_ros.scale import ScaleStatus
 from xsvggt_ros.stream import Frame, Status
 
 os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"  # rclpy's messages then refuse what they would publish as garbage
@@ -101,9 +108,20 @@ def frame(rgb):
     )  # fmt: skip
 
 
-def convert(messages, frame, config=None, stamp=STAMP):
-    made = messages.convert(frame, stamp, "lens", config or NodeConfig(), InputCounts(9, 2, 3, 1))
-    return {topic: make() for topic, make in made.items()}
+COUNTS = InputCounts(9, 1, 2, 3, 4, 5, 6, 7)
+PERFORMANCE = Performance(30.5, 0.25, 0.5, 0.125, 3)
+SCALE = ScaleStatus("odometry", 2.5, 0.0625, 7)
+
+
+def place(frame, child="lens", scale=SCALE, starts=False):
+    T_world_cam = ros_pose(frame.T_world_cam)
+    return Placed(frame, T_world_cam, T_world_cam, child, scale, starts)
+
+
+def convert(messages, frame, config=None, stamp=STAMP, **placed):
+    made = messages.convert(place(frame, **placed), stamp, "lens", config or NodeConfig())
+    status = messages.status(frame.status, stamp, "lens", scale=SCALE, counts=COUNTS, performance=PERFORMANCE)
+    return {topic: make() for topic, make in made.items()} | {"~/status": status}
 
 
 def cloud_of(msg):
@@ -261,28 +279,6 @@ def test_image_of_either_library_decodes(message_class, rgb, frame):
     assert np.array_equal(decode_image(compressed), rgb)
 
 
-def test_camera_info_comes_back(message_class, frame):
-    msg = convert(FrameMessages(message_class), frame)["~/depth/camera_info"]
-    assert np.array_equal(decode_intrinsics(msg, (6, 8)), frame.intrinsics)
-
-
-@pytest.mark.parametrize(
-    ("position", "value", "words"),
-    [(0, np.nan, "not finite"), (2, np.inf, "not finite"), (0, 0.0, "calibrate"), (4, -5.0, "calibrate")],
-)
-def test_bad_camera_info_says_what_is_wrong(message_class, frame, position, value, words):
-    msg = convert(FrameMessages(message_class), frame)["~/depth/camera_info"]
-    msg.k[position] = value
-    with pytest.raises(ValueError, match=words):
-        decode_intrinsics(msg)
-
-
-def test_camera_info_of_another_size_is_refused(message_class, frame):
-    msg = convert(FrameMessages(message_class), frame)["~/depth/camera_info"]
-    with pytest.raises(ValueError, match="8 x 6 pixels, the image has 16 x 12"):
-        decode_intrinsics(msg, (12, 16))
-
-
 def test_one_message_per_topic_with_the_stamp_and_frame_of_its_image(message_class, frame):
     made = convert(FrameMessages(message_class), frame)
     assert list(made) == list(TOPICS)
@@ -356,11 +352,65 @@ def test_tf_odometry_and_path_agree_on_the_pose(message_class, frame):
 
 
 def test_frames_and_tf_follow_the_settings(message_class, frame):
-    config = NodeConfig(world_frame="map", base_frame="base_link", publish_tf=False)
-    made = convert(FrameMessages(message_class), frame, config)
+    config = NodeConfig(world_frame="map", publish_tf=False)
+    made = convert(FrameMessages(message_class), frame, config, child="base_link")
     assert "/tf" not in made
     assert (made["~/odometry"].header.frame_id, made["~/odometry"].child_frame_id) == ("map", "base_link")
     assert made["~/points"].header.frame_id == "lens"
+
+
+def test_inverted_tf_is_the_inverse(message_class, frame):
+    (usual,), (inverted,) = (
+        convert(FrameMessages(message_class), frame, NodeConfig(invert_tf=invert))["/tf"].transforms
+        for invert in (False, True)
+    )
+    assert (usual.header.frame_id, usual.child_frame_id) == ("odom", "lens")
+    assert (inverted.header.frame_id, inverted.child_frame_id) == ("lens", "odom")
+    np.testing.assert_allclose(matrix(inverted.transform) @ matrix(usual.transform), np.eye(4), atol=1e-12)
+
+
+def matrix(transform):
+    p, q = transform.translation, transform.rotation
+    return rigid(rotation_matrix(np.array([q.x, q.y, q.z, q.w])), np.array([p.x, p.y, p.z]))
+
+
+def test_covariance_says_what_is_not_known(frame):
+    """Positions: nothing without a scale, and the less the more its measurements differ and the way is long."""
+    away = np.array([3.0, 0.0, 4.0])
+    frame = replace(frame, T_world_cam=rigid(np.eye(3), away))
+    none, fixed, vague = (
+        np.diag(pose_covariance(place(frame, scale=scale)).reshape(6, 6))
+        for scale in (ScaleStatus(), ScaleStatus("fixed", 2.0, 0.0), ScaleStatus("tf", 2.0, 0.2))
+    )
+    assert (none[:3] == 1e6).all()
+    np.testing.assert_allclose(fixed[:3], (0.01 + 0.05 * 5) ** 2)
+    np.testing.assert_allclose(vague[:3], (0.01 + 0.2 * 5) ** 2)
+    assert (none[3:] == fixed[3:]).all() and (none[3:] > 0).all()
+
+
+@pytest.mark.parametrize(("encoding", "dtype", "unit"), [("32FC1", "<f4", 1), ("16UC1", "<u2", 1000)])
+def test_depth_image_decodes_to_metres(encoding, dtype, unit):
+    metres = np.array([[0.5, 0.0, 2.25], [1.0, 3.5, 60.0]], np.float32)
+    rows = np.zeros((2, 16), np.uint8)  # with padding
+    samples = (metres * unit).astype(dtype).view(np.uint8)
+    rows[:, : samples.shape[1]] = samples
+    depth = decode_depth(
+        SimpleNamespace(encoding=encoding, width=3, height=2, step=16, is_bigendian=0, data=rows.ravel())
+    )
+    np.testing.assert_allclose(depth, np.where(metres > 0, metres, np.nan))
+
+
+def test_depth_of_another_encoding_is_refused():
+    with pytest.raises(ValueError, match="'rgb8' is not supported; publish one of 32FC1, 16UC1"):
+        decode_depth(SimpleNamespace(encoding="rgb8"))
+
+
+def test_odometry_that_is_no_pose_is_refused(message_class, frame):
+    odometry = convert(FrameMessages(message_class), frame)["~/odometry"]
+    np.testing.assert_allclose(decode_pose(odometry), ros_pose(frame.T_world_cam), atol=1e-12)
+    odometry.pose.pose.position.x = math.nan
+    with pytest.raises(ValueError, match="no pose"):
+        decode_pose(odometry)
 
 
 def test_path_is_bounded_and_ends_with_its_world(message_class, frame):
@@ -370,7 +420,7 @@ def test_path_is_bounded_and_ends_with_its_world(message_class, frame):
     assert stamps == [2, 3, 4]
     assert len(convert(messages, frame, NodeConfig(path_length=1))["~/path"].poses) == 1
     assert len(convert(messages, frame)["~/path"].poses) == 2
-    assert len(convert(messages, replace(frame, index=0))["~/path"].poses) == 1
+    assert len(convert(messages, frame, starts=True)["~/path"].poses) == 1
 
 
 def test_status_carries_every_figure(message_class, frame):
@@ -379,4 +429,6 @@ def test_status_carries_every_figure(message_class, frame):
         if name != "seconds":
             assert getattr(msg, name) == value
     assert {stage: getattr(msg, f"{stage}_seconds") for stage in frame.status.seconds} == frame.status.seconds
-    assert (msg.frames_received, msg.frames_dropped, msg.frames_rejected, msg.resets) == (9, 2, 3, 1)
+    for values in (COUNTS, PERFORMANCE, SCALE):
+        for name, value in vars(values).items():
+            assert getattr(msg, name) == value, name

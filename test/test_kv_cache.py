@@ -2,12 +2,15 @@
 """The cache against an exact record of everything that was ever put into it."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from xsvggt_ros.cache import CacheShape, KVCache
 from xsvggt_ros.cache.budget import budget_in_force
+from xsvggt_ros.cache.kv_cache import out_of_memory
 from xsvggt_ros.cache.policies import make_policy, query_summary
 from xsvggt_ros.config import BITS, CacheConfig
 from xsvggt_ros.model.attention import sdpa
@@ -31,6 +34,20 @@ def shape_of(tokens_per_frame: int, layers: int = 2, dtype: torch.dtype = torch.
     )
 
 
+class Shortage(TorchFunctionMode):
+    """There is no memory for the n-th torch call made under it, counted from 0, nor for later ones if `lasting`."""
+
+    def __init__(self, at: int | None = None, lasting: bool = False):
+        super().__init__()
+        self.at, self.lasting, self.calls = at, lasting, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        call, self.calls = self.calls, self.calls + 1
+        if self.at is not None and (call == self.at or (self.lasting and call > self.at)):
+            raise torch.OutOfMemoryError(f"CUDA out of memory in {func}")
+        return func(*args, **(kwargs or {}))
+
+
 class Recorder:
     """Feeds random frames to a cache and knows what each token exactly was."""
 
@@ -39,15 +56,21 @@ class Recorder:
         self.generator = torch.Generator().manual_seed(seed)
         self.exact: dict[int, list[torch.Tensor]] = {layer: [] for layer in range(cache.shape.layers)}
 
-    def frame(self) -> None:
+    def frame(self, shortage: Shortage | None = None) -> None:
+        """The next frame; with a shortage perhaps only some of it, and then an error."""
         cache, shape = self.cache, self.cache.shape
-        for layer in range(shape.layers):
-            size = (3, 1, shape.tokens_per_frame, shape.heads, shape.head_dim)
-            q, k, v = torch.randn(size, generator=self.generator)
-            k = k + 3 * torch.randn(shape.head_dim, generator=self.generator)  # channels with an offset of their own
+        size = (shape.layers, 3, 1, shape.tokens_per_frame, shape.heads, shape.head_dim)
+        new = torch.randn(size, generator=self.generator)
+        # Channels of keys with an offset of their own.
+        new[:, 1] += 3 * torch.randn(shape.layers, 1, 1, 1, shape.head_dim, generator=self.generator)
+        with shortage or Shortage():
+            for layer, (q, k, v) in enumerate(new):
+                cache.attend(layer, sdpa)(q, k, v)
+            for block in range(shape.camera_blocks):
+                cache.camera.attend(block, sdpa)(*torch.zeros(3, 1, 1, shape.camera_heads, shape.camera_head_dim))
+            cache.end_frame()
+        for layer, (_, k, v) in enumerate(new):
             self.exact[layer].append(torch.stack([k[0], v[0]]))
-            cache.attend(layer, sdpa)(q, k, v)
-        cache.end_frame()
 
     def stored(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(ids [T], stored [2, T, heads, d], exact [2, T, heads, d]) of the cached tokens."""
@@ -269,3 +292,109 @@ def test_a_budget_beyond_memory_is_refused_and_nothing_changes():
     assert recorder.cache.config.budget_tokens == 200
     recorder.frame()
     recorder.check()
+
+
+def test_errors_that_mean_no_memory_are_known():
+    with pytest.raises(RuntimeError) as cpu:
+        torch.empty(10**14)
+    for error in (
+        cpu.value,
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("std::bad_alloc"),
+    ):
+        assert out_of_memory(error), error
+    for error in (
+        RuntimeError("The size of tensor a (3) must match"),
+        RuntimeError("could not create a primitive"),  # oneDNN, which never works again in that thread
+        ValueError("out of memory"),
+    ):
+        assert not out_of_memory(error), error
+
+
+CUT = {  # policy and tokens before -> what the cache goes on with
+    ("xstream", 5 * 25): CacheConfig(budget_tokens=62),
+    ("xstream", 2 * 25): CacheConfig(budget_tokens=50),
+    ("random", 100): CacheConfig(policy="random", budget_tokens=50),
+    ("sliding_window", 75): CacheConfig(policy="sliding_window", budget_tokens=37),
+    ("sliding_window", 30): CacheConfig(policy="sliding_window", budget_tokens=15, pin_first_frame=False),
+    ("full", 0): CacheConfig(budget_tokens=100),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy, tokens", CUT)
+@pytest.mark.parametrize("bits", [4, 16])
+def test_a_frame_that_finds_no_memory_leaves_nothing_behind(policy, tokens, bits):
+    """Wherever memory runs out: no token of that frame stays, the others are what they say, the budget holds."""
+    cut = replace(CUT[policy, tokens], key_bits=bits, value_bits=bits)
+    before = replace(cut, policy=policy, budget_tokens=tokens or 1, camera_window=0)
+
+    def after_eight_frames() -> Recorder:  # where a full cache, and the camera's without window, have to grow
+        recorder = Recorder(KVCache(shape_of(25), before, CPU))
+        for _ in range(8):
+            recorder.frame()
+        return recorder
+
+    whole = Shortage()
+    after_eight_frames().frame(whole)
+    assert whole.calls > 100
+    for at in range(0, whole.calls, 7):
+        recorder = after_eight_frames()
+        with pytest.raises((torch.OutOfMemoryError, MemoryError)):
+            recorder.frame(Shortage(at))
+        cache = recorder.cache
+        cache.abandon_frame(cut)
+        assert (cache.frames, cache.camera.frames) == (8, 8)
+        assert cache.budget == max(cut.budget_tokens, cache.floor)
+        recorder.check()
+        if policy != "sliding_window":
+            for layer in range(2):
+                assert torch.equal(cache.token_ids(layer)[:25], torch.arange(25))  # the first frame stays whole
+        for _ in range(3):
+            recorder.frame()
+            recorder.check()
+        assert 0.9 * cache.budget < cache.tokens <= cache.budget  # packed keys leave some slots unused
+
+
+def test_what_a_frame_displaced_before_memory_ran_out_is_lost_in_every_layer():
+    """A layer had taken the new frame in for 25 others; both layers go on with the same number without them."""
+    config = CacheConfig(budget_tokens=100, key_bits=16, value_bits=16)
+    recorder = Recorder(KVCache(shape_of(25), config, CPU))
+    for _ in range(6):
+        recorder.frame()
+    cache, q = recorder.cache, torch.randn(1, 25, 2, 64)
+    cache.attend(0, sdpa)(q, q, q)
+    cache.abandon_frame(config)
+    assert (cache.tokens, cache.frames) == (75, 6)
+    recorder.check()
+    recorder.frame()
+    assert (cache.tokens, cache.evicted) == (100, 25)
+
+
+@pytest.mark.parametrize("window", [0, 8])
+@pytest.mark.parametrize("bits", [4, 16])
+def test_settings_that_find_no_memory_change_nothing(bits, window):
+    """Wherever memory runs out on the way there."""
+    config = CacheConfig(budget_tokens=100, key_bits=bits, value_bits=bits, camera_window=4)
+    wanted = CacheConfig(policy="random", budget_tokens=140, key_bits=2, value_bits=4, camera_window=window)
+    recorders = [Recorder(KVCache(shape_of(25), config, CPU)) for _ in range(2)]
+    for recorder in recorders:
+        for _ in range(6):
+            recorder.frame()
+    (cache, changed), whole = (recorder.cache for recorder in recorders), Shortage()
+    with whole:
+        changed.reconfigure(wanted)
+    before = [tensor.clone() for tensor in cache.tensors]
+    for at in range(whole.calls):
+        with pytest.raises(ValueError, match="no memory"), Shortage(at):
+            cache.reconfigure(wanted)
+        assert (cache.config, cache.budget, cache.tokens, cache.camera.window) == (config, 100, 100, 4)
+        for now, then in zip(cache.tensors, before, strict=True):
+            assert torch.equal(now, then)
+    cache.reconfigure(wanted)
+    assert (cache.config, cache.budget, cache.camera.window) == (wanted, 140, window)
+    for now, then in zip(cache.tensors, changed.tensors, strict=True):
+        assert torch.equal(now, then)

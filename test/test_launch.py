@@ -3,7 +3,6 @@
 
 import json
 import os
-import re
 import sys
 from pathlib import Path
 from shutil import copytree
@@ -12,31 +11,56 @@ import pytest
 
 pytest.importorskip("launch_ros", reason="needs a ROS distribution")  # "launch" alone could be our own folder
 
+import rclpy
 import yaml
 from launch import LaunchDescription, LaunchService
-from launch.actions import IncludeLaunchDescription
+from launch.actions import ExecuteProcess, GroupAction, IncludeLaunchDescription, Shutdown
+from launch_ros.actions import PushRosNamespace
 
-from xsvggt_ros.config import NodeConfig, values
+from xsvggt_ros.config import NodeConfig, settings, values
+from xsvggt_ros.placement import REFERENCES
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH_FILE = ROOT / "launch" / "stream.launch.py"
+REFERENCE_TOPICS = [topic for topic in REFERENCES if not topic.startswith("/")]
+INPUTS = ("image", "image/compressed", "camera_info", *REFERENCE_TOPICS)
 
+# Writes records/[NAMESPACE.]PROGRAM. The node then ends once $AWAITED are there, the others when they are told to.
 STAND_IN = f"""#!{sys.executable}
-import json, os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 
-records, name = Path(os.environ["RECORDS"]), Path(sys.argv[0]).name
+records, program = Path(os.environ["RECORDS"]), Path(sys.argv[0]).name
+signal.signal(signal.SIGINT, lambda *_: sys.exit((records / (program + ".interrupted")).touch()))
+namespace = [a.removeprefix("__ns:=/").replace("/", ".") for a in sys.argv if a.startswith("__ns:=/")]
+name = ".".join([n for n in namespace if n] + [program])
 files = [Path(file).read_text() for flag, file in zip(sys.argv, sys.argv[1:]) if flag == "--params-file"]
-(records / "part").with_suffix("." + name).write_text(json.dumps(dict(arguments=sys.argv[1:], files=files)))
-os.rename((records / "part").with_suffix("." + name), records / name)
-while name == "stream_node" and not all((records / other).exists() for other in os.environ["AWAITED"].split()):
-    time.sleep(0.01)  # the node's end ends the launch, which must not come before the others have started
+part = records.with_name(name + ".part")
+part.write_text(json.dumps(dict(arguments=sys.argv[1:], files=files)))
+part.rename(records / name)
+end = time.monotonic() + 30  # if nobody is there to interrupt, or what is awaited does not come
+while time.monotonic() < end:
+    if program == "stream_node" and all((records / other).exists() for other in os.environ["AWAITED"].split()):
+        break
+    time.sleep(0.01)
+"""
+# A program of a larger launch file; says that a record came while it was running.
+BYSTANDER = """
+import os, sys, time
+from pathlib import Path
+
+end = time.monotonic() + 30
+while time.monotonic() < end:
+    if Path(os.environ["RECORDS"], sys.argv[1]).exists():
+        Path(os.environ["RECORDS"], "bystander").touch()
+        break
+    time.sleep(0.01)
 """
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Launches with the given arguments; returns {program: record}."""
+def launch(tmp_path, monkeypatch):
+    """Launches actions until the records awaited are there; returns {program: record}."""
     prefix, records = tmp_path / "prefix", tmp_path / "records"
     records.mkdir()
     for package, program in (("xsvggt_ros", "stream_node"), ("rviz2", "rviz2")):
@@ -50,15 +74,24 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("RECORDS", str(records))
     monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path / "log"))
 
-    def launch(*awaited, **arguments):
+    def launch(*actions, awaited=()):
         monkeypatch.setenv("AWAITED", " ".join(awaited))
         service = LaunchService(noninteractive=True)
-        include = IncludeLaunchDescription(str(LAUNCH_FILE), launch_arguments=arguments.items())
-        service.include_launch_description(LaunchDescription([include]))
+        service.include_launch_description(LaunchDescription(actions))
         assert service.run() == 0
-        return {path.name: json.loads(path.read_text()) for path in records.iterdir()}
+        return {path.name: json.loads(path.read_text() or "{}") for path in records.iterdir()}
 
     return launch
+
+
+@pytest.fixture
+def run(launch):
+    """Launches our file with arguments until the records awaited are there; returns {program: record}."""
+    return lambda *awaited, **arguments: launch(stream(**arguments), awaited=awaited)
+
+
+def stream(**arguments):
+    return IncludeLaunchDescription(str(LAUNCH_FILE), launch_arguments=arguments.items())
 
 
 def _write(path, text):
@@ -76,49 +109,118 @@ def parameters(record):
     return merged
 
 
-def remappings(record):
-    return dict(argument.split(":=") for argument in record["arguments"] if re.match(r"[\w/]+:=", argument))
+def resolved(record, *topics):
+    """What rclpy makes of topic names in a node that is started like this one."""
+    rules = [argument for argument in record["arguments"] if ":=" in argument]
+    context = rclpy.Context()
+    rclpy.init(args=["--ros-args", *(word for rule in rules for word in ("-r", rule))], context=context)
+    node = rclpy.create_node("unnamed", context=context)
+    names = [node.resolve_topic_name(topic) for topic in topics]
+    node.destroy_node()
+    context.try_shutdown()
+    return names
+
+
+def shown(record):
+    """(fixed frame, topics) of RViz as it was started."""
+    options = dict(zip(record["arguments"], record["arguments"][1:], strict=False))
+    manager = yaml.safe_load(Path(options["-d"]).read_text())["Visualization Manager"]
+    topics = [display["Topic"]["Value"] for display in manager["Displays"] if "Topic" in display]
+    return options.get("-f", manager["Global Options"]["Fixed Frame"]), set(resolved(record, *topics))
 
 
 def test_without_arguments_only_the_node_starts_with_every_parameter_at_its_default(run):
     records = run()
     assert set(records) == {"stream_node"}
-    assert parameters(records["stream_node"]) == values(NodeConfig()) | {"use_sim_time": False}
+    assert parameters(records["stream_node"]) == values(NodeConfig())
+    assert "--enclave" not in records["stream_node"]["arguments"]
+    assert resolved(records["stream_node"], "~/status", *INPUTS) == ["/stream/status", *(f"/{i}" for i in INPUTS)]
+
+
+def test_every_setting_is_an_argument_of_its_own_type(run):
+    # Text that YAML would read as another type than the setting's, and the setting's value that it means.
+    texts = {bool: ("False", False), int: ("3", 3), float: ("3", 3.0), str: ("12", "12")}
+    arguments = {setting.name: texts[setting.type] for setting in settings(NodeConfig)}
+    found = parameters(run(**{name: text for name, (text, _) in arguments.items()})["stream_node"])
+    expected = {name: value for name, (_, value) in arguments.items()}
+    assert found == expected
+    assert {name: type(value) for name, value in found.items()} == {s.name: s.type for s in settings(NodeConfig)}
 
 
 def test_arguments_override_the_parameter_file_only_when_given(run, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("/**: {ros__parameters: {world_frame: map, model: streamvggt}}")
     record = run(params_file=str(file), weights="a.pt", model="demo")["stream_node"]
-    expected = {"world_frame": "map", "model": "demo", "weights": "a.pt", "use_sim_time": False}
-    assert parameters(record) == expected
+    assert parameters(record) == {"world_frame": "map", "model": "demo", "weights": "a.pt"}
 
 
 def test_topics_and_namespace_reach_the_node(run):
-    record = run(image_topic="/cam/color", camera_info_topic="/cam/info", namespace="front")["stream_node"]
-    assert remappings(record) == {
-        "image": "/cam/color",
-        "image/compressed": "/cam/color/compressed",
-        "camera_info": "/cam/info",
-        "__node": "stream",
-        "__ns": "/front",
-    }
+    names = dict(camera_info_topic="info", odometry_topic="/wheels", depth_topic="/lidar/depth", namespace="front")
+    record = run(image_topic="/cam/color", **names)["front.stream_node"]
+    expected = ["/cam/color", "/cam/color/compressed", "/front/info", "/wheels", "/lidar/depth", "/front/stream/status"]
+    assert resolved(record, *INPUTS, "~/status") == expected
+
+
+def test_enclave_reaches_the_node(run):
+    arguments = run(enclave="/robot/stream")["stream_node"]["arguments"]
+    assert arguments[arguments.index("--enclave") + 1] == "/robot/stream"
+    assert "--ros-args" in arguments[: arguments.index("--enclave")]
 
 
 def test_a_bag_is_played_and_is_the_clock(run):
-    records = run("ros2", bag="drive", bag_rate="0.5")
-    assert records["ros2"]["arguments"] == ["bag", "play", "drive", "--rate", "0.5", "--clock"]
+    records = run("ros2", bag="drive", bag_delay="9", bag_args="--rate 0.5 --topics '/a b'", rviz="true")
+    play = ["bag", "play", "drive", "--clock", "--delay", "9", "--rate", "0.5", "--topics", "/a b"]
+    assert records["ros2"]["arguments"] == play
     assert parameters(records["stream_node"])["use_sim_time"] is True
+    assert parameters(records["rviz2"])["use_sim_time"] is True
 
 
-def test_use_sim_time_can_be_set_against_the_bag(run):
-    assert parameters(run("ros2", bag="drive", use_sim_time="false")["stream_node"])["use_sim_time"] is False
+@pytest.mark.parametrize(("bag", "use_sim_time"), [("drive", "False"), ("", "True")])
+def test_use_sim_time_can_be_set_with_or_against_the_bag(run, bag, use_sim_time):
+    records = run(*["ros2"] * bool(bag), bag=bag, use_sim_time=use_sim_time)
+    assert parameters(records["stream_node"])["use_sim_time"] is (use_sim_time == "True")
 
 
-def test_rviz_shows_the_topics_of_the_namespace(run):
-    record = run("rviz2", rviz="true", namespace="front")["rviz2"]
-    config = Path(record["arguments"][record["arguments"].index("-d") + 1]).read_text()
-    shown = set(re.findall(r"Value: (/stream/\S+)", config))
-    assert {source: target for source, target in remappings(record).items() if source.startswith("/")} == {
-        topic: f"/front{topic}" for topic in shown
-    }
+@pytest.mark.parametrize("world_frame", ["", "map"])
+def test_rviz_shows_the_topics_and_the_world_of_the_node_wherever_it_is_pushed(launch, world_frame):
+    include = stream(rviz="true", namespace="front", world_frame=world_frame)
+    records = launch(GroupAction([PushRosNamespace("robot"), include]), awaited=["robot.front.rviz2"])
+    topics = resolved(records["robot.front.stream_node"], "~/points", "~/depth/image", "~/path", "~/odometry")
+    assert shown(records["robot.front.rviz2"]) == (world_frame or NodeConfig().world_frame, set(topics))
+
+
+def test_two_cameras_share_no_name_and_no_argument(launch):
+    """As in the README: each include in a group of its own, so that neither sees the other's arguments."""
+    front = stream(namespace="front", world_frame="front_odom", image_topic="/front/image_raw", device="cuda:1")
+    rear = stream(namespace="rear", world_frame="rear_odom", rviz="true")
+    records = launch(
+        GroupAction([front], scoped=True, forwarding=False),
+        GroupAction([rear], scoped=True, forwarding=False),
+        awaited=["front.stream_node", "rear.stream_node", "rear.rviz2"],
+    )
+    assert set(records) - {"rviz2.interrupted"} == {"front.stream_node", "rear.stream_node", "rear.rviz2"}
+    defaults = values(NodeConfig())
+    changes = {"front": dict(world_frame="front_odom", device="cuda:1"), "rear": dict(world_frame="rear_odom")}
+    names = {}
+    for camera, changed in changes.items():
+        node = records[f"{camera}.stream_node"]
+        assert parameters(node) == defaults | changed
+        names[camera] = set(resolved(node, "~/status", "~/reset", "~/points", *INPUTS))
+    assert not names["front"] & names["rear"]
+    frame, topics = shown(records["rear.rviz2"])
+    assert frame == "rear_odom"
+    assert all(topic.startswith("/rear/stream/") for topic in topics)
+
+
+def test_the_end_of_the_node_ends_what_shows_and_feeds_it_and_nothing_else(launch):
+    bystander = ExecuteProcess(cmd=[sys.executable, "-c", BYSTANDER, "rviz2.interrupted"])
+    records = launch(stream(rviz="true", bag="drive"), bystander, awaited=["rviz2", "ros2"])
+    assert {"rviz2.interrupted", "ros2.interrupted", "bystander"} <= set(records)
+
+
+def test_respawn_starts_the_node_again_and_leaves_the_others(launch, tmp_path):
+    count = "(records / ('again' if (records / 'ended').exists() else 'ended')).touch()\n"
+    _write(tmp_path / "prefix" / "lib" / "xsvggt_ros" / "stream_node", STAND_IN + count)
+    bystander = ExecuteProcess(cmd=[sys.executable, "-c", BYSTANDER, "again"], on_exit=Shutdown())
+    records = launch(stream(rviz="true", respawn="true"), bystander, awaited=["rviz2"])
+    assert {"ended", "again", "bystander"} <= set(records)

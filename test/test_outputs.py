@@ -7,9 +7,11 @@ import pytest
 from recordings import picture
 
 from xsvggt_ros.config import NodeConfig, OutputConfig
-from xsvggt_ros.geometry import R_WORLD_OPTICAL, rigid
+from xsvggt_ros.geometry import R_WORLD_OPTICAL, rigid, ros_pose
 from xsvggt_ros.outputs import CloudFile, ReplayFiles, TrajectoryFile, check_folder, write_depth
+from xsvggt_ros.placement import Placed
 from xsvggt_ros.ros.conversions import InputCounts
+from xsvggt_ros.scale import ScaleStatus
 from xsvggt_ros.sequences import InputImage
 from xsvggt_ros.stream import Frame, Status
 
@@ -33,6 +35,11 @@ def frame(index=0, size=(6, 8), **values):
     return Frame(**(defaults | values))
 
 
+def place(frame):
+    T_world_cam = ros_pose(frame.T_world_cam)
+    return Placed(frame, T_world_cam, T_world_cam, "camera", ScaleStatus(), starts=frame.index == 0)
+
+
 def read_ply(path: Path) -> np.ndarray:
     head, _, body = path.read_bytes().partition(b"end_header\n")
     lines = head.decode().splitlines()
@@ -46,9 +53,9 @@ def read_ply(path: Path) -> np.ndarray:
 
 
 def test_trajectory_is_tum_with_every_nanosecond(tmp_path):
-    file = TrajectoryFile(tmp_path / "t.txt", "odom")
-    file.write(1_700_000_000_123_456_789, frame(0))
-    file.write(1_700_000_001_000_000_001, frame(0, T_world_cam=rigid(np.eye(3), np.array([1.0, 2.0, 3.0]))))
+    file = TrajectoryFile(tmp_path / "t.txt", NodeConfig())
+    file.write(1_700_000_000_123_456_789, place(frame(0)))
+    file.write(1_700_000_001_000_000_001, place(frame(0, T_world_cam=rigid(np.eye(3), np.array([1.0, 2.0, 3.0])))))
     file.close()
     comment, first, second = (tmp_path / "t.txt").read_text().splitlines()
     assert comment.startswith("# ")
@@ -61,9 +68,9 @@ def test_trajectory_is_tum_with_every_nanosecond(tmp_path):
 def test_cloud_is_the_points_of_all_frames_in_the_world(tmp_path):
     config = OutputConfig(confidence_threshold=2.0, point_stride=2)
     frames = [frame(i) for i in range(3)]
-    file = CloudFile(tmp_path / "c.ply", "odom", config)
+    file = CloudFile(tmp_path / "c.ply", NodeConfig(output=config))
     for each in frames:
-        file.write(0, each)
+        file.write(0, place(each))
     file.close()
     vertices = read_ply(tmp_path / "c.ply")
     kept = [each.confidence[::2, ::2] >= 2.0 for each in frames]
@@ -76,7 +83,7 @@ def test_cloud_is_the_points_of_all_frames_in_the_world(tmp_path):
 
 
 def test_cloud_without_points_can_be_read(tmp_path):
-    CloudFile(tmp_path / "c.ply", "odom", OutputConfig()).close()
+    CloudFile(tmp_path / "c.ply", NodeConfig()).close()
     assert len(read_ply(tmp_path / "c.ply")) == 0
 
 
@@ -92,7 +99,7 @@ def test_depth_image(tmp_path):
 def test_a_new_world_begins_new_files(tmp_path):
     files = ReplayFiles(tmp_path, NodeConfig())
     for stamp, index in enumerate([0, 1, 2, 0, 1]):
-        files.write(InputImage(stamp, picture(0), None, "camera"), frame(index), InputCounts())
+        files.write(InputImage(stamp, picture(0), None, "camera"), place(frame(index)), InputCounts())
     files.close()
     assert len((tmp_path / "trajectory.txt").read_text().splitlines()) == 1 + 3
     assert len((tmp_path / "trajectory_1.txt").read_text().splitlines()) == 1 + 2

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.ros.conversions import TOPICS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,11 +68,30 @@ def test_every_source_file_names_its_licence(folder):
     assert not unnamed
 
 
-def test_rviz_configuration_shows_the_node_in_its_world_frame():
+def test_rviz_shows_what_the_node_publishes_in_its_world_frame():
     manager = yaml.safe_load((ROOT / "config" / "stream.rviz").read_text())["Visualization Manager"]
-    topics = {display["Topic"]["Value"] for display in manager["Displays"] if "Topic" in display}
-    assert manager["Global Options"]["Fixed Frame"] == "odom"
-    assert topics == {"/stream/points", "/stream/depth/image", "/stream/path", "/stream/odometry"}
+    displays = [(display["Class"].split("/")[1], display.get("Topic", {})) for display in manager["Displays"]]
+    shown = {topic["Value"]: kind for kind, topic in displays if topic}
+    published = {topic.replace("~", "/stream"): kind.split("/")[2] for topic, kind in TOPICS.items()}
+    assert manager["Global Options"]["Fixed Frame"] == NodeConfig().world_frame
+    assert "TF" in dict(displays)
+    assert set(shown.values()) == {"Path", "Odometry", "PointCloud2", "Image"}
+    assert shown == {topic: published.get(topic) for topic in shown}
+    # Best effort, a cloud above 512 KiB never arrives: Fast DDS cuts it into datagrams and loses some.
+    assert {topic["Reliability Policy"] for _, topic in displays if topic} == {"Reliable"}
+
+
+def test_launch_file_moves_every_topic_of_rviz_into_the_namespace():
+    # Without importing it: launch exists on ROS distributions only.
+    launch_file = ast.parse((ROOT / "launch" / "stream.launch.py").read_text())
+    (displayed,) = (
+        ast.literal_eval(node.value)
+        for node in launch_file.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "DISPLAYED"
+    )
+    manager = yaml.safe_load((ROOT / "config" / "stream.rviz").read_text())["Visualization Manager"]
+    shown = {display["Topic"]["Value"] for display in manager["Displays"] if "Topic" in display}
+    assert shown == {f"/stream/{topic}" for topic in displayed}
 
 
 def test_messages_are_generated_outside_the_source_tree():

@@ -96,7 +96,7 @@ def test_true_and_estimated_depth_have_one_scale(page):
 def test_headline_has_the_recorded_numbers(recording):
     numbers = dict(headline(recording))
     before, after = (recording.answers[i].status.cache_bytes / 2**20 for i in (0, -1))
-    assert numbers["images answered"] == "9 of 10; sent at 30.0 Hz, 1 dropped, 0 lost on the way"
+    assert numbers["images answered"] == "9 of 10; sent at 30.0 Hz, 1 replaced by newer ones, 0 lost on the way"
     memory = f"{before:.2f} → {after:.2f} MiB"
     assert numbers["cache memory"] == f"{memory}; 68 tokens at 16 bits → 34 tokens at 4 bits"
     assert numbers["image to last output"] == "40 ms; 95 % within 40 ms"

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from test_kv_cache import Shortage
 
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig, geometry
 from xsvggt_ros.model import load_model
+from xsvggt_ros.stream import OutOfMemory
 
 TOKENS = 53  # of a 112x84 frame
 
@@ -175,3 +179,225 @@ def test_stamps_that_repeat_are_refused_and_that_go_back_start_a_new_world(model
     assert (frame.index, frame.status.event) == (0, "the stamp went back by 0.000 s")
     stream.advance(60)
     assert stream.step(image(0)).index == 1
+
+
+SMALL = 17  # tokens of a 56x42 frame
+
+
+def small_stream_of(model, **cache) -> GeometryStream:
+    config = StreamConfig(dtype="float32", image_width=56, cache=CacheConfig(**cache))
+    return GeometryStream(config, model)
+
+
+def check_cache(stream) -> None:
+    cache, per_frame = stream._cache, stream._cache.shape.tokens_per_frame
+    assert cache.nbytes == sum(tensor.nbytes for tensor in cache.tensors)
+    assert cache.budget is None or cache.tokens <= cache.budget
+    for layer in range(cache.shape.layers):
+        ids = cache.token_ids(layer)
+        assert ids.unique().numel() == cache.tokens
+        assert ids[0] >= 0 and ids[-1] < cache.frames * per_frame
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["xstream", "sliding_window", "random", "full"])
+@pytest.mark.parametrize("bits", [4, 16])
+def test_a_step_that_finds_no_memory_halves_the_cache_and_the_stream_goes_on(model, policy, bits):
+    """Memory runs out at calls spread over a whole step, so in each of its stages."""
+    config = CacheConfig(policy=policy, budget_tokens=6 * SMALL, key_bits=bits, value_bits=bits)
+    # Of a full cache half of what it held: of 8 frames, or of 9 if only the dense outputs failed.
+    halves = {8 * SMALL // 2, 9 * SMALL // 2} if policy == "full" else {3 * SMALL}
+
+    def after_eight_frames() -> GeometryStream:
+        stream = small_stream_of(model, **dataclasses.asdict(config))
+        for seed in range(8):
+            stream.step(image(seed))
+        return stream
+
+    stream, whole = after_eight_frames(), Shortage()
+    with whole:
+        stream.step(image(8))
+    for at in range(0, whole.calls, whole.calls // 9):
+        stream = after_eight_frames()
+        with pytest.raises(OutOfMemory, match="goes on with"), Shortage(at):
+            stream.step(image(8))
+        check_cache(stream)
+        half = stream._cache.budget
+        assert half in halves and f"{half} tokens" in stream.shortage
+        for index in range(3):
+            frame = stream.step(image(9 + index))
+            assert 8 <= frame.index - index <= 9  # 9 if only the failed frame's dense outputs were missing
+            assert (frame.status.event == stream.shortage) == (index == 0)
+            assert np.isfinite(frame.depth).all() and np.isfinite(frame.T_world_cam).all()
+            check_cache(stream)
+        assert frame.status.budget_tokens == half
+        assert frame.status.policy == ("xstream" if policy == "full" else policy)
+        stream.reconfigure(config)
+        status = stream.step(image(12)).status
+        assert (stream.shortage, status.policy) == ("", policy)
+        assert status.budget_tokens == (0 if policy == "full" else 6 * SMALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["xstream", "full"])
+def test_a_shortage_that_lasts_starts_a_new_world(model, policy):
+    """Not even the smaller cache finds memory. The new world is what a fresh stream with that budget says."""
+    config = dict(policy=policy, budget_tokens=6 * SMALL)
+    whole = Shortage()
+    with whole:
+        small_stream_of(model, **config).step(image(0))
+    half = dict(budget_tokens=(4 if policy == "full" else 3) * SMALL)
+    fresh = small_stream_of(model, **half).step(image(9))
+    for at in range(0, whole.calls, whole.calls // 8):
+        stream = small_stream_of(model, **config)
+        for seed in range(8):
+            stream.step(image(seed))
+        with pytest.raises(OutOfMemory, match="a new world starts, with half the cache budget"), Shortage(at, True):
+            stream.step(image(8))
+        frame = stream.step(image(9))
+        assert (frame.index, frame.status.event) == (0, stream.shortage)
+        np.testing.assert_array_equal(frame.depth, fresh.depth)
+        assert frame.status.budget_tokens == half["budget_tokens"]
+
+
+def test_a_first_image_that_finds_no_memory_is_as_if_it_had_never_come(model):
+    whole = Shortage()
+    with whole:
+        small_stream_of(model).step(image(0))
+    fresh = small_stream_of(model, budget_tokens=3 * SMALL)
+    expected = [fresh.step(image(seed)).depth for seed in (1, 2)]
+    for at in range(0, whole.calls, whole.calls // 9):
+        stream = small_stream_of(model, budget_tokens=6 * SMALL)
+        with pytest.raises(OutOfMemory, match="a new world starts"), Shortage(at):
+            stream.step(image(0))
+        for seed, depth in zip((1, 2), expected, strict=True):
+            frame = stream.step(image(seed))
+            assert frame.index == seed - 1
+            np.testing.assert_array_equal(frame.depth, depth)
+
+
+def test_again_and_again_out_of_memory_the_budget_ends_at_the_least(model):
+    stream = small_stream_of(model, budget_tokens=12 * SMALL, camera_window=0)
+    budgets, windows = [], []
+    for seed in range(24):
+        stream.step(image(seed))
+    for seed in range(5):
+        with pytest.raises(OutOfMemory), Shortage(1000):
+            stream.step(image(seed))
+        status = stream.step(image(seed)).status
+        budgets.append(status.budget_tokens)
+        windows.append(status.camera_frames)
+    assert budgets == [6 * SMALL, 3 * SMALL] + 3 * [2 * SMALL]
+    assert set(windows) == {1 + 12}  # it kept all 24 before; the window then stays
+
+
+def test_other_errors_of_a_step_are_not_taken_for_a_shortage(model, monkeypatch):
+    stream = small_stream_of(model)
+    monkeypatch.setattr(stream.model, "step", lambda *_: (_ for _ in ()).throw(RuntimeError("mat1 and mat2 shapes")))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        stream.step(image(0))
+    assert not stream.shortage
+
+
+def test_a_budget_beyond_memory_is_the_settings_fault(model):
+    with pytest.raises(ValueError, match=r"lower cache\.budget_tokens"):
+        small_stream_of(model, budget_tokens=10**13).step(image(0))
+
+
+def test_a_limit_is_a_fraction_of_whatever_budget_there_is(model):
+    stream = small_stream_of(model, budget_tokens=16 * SMALL)
+
+    def budget(seed: int) -> int:
+        return stream.step(image(seed)).status.budget_tokens // SMALL
+
+    assert budget(0) == 16
+    stream.limit(0.5)
+    assert budget(1) == 8
+    stream.limit(0.25)
+    assert budget(2) == 4
+    stream.reconfigure(CacheConfig(budget_tokens=40 * SMALL))
+    assert budget(3) == 10
+    with pytest.raises(OutOfMemory), Shortage(1000):
+        stream.step(image(4))
+    assert budget(5) == 5
+    stream.limit(1.0)
+    assert budget(6) == 20
+    stream.reset("asked for")
+    stream.limit(0.01)
+    assert budget(7) == 2  # the least
+    stream.reconfigure(CacheConfig(budget_tokens=40 * SMALL))
+    stream.limit(1.0)
+    assert budget(8) == 40
+
+
+def test_a_limit_holds_for_mib_and_leaves_full_alone(model):
+    stream = small_stream_of(model, budget_tokens=0, budget_mib=4.0)
+    assert 0.9 < stream.step(image(0)).status.cache_bytes / (4 * 2**20) <= 1
+    stream.limit(0.5)
+    status = stream.step(image(1)).status
+    assert 0.9 < status.cache_bytes / (2 * 2**20) <= 1
+    assert status.event == "cache held to 50% of its budget"
+    stream.reconfigure(CacheConfig(policy="full"))
+    stream.limit(0.25)
+    status = stream.step(image(2)).status
+    assert (status.budget_tokens, status.tokens) == (0, 3 * SMALL)
+    for wrong in (0.0, -1.0, 1.01, float("nan")):
+        with pytest.raises(ValueError, match="fraction"):
+            stream.limit(wrong)
+
+
+def test_the_summary_says_what_the_cache_will_be(model):
+    stream = stream_of(model, budget_tokens=4 * TOKENS)
+    summary = stream.summary()
+    status = stream.step(image(0)).status
+    for part in (
+        "demo with the package's own weights",
+        "cpu, torch.float32, attention by",
+        f"4:3 is {TOKENS} tokens",
+        f"(xstream) keeps {4 * TOKENS} tokens per layer = 4.0 frames = {status.cache_bytes / 2**20:.1f} MiB",
+    ):
+        assert part in summary
+    stream.limit(0.5)
+    assert "= 2.0 frames" in stream.summary()
+    assert "keeps all frames" in stream_of(model, policy="full").summary()
+
+
+REAL_SHORTAGE = """
+import resource
+import numpy as np, torch
+from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig
+from xsvggt_ros.stream import OutOfMemory
+
+torch.set_num_threads(1)
+cache = CacheConfig(policy="full", key_bits=16, value_bits=16)
+stream = GeometryStream(StreamConfig(dtype="float32", image_width=112, cache=cache))
+rng = np.random.default_rng(0)
+image = lambda: rng.integers(0, 256, (112, 112, 3), dtype=np.uint8)
+for _ in range(3):
+    stream.step(image())
+in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + 50 * 2**20, resource.RLIM_INFINITY))
+shortages = frames = 0
+while frames < 60:
+    try:
+        frame = stream.step(image())
+    except OutOfMemory as error:
+        shortages += 1
+        print(error)
+        assert shortages < 5
+    else:
+        frames += bool(shortages)
+        assert np.isfinite(frame.depth).all()
+status = frame.status
+assert status.policy == "xstream" and 0 < status.tokens <= status.budget_tokens, status
+print("went on to frame", frame.index)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux' limit of the address space")
+def test_a_stream_that_grows_until_memory_really_ends_goes_on():
+    done = subprocess.run([sys.executable, "-c", REAL_SHORTAGE], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "out of memory: xstream goes on with" in done.stdout
+    assert int(done.stdout.split()[-1]) > 60

@@ -9,9 +9,10 @@ import pytest
 import torch
 from rosbags.highlevel import AnyReader
 
+from xsvggt_ros.camera import decode_intrinsics
 from xsvggt_ros.cli import main
 from xsvggt_ros.geometry import inverse, rotation_matrix, transform, unproject
-from xsvggt_ros.ros.conversions import decode_intrinsics, stamp_ns
+from xsvggt_ros.ros.conversions import stamp_ns
 from xsvggt_ros.sequences import open_sequence
 from xsvggt_ros.world import Scene, furnish, make_room, pinhole, render, stream, trajectory, write_folder
 from xsvggt_ros.world.bag import TOPICS, write_bag

@@ -223,9 +223,42 @@ class OutputConfig(_Checked):
 
 
 @dataclass(frozen=True)
+class ScaleConfig(_Checked):
+    """How many metres the model's unit is."""
+
+    source: str = setting(
+        "none",
+        "Where the metres come from: none (the model's unit stays), fixed (`scale.factor`), camera_height (distance of "
+        "the ground), odometry (nav_msgs/Odometry on `reference/odometry`), tf (motion of `scale.child_frame` in "
+        "`scale.parent_frame`), depth (sensor_msgs/Image on `reference/depth`, registered to the camera).",
+        choices=("none", "fixed", "camera_height", "odometry", "tf", "depth"),
+    )
+    factor: float = setting(1.0, "fixed: metres per unit of the model.", unit="m", minimum=1e-6, maximum=1e6, live=True)
+    camera_height: float = setting(
+        1.0, "camera_height: the camera's height above the ground.", unit="m", minimum=0.01, maximum=1e4, live=True
+    )
+    parent_frame: str = setting("", "tf: fixed frame of the reference motion, for example the wheel odometry's.")
+    child_frame: str = setting("", "tf: frame whose motion is the reference, for example base_link.")
+    window: int = setting(50, "Measurements whose median is the scale.", minimum=1, live=True)
+    min_motion: float = setting(
+        0.2,
+        "odometry, tf: least reference motion that is measured; several times the error of the stream's positions.",
+        unit="m",
+        minimum=0.001,
+        live=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source == "tf" and not (self.parent_frame and self.child_frame):
+            raise ValueError("source tf needs the two frames: set scale.parent_frame and scale.child_frame")
+
+
+@dataclass(frozen=True)
 class NodeConfig(_Checked):
     """The ROS 2 node's own settings, and all the others it passes on."""
 
+    autostart: bool = setting(True, "Configure and activate at start; false: wait for lifecycle transitions.")
     image_transport: str = setting(
         "raw",
         "raw: sensor_msgs/Image on `image`; compressed: CompressedImage on `image/compressed`.",
@@ -233,14 +266,35 @@ class NodeConfig(_Checked):
     )
     queue: str = setting(
         "latest",
-        "latest: the newest image, older ones are dropped and counted; all: every image in order.",
+        "latest: the newest image, older ones are replaced and counted; all: every image in order.",
         choices=("latest", "all"),
         live=True,
     )
-    queue_size: int = setting(30, "queue all: images kept waiting before new ones are dropped and counted.", minimum=1)
+    queue_size: int = setting(30, "queue all: images kept waiting before new ones are refused and counted.", minimum=1)
+    target_latency_ms: float = setting(
+        0.0,
+        "Most time from an image's arrival to its outputs; while it takes longer the node gives up point density, then "
+        "publishing rate, then cache budget (~/status: rung). 0: never.",
+        unit="ms",
+        minimum=0.0,
+        live=True,
+    )
+    rectify: bool = setting(
+        True,
+        "Undo the lens distortion that camera_info states; false: images are rectified already, as image_rect is.",
+        live=True,
+    )
     world_frame: str = setting("odom", "Parent frame of the published pose; fixed, x forward, y left, z up.")
-    base_frame: str = setting("", "Child frame of the published pose; empty: the image's frame_id.")
+    base_frame: str = setting(
+        "",
+        "Child frame of the published pose, whose transform to the camera is looked up in TF; empty: the image's "
+        "frame_id, with the first camera taken as level.",
+    )
     publish_tf: bool = setting(True, "Send the pose to /tf.", live=True)
+    invert_tf: bool = setting(
+        False, "Send it as transform from the child to world_frame, for a child that has another parent.", live=True
+    )
     path_length: int = setting(1000, "Poses kept in ~/path.", unit="poses", minimum=1, live=True)
     stream: StreamConfig = group(StreamConfig)
     output: OutputConfig = group(OutputConfig)
+    scale: ScaleConfig = group(ScaleConfig, "scale.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 from transforms3d.quaternions import mat2quat, quat2mat
 
 Array = NDArray[np.float64]
@@ -38,6 +39,14 @@ def inverse(T: Array) -> Array:
     """Inverse of a rigid transform [4, 4]."""
     R_transposed = T[:3, :3].T
     return rigid(R_transposed, -R_transposed @ T[:3, 3])
+
+
+def interpolate(T_before: Array, T_after: Array, share: float) -> Array:
+    """Transform [4, 4] at a share in [0, 1] of the way: positions on a line, rotations at constant speed."""
+    R_before = Rotation.from_matrix(T_before[:3, :3])
+    turn = (R_before.inv() * Rotation.from_matrix(T_after[:3, :3])).as_rotvec()
+    rotation = R_before * Rotation.from_rotvec(share * turn)
+    return rigid(rotation.as_matrix(), (1 - share) * T_before[:3, 3] + share * T_after[:3, 3])
 
 
 def ros_pose(T_world_cam: Array) -> Array:

@@ -2,12 +2,18 @@
 """The files of a replay: trajectory, cloud, depth images and a rosbag2 of the node's topics.
 
 Every file is written frame by frame, so that memory does not grow and a run that ends early leaves
-what it had. World axes are those of the node's TF: x forward, y left, z up; units are the model's.
+what it had. World axes are those of the node's TF: x forward, y left, z up.
 """
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from io import FileIO
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import cv2
 import numpy as np
@@ -15,16 +21,18 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from xsvggt_ros.bag import NewBag
-from xsvggt_ros.config import NodeConfig, OutputConfig
-from xsvggt_ros.geometry import R_WORLD_OPTICAL, quaternion_xyzw, ros_pose
+from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.geometry import quaternion_xyzw, transform
 from xsvggt_ros.installation import package_file
-from xsvggt_ros.ros.conversions import TOPICS, FrameMessages, InputCounts
+from xsvggt_ros.placement import Placed
+from xsvggt_ros.ros.conversions import TOPICS, FrameMessages, InputCounts, Performance
 from xsvggt_ros.sequences import InputImage
 from xsvggt_ros.stream import Frame
 
 NODE_NAME = "/stream"  # of stream.launch.py: what "~" stands for in topic names
 DEPTH_SCALE = 1000  # steps of a depth image per unit of depth, as in 7-Scenes and Open3D's default
 STATUS_TYPE = "xsvggt_ros/msg/StreamStatus"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk that is full says, or a quota
 PATTERNS = ("trajectory*.txt", "cloud*.ply", "depth", "bag")  # all that a replay writes into its folder
 
 
@@ -45,43 +53,40 @@ class ReplayFiles:
         self._depth.mkdir()
         self._bag = TopicBag(folder / "bag", config)
 
-    def write(self, image: InputImage, frame: Frame, counts: InputCounts) -> None:
+    def write(self, image: InputImage, placed: Placed, counts: InputCounts) -> None:
         """Adds a frame and the image it is of."""
-        if frame.index == 0:
+        if placed.starts:
             self._start_world()
         for file in self._open:
-            file.write(image.stamp_ns, frame)
-        write_depth(self._depth / f"{self._frames:06d}.png", frame, self._config.output.confidence_threshold)
-        self._bag.write(image, frame, counts)
+            file.write(image.stamp_ns, placed)
+        write_depth(self._depth / f"{self._frames:06d}.png", placed.frame, self._config.output.confidence_threshold)
+        self._bag.write(image, placed, counts)
         self._frames += 1
 
     def close(self) -> None:
-        """Finishes every file."""
-        try:
+        """Finishes every file, even if one of them cannot be."""
+        with closing(self._bag):
             self._close_world()
-        finally:
-            self._bag.close()
 
     def _start_world(self) -> None:
         self._close_world()
         number = f"_{self._worlds}" if self._worlds else ""
         self._worlds += 1
-        world_frame = self._config.world_frame
-        self._open.append(TrajectoryFile(self._folder / f"trajectory{number}.txt", world_frame))
-        self._open.append(CloudFile(self._folder / f"cloud{number}.ply", world_frame, self._config.output))
+        self._open.append(TrajectoryFile(self._folder / f"trajectory{number}.txt", self._config))
+        self._open.append(CloudFile(self._folder / f"cloud{number}.ply", self._config))
 
     def _close_world(self) -> None:
-        while self._open:
-            self._open.pop().close()
+        with ExitStack() as stack:
+            while self._open:
+                stack.enter_context(closing(self._open.pop()))
 
 
 def check_folder(folder: Path) -> None:
     """Makes the folder. Raises ValueError if it cannot be written, or holds files of an earlier replay."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        with TemporaryFile(dir=folder):  # of no name that could be a link to elsewhere
+            pass
     except OSError as error:
         raise ValueError(f"cannot write into {folder}: {error.strerror}; choose another output folder") from error
     if there := written_files(folder):
@@ -91,22 +96,51 @@ def check_folder(folder: Path) -> None:
 
 def written_files(folder: Path) -> list[Path]:
     """The files and folders that a replay has written into this folder."""
-    return sorted(path for pattern in PATTERNS for path in folder.glob(pattern))
+    return sorted(path for path in folder.iterdir() if any(map(path.match, PATTERNS)))  # links to nothing too
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Says of an OSError on the way that the disk is full, if that is why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(
+            f"the disk of {folder} is full ({error.strerror}): what was written until then can be read; "
+            "free space, or choose an output folder on another disk"
+        ) from error
+
+
+def _append(file: FileIO, data: bytes) -> None:
+    """Writes all of the data or, if that fails, none: the file ends with something whole."""
+    end = file.tell()
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError:
+        file.seek(end)
+        file.truncate()
+        raise
 
 
 class TrajectoryFile:
-    """TUM format: `t x y z qx qy qz qw` per frame, seconds; the pose of the camera's optical frame."""
+    """TUM format: `t x y z qx qy qz qw` per frame, seconds; the pose that /tf has."""
 
-    def __init__(self, path: Path, world_frame: str) -> None:
-        self._file = path.open("x", buffering=1)  # line by line
-        axes = f"camera (optical axes) in {world_frame} (x forward, y left, z up)"
-        self._file.write(f"# t x y z qx qy qz qw: {axes}; unit: the model's\n")
+    def __init__(self, path: Path, config: NodeConfig) -> None:
+        self._file = FileIO(path, "x")
+        child = config.base_frame or "camera (optical axes)"
+        self._write(f"# t x y z qx qy qz qw: {child} in {_world(config)}")
 
-    def write(self, stamp: int, frame: Frame) -> None:
-        T_world_cam = ros_pose(frame.T_world_cam)
+    def write(self, stamp: int, placed: Placed) -> None:
+        T_world_child = placed.T_world_child
         seconds, nanoseconds = divmod(stamp, 1_000_000_000)
-        numbers = np.concatenate([T_world_cam[:3, 3], quaternion_xyzw(T_world_cam[:3, :3])])
-        self._file.write(f"{seconds}.{nanoseconds:09d} {' '.join(f'{number:.9f}' for number in numbers)}\n")
+        numbers = np.concatenate([T_world_child[:3, 3], quaternion_xyzw(T_world_child[:3, :3])])
+        self._write(f"{seconds}.{nanoseconds:09d} {' '.join(f'{number:.9f}' for number in numbers)}")
+
+    def _write(self, line: str) -> None:
+        _append(self._file, line.encode() + b"\n")
 
     def close(self) -> None:
         self._file.close()
@@ -116,50 +150,51 @@ class CloudFile:
     """Binary PLY of the points of all frames in the world, coloured: those that ~/points has of each."""
 
     VERTEX = np.dtype([("position", "<f4", 3), ("colour", "u1", 3)])
+    PROPERTIES = ("float x", "float y", "float z", "uchar red", "uchar green", "uchar blue")
 
-    def __init__(self, path: Path, world_frame: str, config: OutputConfig) -> None:
-        self._config = config
+    def __init__(self, path: Path, config: NodeConfig) -> None:
+        self._config = config.output
         self._count = 0
-        self._file = path.open("xb")
-        self._file.write(
-            b"ply\nformat binary_little_endian 1.0\n"
-            + f"comment {world_frame}: x forward, y left, z up; unit: the model's\n".encode()
-            + b"element vertex "
-        )
-        self._count_at = self._file.tell()
-        self._write_count()
-        self._file.write(b"".join(b"property float %c\n" % axis for axis in b"xyz"))
-        self._file.write(b"".join(b"property uchar %s\n" % name for name in (b"red", b"green", b"blue")))
-        self._file.write(b"end_header\n")
+        self._file = FileIO(path, "x+")
+        start = f"ply\nformat binary_little_endian 1.0\ncomment {_world(config)}\nelement vertex "
+        properties = "".join(f"property {name}\n" for name in self.PROPERTIES)
+        self._count_at = len(start.encode())
+        _append(self._file, f"{start}{self._count:012d}\n{properties}end_header\n".encode())
 
-    def write(self, stamp: int, frame: Frame) -> None:
-        stride = self._config.point_stride
+    def write(self, stamp: int, placed: Placed) -> None:
+        frame, stride = placed.frame, self._config.point_stride
         valid = frame.confidence[::stride, ::stride] >= self._config.confidence_threshold  # [h, w]
-        points = frame.points_world()[::stride, ::stride][valid]  # [N, 3]
+        points = frame.points_cam()[::stride, ::stride][valid]  # [N, 3]
         vertices = np.empty(len(points), self.VERTEX)
-        vertices["position"] = points @ R_WORLD_OPTICAL.T.astype(np.float32)
+        vertices["position"] = transform(placed.T_world_cam, points)
         vertices["colour"] = frame.image[::stride, ::stride][valid]
-        self._file.write(vertices.tobytes())
+        _append(self._file, vertices.tobytes())
         self._count += len(points)
 
     def close(self) -> None:
-        self._file.seek(self._count_at)
-        self._write_count()
-        self._file.close()
+        with self._file as file:
+            file.seek(self._count_at)
+            file.write(b"%012d" % self._count)  # of one width, so that it can be overwritten at the end
 
-    def _write_count(self) -> None:
-        self._file.write(b"%012d\n" % self._count)  # of one width, so that it can be overwritten at the end
+
+def _world(config: NodeConfig) -> str:
+    unit = "the model's" if config.scale.source == "none" else "metre"
+    return f"{config.world_frame} (x forward, y left, z up); unit: {unit}"
 
 
 def write_depth(path: Path, frame: Frame, confidence_threshold: float) -> None:
     """16-bit PNG, depth * DEPTH_SCALE; 0 where the confidence is below the threshold or 16 bits do not suffice.
 
-    Raises OSError if the file cannot be written.
+    Raises OSError if the file cannot be written; there is none then.
     """
     steps = np.rint(frame.depth * DEPTH_SCALE)
     valid = (frame.confidence >= confidence_threshold) & (steps <= np.iinfo(np.uint16).max)
-    if not cv2.imwrite(str(path), np.where(valid, steps, 0).astype(np.uint16)):
-        raise OSError(f"{path} cannot be written; is the disk full?")
+    _, encoded = cv2.imencode(".png", np.where(valid, steps, 0).astype(np.uint16))
+    try:
+        path.write_bytes(encoded.tobytes())  # cv2.imwrite does not notice a full disk
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 class TopicBag:
@@ -171,10 +206,18 @@ class TopicBag:
         self._messages = FrameMessages(types.types.__getitem__)
         self._bag = NewBag(path, {_full_name(topic): kind for topic, kind in TOPICS.items()}, types)
 
-    def write(self, image: InputImage, frame: Frame, counts: InputCounts) -> None:
-        makers = self._messages.convert(frame, image.stamp_ns, image.frame_id, self._config, counts)
+    def write(self, image: InputImage, placed: Placed, counts: InputCounts) -> None:
+        stamp = image.stamp_ns
+        makers = self._messages.convert(placed, stamp, image.frame_id, self._config)
         for topic, make in makers.items():
-            self._bag.write(_full_name(topic), image.stamp_ns, make())
+            self._bag.write(_full_name(topic), stamp, make())
+        # Without the times that it took: the files of two runs are the same.
+        status = placed.frame.status
+        status = replace(status, seconds=dict.fromkeys(status.seconds, 0.0))
+        message = self._messages.status(
+            status, stamp, image.frame_id, scale=placed.scale, counts=counts, performance=Performance()
+        )
+        self._bag.write(_full_name("~/status"), stamp, message)
 
     def close(self) -> None:
         self._bag.close()

@@ -8,6 +8,7 @@ import logging
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from threading import Event
@@ -18,13 +19,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from xsvggt_ros.config import NodeConfig, changed, settings
 from xsvggt_ros.flags import add_settings, given_settings
-from xsvggt_ros.outputs import ReplayFiles, check_folder, written_files
-from xsvggt_ros.ros.conversions import InputCounts
-from xsvggt_ros.sequences import ImageSequence, InputImage, open_sequence
-from xsvggt_ros.stream import GeometryStream
+from xsvggt_ros.outputs import ReplayFiles, check_folder, explained, written_files
+from xsvggt_ros.placement import REFERENCES, NotPlaced, Placement, references
+from xsvggt_ros.ros.conversions import InputCounts, hand_over
+from xsvggt_ros.sequences import ImageSequence, InputImage, Listener, open_sequence
+from xsvggt_ros.stream import GeometryStream, OutOfMemory, Status
 
 # Settings of the node that mean nothing without topics to receive from and send to.
-LIVE_ONLY = ("image_transport", "queue", "queue_size", "publish_tf")
+LIVE_ONLY = ("autostart", "image_transport", "queue", "queue_size", "target_latency_ms", "publish_tf", "invert_tf")
 SETTINGS = [setting for setting in settings(NodeConfig) if setting.name not in LIVE_ONLY]
 INTERRUPTED = 130  # exit code, as after Ctrl-C in a shell
 
@@ -49,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rate", type=float, metavar="HZ", help="images per second (default: the video's own, 30 for a folder)"
     )
     parser.add_argument("--topic", default="", help="image topic of a bag (default: the first)")
+    parser.add_argument(
+        "--reference", default="", metavar="TOPIC", help="odometry or depth topic of a bag that scale.source names"
+    )
     add_settings(parser, SETTINGS)
 
 
@@ -60,14 +65,18 @@ def run(args: argparse.Namespace) -> int:
     config = changed(NodeConfig(), given_settings(args, SETTINGS))
     if args.max_frames is not None and args.max_frames < 1:
         raise ValueError(f"max-frames must be at least 1, got {args.max_frames}")
+    placement = Placement(config)
+    others = _others(placement, config, args.reference)
     check_folder(args.output)
-    with open_sequence(args.input, rate=args.rate, topic=args.topic, stride=args.stride) as sequence:
+    with open_sequence(
+        args.input, rate=args.rate, topic=args.topic, stride=args.stride, rectify=config.rectify, others=others
+    ) as sequence:
         images = islice(_usable(sequence, args.input), args.max_frames)
         stream = GeometryStream(config.stream)
         if not config.stream.weights:
             log.warning("the model of the package knows synthetic rooms only: give weights for real images")
-        with closing(ReplayFiles(args.output, config)) as files, _stop_signals() as stop:
-            replay = Replay(stream, sequence, files)
+        with explained(args.output), closing(ReplayFiles(args.output, config)) as files, _stop_signals() as stop:
+            replay = Replay(config, stream, placement, sequence, files)
             replay.run(_progress(images, sequence.length, args.max_frames), stop)
     if stop.is_set():
         log.warning("interrupted; what was done is written")
@@ -78,10 +87,19 @@ def run(args: argparse.Namespace) -> int:
 class Replay:
     """One pass of a stream over a sequence, into files."""
 
-    def __init__(self, stream: GeometryStream, sequence: ImageSequence, files: ReplayFiles) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        stream: GeometryStream,
+        placement: Placement,
+        sequence: ImageSequence,
+        files: ReplayFiles,
+    ) -> None:
         self.frames = 0
         self.seconds = 0.0  # in the stream's steps
+        self._config = config
         self._stream = stream
+        self._placement = placement
         self._sequence = sequence
         self._files = files
         self._worlds = 0
@@ -95,22 +113,26 @@ class Replay:
                     break
 
     def _serve(self, image: InputImage) -> None:
+        stamp = image.stamp_ns
         try:
-            self._stream.advance(image.stamp_ns)
+            if self._stream.advance(stamp):
+                self._placement.transforms.clear()
             frame = self._stream.step(image.image, image.intrinsics)
-        except ValueError as error:
-            self._sequence.skipped.append(f"image of {image.stamp_ns} ns: {error}")
+            self._tell(stamp, frame.status)
+            placed = self._placement.place(frame, stamp, image.frame_id, self._config)
+        except (ValueError, OutOfMemory, NotPlaced) as error:
+            self._sequence.skipped.append(f"image of {stamp} ns: {error.args[0]}")
             return
-        self._worlds += frame.index == 0
-        if frame.index == 0 and frame.status.budget_raised:
-            log.warning(
-                "the budget is below what the policy works with: raised to %d tokens", frame.status.floor_tokens
-            )
-        if frame.status.event:
-            log.warning("image of %d ns: %s", image.stamp_ns, frame.status.event)
         self.frames += 1
         self.seconds += frame.status.seconds["step"]
-        self._files.write(image, frame, self._counts())
+        self._files.write(image, placed, self._counts())
+
+    def _tell(self, stamp: int, status: Status) -> None:
+        self._worlds += status.frame == 0
+        if status.frame == 0 and status.budget_raised:
+            log.warning("the budget is below what the policy works with: raised to %d tokens", status.floor_tokens)
+        if status.event:
+            log.warning("image of %d ns: %s", stamp, status.event)
 
     def _counts(self) -> InputCounts:
         rejected = len(self._sequence.skipped)
@@ -130,6 +152,20 @@ class Replay:
         print(f"{self.seconds / self.frames:.3f} s per frame, {cache:.1f} MiB of cache")
         for path in written_files(output):
             print(path)
+
+
+def _others(placement: Placement, config: NodeConfig, reference: str) -> dict[str, Listener]:
+    """Topics of the bag that the placement needs, with what takes their messages."""
+    others: dict[str, Listener] = {}
+    wanted = references(config)
+    if reference and not any(name.startswith("reference/") for name in wanted):
+        raise ValueError(f"scale.source {config.scale.source} does not use a reference topic: leave it out")
+    for name in wanted:
+        if name.startswith("reference/") and not reference:
+            raise ValueError(f"scale.source {config.scale.source}: name the topic of the bag with --reference")
+        topic = reference if name.startswith("reference/") else name
+        others[topic] = Listener(REFERENCES[name], partial(hand_over, placement, name))
+    return others
 
 
 def _usable(sequence: ImageSequence, source: Path) -> Iterator[InputImage]:

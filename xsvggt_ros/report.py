@@ -54,7 +54,9 @@ def _service(r: Recording) -> list[tuple[str, str]]:
     counts = r.played.counts
     lost = len(r.images) - counts.frames_received
     answered = f"{len(r.answers)} of {len(r.images)}; sent at {r.played.sent_rate:.1f} Hz"
-    numbers = [("images answered", f"{answered}, {counts.frames_dropped} dropped, {lost} lost on the way")]
+    numbers = [
+        ("images answered", f"{answered}, {counts.frames_replaced} replaced by newer ones, {lost} lost on the way")
+    ]
     if r.answers:
         numbers += [
             ("time of a step", _milliseconds([a.status.seconds["step"] for a in r.answers])),

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -18,11 +18,13 @@ import cv2
 import numpy as np
 
 from xsvggt_ros.bag import Bag, DamagedBag, is_bag, open_bag
-from xsvggt_ros.ros.conversions import decode_image, decode_intrinsics, stamp_ns
+from xsvggt_ros.camera import Rectifier
+from xsvggt_ros.ros.conversions import decode_image, stamp_ns
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
+STATIC = "/tf_static"
 FRAME_ID = "camera"  # where the source names none
 FOLDER_RATE = 30.0  # images per second
 
@@ -37,6 +39,14 @@ class InputImage:
     image: np.ndarray  # uint8 [H, W, 3], RGB
     intrinsics: np.ndarray | None  # float64 [3, 3] of that image, where the source has them
     frame_id: str
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Takes the messages of a topic, which must be of that type; raises ValueError for those that it cannot use."""
+
+    kind: str
+    take: Callable[[Any], None]
 
 
 class ImageSequence:
@@ -66,14 +76,22 @@ class ImageSequence:
 
 
 def open_sequence(
-    path: Path, *, rate: float | None = None, topic: str = "", stride: int = 1
+    path: Path,
+    *,
+    rate: float | None = None,
+    topic: str = "",
+    stride: int = 1,
+    rectify: bool = True,
+    others: Mapping[str, Listener] | None = None,
 ) -> AbstractContextManager[ImageSequence]:
     """The images of a folder, a video file, or a rosbag2 (folder, .mcap or .db3).
 
     A folder is read in natural order of its file names; of one that has `*.color.*` files, as RGB-D
     recordings do, only those. Image i is stamped i / rate seconds; a video's own rate is the default,
     and 30 a second in a folder. A bag's images keep their stamps, frame and CameraInfo; `topic` is its
-    image topic, by default the first.
+    image topic, by default the first. Unless `rectify` is false, they are rectified by their CameraInfo.
+    others: topics of a bag that are read along, each with what takes its messages; /tf_static beforehand. One that
+    cannot be decoded or used is ignored, with a warning.
 
     Raises FileNotFoundError or ValueError, with the fix, where there are no images to be read.
     """
@@ -86,9 +104,13 @@ def open_sequence(
     if is_bag(path):
         if rate is not None:
             raise ValueError(f"{path} is a bag, whose images have stamps: leave the rate out")
-        return _bag(path, topic, stride)
+        return _bag(path, topic, stride, rectify, others or {})
     if topic:
         raise ValueError(f"{path} is not a bag: leave the topic out")
+    if others:
+        raise ValueError(
+            f"{path} is not a bag, which alone has {', '.join(others)}: leave out the settings that need it"
+        )
     return _folder(path, rate, stride) if path.is_dir() else _video(path, rate, stride)
 
 
@@ -147,12 +169,43 @@ def _video_image(capture: cv2.VideoCapture, index: int, stamp: int) -> InputImag
 
 
 @contextmanager
-def _bag(path: Path, topic: str, stride: int) -> Iterator[ImageSequence]:
+def _bag(path: Path, topic: str, stride: int, rectify: bool, others: Mapping[str, Listener]) -> Iterator[ImageSequence]:
     with open_bag(path) as bag:
         topic = _image_topic(bag, topic)
-        camera = _Camera(bag, topic)
-        loaders = (partial(camera.load, message) for _, message in bag.messages([topic]))
-        yield ImageSequence(loaders, bag.counts.get(topic), stride)
+        _check_topics(bag, others)
+        camera = _Camera(bag, topic, rectify)
+        yield ImageSequence(_bag_loaders(bag, topic, camera, others), bag.counts.get(topic), stride)
+
+
+def _bag_loaders(
+    bag: Bag, topic: str, camera: _Camera, others: Mapping[str, Listener]
+) -> Iterator[Callable[[], InputImage]]:
+    if STATIC in others:
+        with suppress(DamagedBag):  # reading the images will say so
+            for name, message in bag.messages([STATIC]):
+                _hand_over(bag, name, message, others[name])
+    for name, message in bag.messages([topic, *(name for name in others if name != STATIC)]):
+        if name == topic:
+            yield partial(camera.load, message)
+        else:
+            _hand_over(bag, name, message, others[name])
+
+
+def _hand_over(bag: Bag, topic: str, message: bytes, listener: Listener) -> None:
+    try:
+        listener.take(bag.decode(topic, message))
+    except ValueError as error:
+        log.warning("%s ignored: %s", topic, error)
+
+
+def _check_topics(bag: Bag, others: Mapping[str, Listener]) -> None:
+    missing = [name for name in others if name not in bag.topics and not name.startswith("/tf")]
+    if missing:
+        there = ", ".join(f"{name} ({kind})" for name, kind in bag.topics.items())
+        raise ValueError(f"{bag.path} has no topic {' '.join(missing)}; topics in it: {there}")
+    for name, listener in others.items():
+        if bag.topics.get(name, listener.kind) != listener.kind:
+            raise ValueError(f"{name} of {bag.path} is a {bag.topics[name]}, it must be a {listener.kind}")
 
 
 def _image_topic(bag: Bag, topic: str) -> str:
@@ -168,9 +221,11 @@ def _image_topic(bag: Bag, topic: str) -> str:
 class _Camera:
     """The messages of one image topic as images, with the camera's calibration where the bag has one."""
 
-    def __init__(self, bag: Bag, topic: str) -> None:
+    def __init__(self, bag: Bag, topic: str, rectify: bool) -> None:
         self._bag = bag
         self._topic = topic
+        self._rectify = rectify
+        self._rectifier = Rectifier()
         self._info = self._first_info()
         self._info_error = ""
 
@@ -181,7 +236,7 @@ class _Camera:
             image = decode_image(msg)
         except ValueError as error:
             raise ValueError(f"image of {stamp} ns: {error}") from error
-        return InputImage(stamp, image, self._intrinsics(image), msg.header.frame_id or FRAME_ID)
+        return InputImage(stamp, *self._rectified(image), msg.header.frame_id or FRAME_ID)
 
     def _first_info(self) -> Any:
         """CameraInfo beside the image topic, as image_transport names it: the first holds for the whole bag."""
@@ -191,17 +246,20 @@ class _Camera:
             return None
         try:
             message = next(self._bag.messages([info]), None)
+            return None if message is None else self._bag.decode(*message)
         except DamagedBag:  # reading the images will say so
             return None
-        return None if message is None else self._bag.decode(*message)
-
-    def _intrinsics(self, image: np.ndarray) -> np.ndarray | None:
-        if self._info is None:
+        except ValueError as error:
+            log.warning("camera_info ignored: %s", error)
             return None
+
+    def _rectified(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        if self._info is None:
+            return image, None
         try:
-            return decode_intrinsics(self._info, image.shape[:2])
+            return self._rectifier(image, self._info, self._rectify)
         except ValueError as error:
             if str(error) != self._info_error:
                 self._info_error = str(error)
                 log.warning("camera_info ignored: %s", error)
-            return None
+            return image, None

@@ -15,6 +15,7 @@ from PIL import Image
 
 from xsvggt_ros import geometry
 from xsvggt_ros.cache import CacheShape, KVCache
+from xsvggt_ros.cache.kv_cache import out_of_memory
 from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.model import StreamVGGT, load_model
 from xsvggt_ros.model.streamvggt import Predictions
@@ -67,6 +68,10 @@ class Frame:
         return self.predicted_points
 
 
+class OutOfMemory(RuntimeError):
+    """There was no memory for a step: its image is lost, the stream goes on with less. Says what was given up."""
+
+
 class GeometryStream:
     """Camera images, one after the other, to poses, depth and points in the first camera's frame.
 
@@ -80,50 +85,92 @@ class GeometryStream:
         parameter = self.model.aggregator.camera_token
         self.device, self.dtype = parameter.device, parameter.dtype
         self.status = Status()
-        self._cache_config = self.config.cache
+        self.shortage = ""  # why the cache is smaller than configured, since memory ran out; empty: it is not
+        self._cache_config = self.config.cache  # as configured, or as halved since
+        self._fraction = 1.0  # of it that is in force
         self._stamp: int | None = None
         self.reset()
+
+    def summary(self) -> str:
+        """What runs, and what the cache can hold, in one line. The number of tokens follows from the images: 4:3."""
+        weights = self.config.weights or "the package's own weights, which know synthetic rooms only"
+        resize = Resize.of(3 * self.width, 4 * self.width, self.width, self.model.config.patch_size)
+        cache = KVCache(self._shape(resize.height, resize.width), self._in_force(), torch.device("meta"))
+        per_frame = cache.shape.tokens_per_frame
+        held = "all frames, in memory that grows"
+        if cache.budget:
+            frames, mib = cache.budget / per_frame, cache.nbytes / 2**20
+            held = f"{cache.budget} tokens per layer = {frames:.1f} frames = {mib:.1f} MiB"
+        return (
+            f"{self.config.model} with {weights}, on {self.device}, {self.dtype}, "
+            f"attention by {self.model.attend.__name__}; an image of 4:3 is {per_frame} tokens, "
+            f"and the cache ({cache.config.policy}) keeps {held}"
+        )
 
     def reset(self, reason: str = "") -> None:
         """Forgets the past: the next image starts a new world. The reason appears in its status."""
         self._cache: KVCache | None = None
         self._size: tuple[int, ...] = ()
-        self._T_first_model = np.eye(4)
+        self._T_first_model: NDArray[np.float64] | None = None  # until the first frame is complete
         self._event = reason
 
-    def advance(self, stamp_ns: int) -> None:
+    def advance(self, stamp_ns: int) -> bool:
         """Tells the stamp of the image to come, nanoseconds: one before the last starts a new world.
 
-        Raises ValueError for the same stamp again: that image must not be used.
+        Returns whether time went back so. Raises ValueError for the same stamp again: that image must not be used.
         """
         if stamp_ns == self._stamp:
             raise ValueError(f"its stamp, {stamp_ns} ns, is that of the image before it")
-        if self._stamp is not None and stamp_ns < self._stamp:
+        back = self._stamp is not None and stamp_ns < self._stamp
+        if self._stamp is not None and back:
             self.reset(f"the stamp went back by {(self._stamp - stamp_ns) * 1e-9:.3f} s")
         self._stamp = stamp_ns
+        return back
 
-    @torch.inference_mode()
     def reconfigure(self, cache: CacheConfig) -> None:
-        """Other policy, budget or bits from the next step on; the stream goes on."""
-        if self._cache is not None:
-            self._cache.reconfigure(cache)
-            self._event = "cache settings changed"
-        self._cache_config = cache
+        """Other policy, budget or bits from the next step on; the stream goes on, and a `limit` stays.
+
+        Raises ValueError if there is not the memory for it; nothing has changed then.
+        """
+        self._switch(cache, self._fraction, "cache settings changed")
+        self.shortage = ""
+
+    def limit(self, fraction: float) -> None:
+        """Holds the cache to a fraction of its budget, above 0 to 1, from the next step on; 1 ends that.
+
+        The least that the policy works with stays; policy full has no budget to hold it to.
+        Raises ValueError for another fraction, or if there is not the memory for it; nothing has changed then.
+        """
+        if not 0 < fraction <= 1:
+            raise ValueError(f"the fraction of the cache's budget must be above 0 and at most 1, got {fraction}")
+        if fraction != self._fraction:
+            self._switch(self._cache_config, fraction, f"cache held to {fraction:.0%} of its budget")
 
     @torch.inference_mode()
     def step(self, image: NDArray[np.uint8], intrinsics: NDArray[np.float64] | None = None) -> Frame:
         """Takes in the next image, uint8 [H, W, 3] RGB; intrinsics [3, 3] are its camera matrix, if known.
 
         An image of another size than the last starts a new world, and the status says so.
-        Raises ValueError for a wrong shape or type, intrinsics that are no camera's, or an image too small; the
-        stream stays as it was.
+        Raises ValueError for a wrong shape or type, intrinsics that are no camera's, an image too small, or a cache
+        configured for more memory than there is; the stream stays as it was.
+        Raises OutOfMemory if memory runs out; the stream goes on with half the cache or, where even that finds no
+        memory and at a world's first image, in a new world. `shortage` says so until the cache is reconfigured.
         """
-        timer = StageTimer(self.device)
         resize = self._resize(image)
         known = None if intrinsics is None else resize.intrinsics(_camera_matrix(intrinsics))
         if self._size and self._size != image.shape:
             self.reset("image size changed from {1}x{0} to {3}x{2}: stream reset".format(*self._size[:2], *image.shape))
         self._size = image.shape
+        try:
+            return self._step(image, resize, known)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        # Only here has the error let go of the step's arrays, which its traceback holds.
+        raise OutOfMemory(self._make_do())
+
+    def _step(self, image: NDArray[np.uint8], resize: Resize, known: NDArray[np.float64] | None) -> Frame:
+        timer = StageTimer(self.device)
         seen = resize.image(Image.fromarray(image))
         pixels = torch.tensor(seen, device=self.device).permute(2, 0, 1) / 255  # [3, h, w]
         timer("preprocess")
@@ -134,17 +181,62 @@ class GeometryStream:
         self._event = ""
         return replace(frame, status=self.status)
 
+    def _make_do(self) -> str:
+        """After a step that ran out of memory: goes on with less, and says with what."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # memory kept for the sizes of before
+        if self._T_first_model is None:  # a world without its first frame is none
+            self._cache = None
+        before = self._cache_config
+        self._cache_config = _halved(before, self._cache)
+        if self._abandon_frame() and self._cache is not None:
+            done = f"{self._cache.config.policy} goes on with {self._cache.budget} tokens per layer"
+        else:
+            self.reset()
+            done = "a new world starts" + ", with half the cache budget" * (self._cache_config != before)
+        self._event = self.shortage = (
+            f"out of memory: {done}; free memory, or lower cache.budget_tokens or image_width for good"
+        )
+        return self.shortage
+
+    def _abandon_frame(self) -> bool:
+        """Makes the cache forget the frame at hand; whether something is left to go on with."""
+        if self._cache is None:
+            return False
+        try:
+            self._cache.abandon_frame(self._in_force())
+        except ValueError:
+            return False
+        return self._cache.tokens > 0
+
+    @torch.inference_mode()
+    def _switch(self, cache: CacheConfig, fraction: float, event: str) -> None:
+        if self._cache is not None and self._cache.config != _scaled(cache, fraction):
+            self._cache.reconfigure(_scaled(cache, fraction))
+            self._event = event
+        self._cache_config, self._fraction = cache, fraction
+
+    def _in_force(self) -> CacheConfig:
+        return _scaled(self._cache_config, self._fraction)
+
     def _resize(self, image: NDArray[np.uint8]) -> Resize:
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
             raise ValueError(f"an image must be a uint8 array [H, W, 3], got {got}")
         return Resize.of(image.shape[0], image.shape[1], self.width, self.model.config.patch_size)
 
-    def _start(self, seen: tuple[int, ...]) -> KVCache:
-        patches = (seen[0] // self.model.config.patch_size) * (seen[1] // self.model.config.patch_size)
+    def _shape(self, height: int, width: int) -> CacheShape:
+        patches = (height // self.model.config.patch_size) * (width // self.model.config.patch_size)
         camera_dtype = self.model.camera_head.empty_pose_tokens.dtype
-        shape = CacheShape.of(self.model.config, patches, self.dtype, camera_dtype)
-        self._cache = KVCache(shape, self._cache_config, self.device)
+        return CacheShape.of(self.model.config, patches, self.dtype, camera_dtype)
+
+    def _start(self, seen: tuple[int, ...]) -> KVCache:
+        try:
+            self._cache = KVCache(self._shape(*seen[:2]), self._in_force(), self.device)
+        except ValueError as error:
+            if self.shortage:  # no longer the user's settings: they fitted
+                raise MemoryError(str(error)) from None
+            raise
         return self._cache
 
     def _frame(
@@ -152,14 +244,13 @@ class GeometryStream:
     ) -> Frame:
         height, width = seen.shape[:2]
         T_cam_model, predicted = geometry.decode_pose(predictions.pose[0, 0].double().cpu().numpy(), height, width)
-        if cache.frames == 1:
-            self._T_first_model = T_cam_model
+        T_first_model = T_cam_model if self._T_first_model is None else self._T_first_model
         points = None
         if predictions.points is not None:
-            points = geometry.transform(self._T_first_model, predictions.points[0, 0].float().cpu().numpy())
-        return Frame(
+            points = geometry.transform(T_first_model, predictions.points[0, 0].float().cpu().numpy())
+        frame = Frame(
             index=cache.frames - 1,
-            T_world_cam=self._T_first_model @ geometry.inverse(T_cam_model),
+            T_world_cam=T_first_model @ geometry.inverse(T_cam_model),
             intrinsics=predicted if known is None else known,
             depth=predictions.depth[0, 0].float().cpu().numpy(),
             confidence=predictions.depth_confidence[0, 0].float().cpu().numpy(),
@@ -167,6 +258,8 @@ class GeometryStream:
             status=self._status_of(cache),
             predicted_points=points,
         )
+        self._T_first_model = T_first_model
+        return frame
 
     def _status_of(self, cache: KVCache) -> Status:
         return Status(
@@ -184,6 +277,25 @@ class GeometryStream:
             scratch_bytes=cache.scratch_nbytes,
             camera_frames=cache.camera.frames,
         )
+
+
+def _scaled(cache: CacheConfig, fraction: float) -> CacheConfig:
+    """With a fraction of its budget; policy full has none."""
+    if cache.policy == "full":
+        return cache
+    tokens = max(1, int(cache.budget_tokens * fraction)) if cache.budget_tokens else 0
+    return replace(cache, budget_tokens=tokens, budget_mib=cache.budget_mib * fraction)
+
+
+def _halved(config: CacheConfig, cache: KVCache | None) -> CacheConfig:
+    """With half the budget or, where there is none, half of what the cache holds; it cannot stay full then."""
+    if cache is None:
+        return _scaled(config, 0.5)
+    if not config.camera_window:
+        config = replace(config, camera_window=max(1, cache.camera.frames // 2))
+    if config.policy == "full":
+        return replace(config, policy="xstream", budget_tokens=max(1, cache.tokens // 2))
+    return config if cache.budget == cache.floor else _scaled(config, 0.5)
 
 
 def _camera_matrix(intrinsics: NDArray[np.float64]) -> NDArray[np.float64]:

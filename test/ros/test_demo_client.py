@@ -43,7 +43,7 @@ def test_the_record_is_of_the_sequence_that_was_played(finished):
     counts, images = record["counts"], [a["image"] for a in record["answers"]]
     assert record["sent"] == 40
     assert counts["frames_received"] <= 40
-    assert len(images) + counts["frames_dropped"] == counts["frames_received"]
+    assert len(images) + counts["frames_replaced"] == counts["frames_received"]
     assert counts["resets"] == 1  # the images sent before the start are forgotten
     assert images == sorted(set(images))
     assert [a["status"]["frame"] for a in record["answers"]] == list(range(len(images)))

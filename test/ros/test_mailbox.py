@@ -6,14 +6,14 @@ from xsvggt_ros.ros.mailbox import Mailbox
 
 def drain(mailbox):
     """What a reader gets before the mailbox is closed."""
-    return [mailbox.get() for _ in range(mailbox.received - mailbox.dropped)]
+    return [mailbox.get() for _ in range(mailbox.received - mailbox.replaced - mailbox.refused)]
 
 
 def test_newest_wins_and_the_others_are_counted():
     mailbox = Mailbox()
     for item in range(5):
         mailbox.put(item)
-    assert (mailbox.received, mailbox.dropped) == (5, 4)
+    assert (mailbox.received, mailbox.replaced, mailbox.refused) == (5, 4, 0)
     assert drain(mailbox) == [4]
 
 
@@ -21,7 +21,7 @@ def test_full_queue_keeps_the_oldest_in_order_and_counts_the_rest():
     mailbox = Mailbox()
     for item in range(5):
         mailbox.put(item, limit=3)
-    assert (mailbox.received, mailbox.dropped) == (5, 2)
+    assert (mailbox.received, mailbox.replaced, mailbox.refused) == (5, 0, 2)
     assert drain(mailbox) == [0, 1, 2]
 
 
@@ -31,7 +31,7 @@ def test_the_mode_may_change_between_two_items():
         mailbox.put(item, limit=3)
     mailbox.put(3)
     mailbox.put(4, limit=3)
-    assert mailbox.dropped == 3
+    assert (mailbox.replaced, mailbox.refused) == (3, 0)
     assert drain(mailbox) == [3, 4]
 
 
@@ -49,6 +49,17 @@ def test_closed_mailbox_gives_nothing_more():
     mailbox.put(1)
     mailbox.close()
     assert mailbox.get() is None
+    assert mailbox.replaced == 1
+
+
+def test_cleared_items_are_counted():
+    mailbox = Mailbox()
+    for item in range(3):
+        mailbox.put(item, limit=3)
+    mailbox.clear()
+    mailbox.put(3, limit=3)
+    assert mailbox.replaced == 3
+    assert drain(mailbox) == [3]
 
 
 def test_every_item_is_read_once_or_counted_as_dropped():
@@ -66,4 +77,4 @@ def test_every_item_is_read_once_or_counted_as_dropped():
         mailbox.put(item)
     thread.join(timeout=10)
     assert read == sorted(set(read))
-    assert len(read) + mailbox.dropped == mailbox.received == 1000
+    assert len(read) + mailbox.replaced == mailbox.received == 1000

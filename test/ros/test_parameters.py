@@ -45,7 +45,7 @@ def test_descriptor_says_what_the_setting_says(make_node, setting):
     descriptor = node.describe_parameter(setting.name)
     assert setting.description in descriptor.description
     assert setting.unit in descriptor.description
-    assert descriptor.read_only == (not setting.live)
+    assert ("Read when the node is configured" in descriptor.description) == (not setting.live)
     ranges = [*descriptor.integer_range, *descriptor.floating_point_range]
     if setting.choices:
         assert all(str(choice) in descriptor.additional_constraints for choice in setting.choices)
@@ -99,7 +99,6 @@ def test_change_replaces_the_configuration_as_a_whole(make_node):
         ({"point_stride": 0}, "point_stride"),
         ({"cache__policy": 3}, "type"),
         ({"cache__budget_mib": None}, "undeclared"),
-        ({"weights": "other.pt"}, "read-only"),
         ({"cache__budget_tokens": 0}, "needs a budget"),
     ],
     ids=str,
@@ -112,6 +111,18 @@ def test_bad_change_is_refused_with_the_reason_and_changes_nothing(make_node, ba
     assert reason in result.reason
     assert parameters.config == NodeConfig()
     assert node.get_parameter("path_length").value == NodeConfig().path_length
+
+
+def test_what_is_read_when_the_node_is_configured_waits_for_that(make_node):
+    node = make_node()
+    parameters = Parameters(node)
+    assert set_all(node, weights="a.pt").successful
+    parameters.in_use = True
+    result = set_all(node, weights="b.pt", device="cpu", point_stride=3)
+    assert not result.successful
+    assert "weights, device can only change before the node is configured: `ros2 lifecycle set /stream" in result.reason
+    assert parameters.config == changed(NodeConfig(), {"weights": "a.pt"})
+    assert set_all(node, weights="a.pt", point_stride=3).successful  # no change of what is fixed
 
 
 def test_parameters_of_others_pass(make_node):

@@ -43,14 +43,18 @@ class CameraCache:
 
     def end_frame(self) -> None:
         """Keeps the frame just computed."""
-        self._entries = [0] * self.shape.camera_blocks
-        if not self.window or self.frames <= self.window:
+        if not self.window and self.frames + 1 == self._capacity:
+            self._rebuild(2 * self._capacity, range(self.frames + 1))
+        elif not self.window or self.frames <= self.window:
             self.frames += 1
-            if not self.window and self.frames == self._capacity:
-                self._rebuild(2 * self._capacity, range(self.frames))
-            return
-        self._frame(self._oldest).copy_(self._frame(self.frames))
-        self._oldest = self._oldest % self.window + 1
+        else:
+            self._frame(self._oldest).copy_(self._frame(self.frames))
+            self._oldest = self._oldest % self.window + 1
+        self._entries = [0] * self.shape.camera_blocks
+
+    def abandon_frame(self) -> None:
+        """Forgets what there is of the frame being computed."""
+        self._entries = [0] * self.shape.camera_blocks
 
     def reconfigure(self, config: CacheConfig) -> None:
         """Takes over a new window; the first and the newest frames stay."""
@@ -58,8 +62,8 @@ class CameraCache:
             return
         oldest_first = [(self._oldest - 1 + i) % max(1, self.frames - 1) + 1 for i in range(self.frames - 1)]
         kept = oldest_first[-config.camera_window :]  # a window of 0 keeps them all
-        self.window = config.camera_window
         self._rebuild(max(camera_frames(config), len(kept) + 2), [0, *kept] if self.frames else [])
+        self.window = config.camera_window
 
     def _allocate(self, frames: int) -> Tensor:
         size, dtype = camera_layout(self.shape, frames)
@@ -70,11 +74,17 @@ class CameraCache:
         return self.buffer.shape[2] // ITERATIONS
 
     def _frame(self, slot: int) -> Tensor:
-        return self.buffer[:, :, slot * ITERATIONS : (slot + 1) * ITERATIONS]
+        return _entries(self.buffer, slot)
 
     def _rebuild(self, frames: int, kept: list[int] | range) -> None:
-        old = [self._frame(slot) for slot in kept]
-        self.buffer = self._allocate(frames)
-        for slot, entries in enumerate(old):
-            self._frame(slot).copy_(entries)
-        self.frames, self._oldest = len(old), 1
+        """Moves some frames to a buffer with room for `frames`; nothing has changed if there is no memory for it."""
+        buffer = self._allocate(frames)
+        for slot, old in enumerate(kept):
+            _entries(buffer, slot).copy_(self._frame(old))
+        self.buffer = buffer
+        self.frames, self._oldest = len(kept), 1
+
+
+def _entries(buffer: Tensor, slot: int) -> Tensor:
+    """Of one frame [blocks, 2, iterations, heads, d]."""
+    return buffer[:, :, slot * ITERATIONS : (slot + 1) * ITERATIONS]

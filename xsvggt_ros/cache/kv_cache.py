@@ -9,6 +9,7 @@ pruning only frees slots.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,24 @@ from xsvggt_ros.config import CacheConfig
 from xsvggt_ros.model.blocks import Attend
 
 FRAMES_AT_FIRST = 8  # room that a cache without a budget starts with; it doubles as needed
+# What torch, its allocators and CUDA's libraries say in a plain RuntimeError.
+NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "bad_alloc", "ALLOC_FAILED")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that there was no memory, on the device or on the host."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in NO_MEMORY)
+
+
+class Contents(NamedTuple):
+    """What the cache keeps, and the working memory that fits it."""
+
+    store: Store
+    scratch: Tensor  # [2, capacity + P, heads, d]
+    tokens: int = 0  # in use, per layer
+    groups: int = 0  # of keys, in use at most
 
 
 class KVCache:
@@ -41,7 +60,8 @@ class KVCache:
         self._pruned = 0  # by reconfiguring since the last frame
         self._groups_in_use = 0  # at most; known without asking the device
         capacity = self.budget or FRAMES_AT_FIRST * shape.tokens_per_frame
-        self._hold(Store(shape, config, self.policy, capacity, device))
+        store = Store(shape, config, self.policy, capacity, device)
+        self._hold(Contents(store, self._scratch_for(store)))
 
     # --- what is held -----------------------------------------------------------------------------
 
@@ -89,8 +109,8 @@ class KVCache:
         They lie in the scratch buffer that all layers share: valid until the next call.
         """
         end = self.tokens + k.shape[0]
-        if self.budget is None and (capacity := self._ample_capacity(self.policy)) > self._store.capacity:
-            self._rebuild(Store(self.shape, self.config, self.policy, capacity, self.device))
+        if self.budget is None:
+            self._grow()
         self._store.read(layer, self.tokens, self._scratch)
         self._scratch[0, self.tokens : end] = k
         self._scratch[1, self.tokens : end] = v
@@ -102,12 +122,14 @@ class KVCache:
         self._store["query"][layer] = query_summary(q, self.shape.specials, self.config.query_pool)
         slots, groups = self._make_room(layer, keys[: self.tokens], kept, evictions)
         place = torch.arange(kept, device=self.device)
+        # First of all: where the rest fails, these slots are known as the unfinished frame's.
+        self._store.write_places(layer, slots, self.frames, place + q.shape[0] - kept)
         self._store.write_keys(layer, slots, keys[-kept:], self._rows(kept), groups)
         self._store.write_values(layer, slots, values[-kept:])
-        self._store.write_places(layer, slots, self.frames, place + q.shape[0] - kept)
 
     def end_frame(self) -> None:
         """After all layers have taken the frame in."""
+        self.camera.end_frame()  # first: it may need memory
         kept, evictions = self._turnover()
         self.evicted = evictions + self.shape.tokens_per_frame - kept + self._pruned
         self._pruned = 0
@@ -115,7 +137,16 @@ class KVCache:
             self._groups_in_use = min(self._groups_in_use + self._groups_for(kept), self._store.groups)
         self.tokens += kept - evictions
         self.frames += 1
-        self.camera.end_frame()
+
+    def abandon_frame(self, config: CacheConfig) -> None:
+        """After a step that failed midway: forgets its frame, however far it came, and goes on with `config`.
+
+        Tokens that had to go for that frame stay lost, in every layer as many. Raises ValueError if there is
+        not the memory for it; the cache is of no more use then.
+        """
+        self.camera.abandon_frame()
+        # As in the layers that took the frame in, the one before is no longer the newest, which is protected.
+        self._switch(config, newest=self.frames, rebuild=True)
 
     # --- settings ---------------------------------------------------------------------------------
 
@@ -125,18 +156,43 @@ class KVCache:
         A smaller budget is pruned to at once, by the new policy; other bits convert what is stored, once.
         Raises ValueError if there is not the memory for it; nothing has changed then.
         """
+        self._switch(config, newest=self.frames - 1)
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _switch(self, config: CacheConfig, newest: int, rebuild: bool = False) -> None:
         policy = make_policy(config)
         budget, raised = budget_in_force(self.shape, config, policy)
         capacity = budget or self._ample_capacity(policy)
-        same = layout(self.shape, config, policy, capacity) == self._store.layout
-        store = self._store if same else Store(self.shape, config, policy, capacity, self.device)
+        contents = None
+        try:
+            if rebuild or layout(self.shape, config, policy, capacity) != self._store.layout:
+                contents = self._rebuilt(Store(self.shape, config, policy, capacity, self.device), policy, newest)
+            self.camera.reconfigure(config)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise ValueError(
+                f"no memory to go over to a cache of {capacity} tokens; lower cache.budget_tokens, cache.budget_mib "
+                "or cache.camera_window, or use fewer bits"
+            ) from None
+        # Nothing below needs memory: either all of it happens or nothing.
         self.config, self.policy = config, policy
         self.budget, self.budget_raised = budget, raised
-        if not same:
-            self._rebuild(store)
-        self.camera.reconfigure(config)
+        if contents:
+            self._pruned += self.tokens - contents.tokens
+            self._hold(contents)
 
-    # --- inside -----------------------------------------------------------------------------------
+    def _grow(self) -> None:
+        """Makes room for another frame. Raises MemoryError if there is none; nothing has changed then."""
+        capacity = self._ample_capacity(self.policy)
+        if capacity == self._store.capacity:
+            return
+        try:
+            store = Store(self.shape, self.config, self.policy, capacity, self.device)
+        except ValueError as error:  # which blames the settings; here it is the stream's length
+            raise MemoryError(str(error)) from None
+        self._hold(self._rebuilt(store, self.policy, self.frames))
 
     def _ample_capacity(self, policy: Policy) -> int:
         """Tokens per layer that a cache without a budget needs room for to take in another frame."""
@@ -146,11 +202,13 @@ class KVCache:
             capacity *= 2
         return capacity
 
-    def _hold(self, store: Store) -> None:
-        self._store = store
+    def _hold(self, contents: Contents) -> None:
+        self._store, self._scratch, self.tokens, self._groups_in_use = contents
+
+    def _scratch_for(self, store: Store) -> Tensor:
         rows = store.capacity + self.shape.tokens_per_frame
         size = (2, rows, self.shape.heads, self.shape.head_dim)
-        self._scratch = torch.zeros(size, dtype=self.shape.dtype, device=self.device)
+        return torch.zeros(size, dtype=self.shape.dtype, device=self.device)
 
     def _past(self, layer: int, keys: Tensor, newest: int) -> PastTokens:
         frame, token = (self._store[name][layer, : self.tokens] for name in ("frame", "token"))
@@ -209,32 +267,31 @@ class KVCache:
         fullness = torch.where((left == 0).sum() >= count, left, total)
         return _lowest(fullness.masked_fill(protected, PROTECTED), count)
 
-    def _rebuild(self, store: Store) -> None:
-        """Moves what the policy keeps into another store, the same number of tokens in every layer."""
+    def _rebuilt(self, store: Store, policy: Policy, newest: int) -> Contents:
+        """What the policy keeps, moved into another store, the same number of tokens in every layer."""
+        scratch = self._scratch_for(store)
         if not self.tokens:
-            return self._hold(store)
+            return Contents(store, scratch)
         exact = self._scratch
         kept = []
         for layer in range(self.shape.layers):
             self._store.read(layer, self.tokens, exact)
-            kept.append(self._best(layer, exact[0, : self.tokens], store))
-        tokens = min(slots.shape[0] for slots in kept)
-        self._groups_in_use = 0
+            kept.append(self._best(layer, exact[0, : self.tokens], store, policy, newest))
+        tokens, groups = min(slots.shape[0] for slots in kept), 0
         for layer, slots in enumerate(kept):
             self._store.read(layer, self.tokens, exact)
-            groups = store.take_over(layer, self._store, slots[:tokens], exact)
-            self._groups_in_use = max(self._groups_in_use, groups)
-        self._pruned += self.tokens - tokens
-        self.tokens = tokens
-        self._hold(store)
+            groups = max(groups, store.take_over(layer, self._store, slots[:tokens], exact))
+        return Contents(store, scratch, tokens, groups)
 
-    def _best(self, layer: int, keys: Tensor, store: Store) -> Tensor:
+    def _best(self, layer: int, keys: Tensor, store: Store, policy: Policy, newest: int) -> Tensor:
         """Slots of this layer's tokens that go into `store`, the highest score first.
 
-        Quantised keys may come from as many groups as the store has room for: those with the best tokens.
+        None of an unfinished frame's. Quantised keys may come from as many groups as the store has room for:
+        those with the best tokens.
         """
-        scores = self.policy.scores(self._past(layer, keys, newest=self.frames - 1))
-        slots = scores.argsort(descending=True)
+        past = self._past(layer, keys, newest)
+        slots = policy.scores(past).argsort(descending=True)
+        slots = slots[past.frame[slots] != self.frames]
         if store.key_bits < 16:
             labels, group = self._store.group_labels(layer, slots).unique(return_inverse=True)
             rank = torch.arange(slots.shape[0], device=self.device)

@@ -8,6 +8,7 @@ hold the same messages; neither is imported here.
 from __future__ import annotations
 
 import array
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
@@ -16,8 +17,11 @@ import cv2
 import numpy as np
 
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.geometry import quaternion_xyzw, ros_pose
+from xsvggt_ros.geometry import inverse, quaternion_xyzw, rigid, rotation_matrix
+from xsvggt_ros.placement import Placed, Placement
+from xsvggt_ros.scale import ScaleStatus
 from xsvggt_ros.stream import Frame, Status
+from xsvggt_ros.transforms import LEAST_LENGTH
 
 try:  # a ROS distribution has cv_bridge, unless it was built for another numpy
     from cv_bridge.boost.cv_bridge_boost import cvtColor2 as convert_color
@@ -57,6 +61,12 @@ ENCODINGS = {
     **{f"bayer_{pattern}16": (f"bayer_{pattern}8", 1, "<u2") for pattern in _BAYER},
 }
 
+DEPTH_ENCODINGS = {"32FC1": ("<f4", 1.0), "16UC1": ("<u2", 0.001)}  # sample type, metres per step (REP 118)
+UNKNOWN_VARIANCE = 1e6  # what robot_localization and Nav2 take as no information
+NOMINAL_DRIFT = 0.05  # of the distance
+NOMINAL_NOISE = 0.01  # metres
+NOMINAL_ROTATION = 0.05  # radians
+
 
 def decode_image(msg: Any) -> np.ndarray:
     """RGB image of a sensor_msgs Image or CompressedImage, uint8 [H, W, 3].
@@ -75,6 +85,8 @@ def _decode_raw(msg: Any) -> np.ndarray:
     name, channels, dtype = ENCODINGS[msg.encoding]
     row_bytes = msg.width * channels * np.dtype(dtype).itemsize
     _check_layout(msg, row_bytes)
+    if "yuv" in name and msg.width % 2:
+        raise ValueError(f"{msg.encoding} shares colour between two pixels; width must be even, got {msg.width}")
     rows = np.frombuffer(msg.data, np.uint8).reshape(msg.height, msg.step)[:, :row_bytes]  # [H, bytes] without padding
     pixels = rows.copy().view(dtype)  # [H, W * channels]
     if channels > 1:
@@ -93,10 +105,10 @@ def _check_layout(msg: Any, row_bytes: int) -> None:
         raise ValueError(
             f"image data has {len(msg.data)} bytes; step {msg.step} x height {msg.height} is {msg.step * msg.height}"
         )
-    if msg.is_bigendian and "16" in msg.encoding:  # byte order means nothing to 8-bit samples
+    if msg.is_bigendian and any(
+        bits in msg.encoding for bits in ("16", "32")
+    ):  # byte order means nothing to 8-bit samples
         raise ValueError(f"big-endian {msg.encoding} is not supported; publish little-endian with is_bigendian 0")
-    if "yuv" in ENCODINGS[msg.encoding][0] and msg.width % 2:
-        raise ValueError(f"{msg.encoding} shares colour between two pixels; width must be even, got {msg.width}")
 
 
 def _decode_compressed(msg: Any) -> np.ndarray:
@@ -115,40 +127,76 @@ def _decode_compressed(msg: Any) -> np.ndarray:
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
-def decode_intrinsics(msg: Any, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """K of a CameraInfo, float64 [3, 3], in pixels of the image it came with.
+def hand_over(placement: Placement, topic: str, msg: Any) -> None:
+    """Gives the placement a message of one of its REFERENCES. Raises ValueError for one that cannot be used."""
+    if topic in ("/tf", "/tf_static"):
+        placement.receive_transforms(msg.transforms, static=topic == "/tf_static")
+    elif topic == "reference/depth":
+        placement.receive_depth(stamp_ns(msg.header), decode_depth(msg))
+    else:
+        placement.receive_pose(stamp_ns(msg.header), decode_pose(msg))
 
-    shape: (H, W) of that image, checked against the message when given.
-    Raises ValueError for values that are not finite, focal lengths not above 0, or another size.
+
+def decode_depth(msg: Any) -> np.ndarray:
+    """Metres [H, W], float32, of a depth image (REP 118): 32FC1 in metres or 16UC1 in millimetres; NaN: no depth.
+
+    Raises ValueError with what is wrong and what would be right.
     """
-    K = np.array(msg.k, np.float64).reshape(3, 3)
-    if not np.isfinite(K).all():
-        raise ValueError(f"camera_info K has values that are not finite: {K.ravel().tolist()}")
-    if K[0, 0] <= 0 or K[1, 1] <= 0:
+    if msg.encoding not in DEPTH_ENCODINGS:
         raise ValueError(
-            f"camera_info focal lengths must be above 0, got {K[0, 0]} and {K[1, 1]}; calibrate the camera"
+            f"depth encoding {msg.encoding!r} is not supported; publish one of {', '.join(DEPTH_ENCODINGS)}"
         )
-    if shape is not None and shape != (msg.height, msg.width):
-        raise ValueError(
-            f"camera_info is for {msg.width} x {msg.height} pixels, the image has {shape[1]} x {shape[0]}; "
-            "publish the camera_info of this image"
-        )
-    return K
+    dtype, unit = DEPTH_ENCODINGS[msg.encoding]
+    row_bytes = msg.width * np.dtype(dtype).itemsize
+    _check_layout(msg, row_bytes)
+    rows = np.frombuffer(msg.data, np.uint8).reshape(msg.height, msg.step)[:, :row_bytes]
+    depth = rows.copy().view(dtype).astype(np.float32) * np.float32(unit)  # [H, W]
+    return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(np.nan))
+
+
+def decode_pose(msg: Any) -> np.ndarray:
+    """T_parent_child, float64 [4, 4], of an Odometry. Raises ValueError for values that are no pose."""
+    p, q = msg.pose.pose.position, msg.pose.pose.orientation
+    rotation, translation = np.array([q.x, q.y, q.z, q.w]), np.array([p.x, p.y, p.z])
+    length = math.hypot(*rotation)
+    if not (np.isfinite(translation).all() and LEAST_LENGTH <= length < math.inf):
+        raise ValueError(f"odometry is no pose: position {translation.tolist()}, orientation {rotation.tolist()}")
+    return rigid(rotation_matrix(rotation / length), translation)
 
 
 def stamp_ns(header: Any) -> int:
-    """Stamp of a std_msgs Header in nanoseconds."""
+    """Stamp of a std_msgs Header in nanoseconds. Raises ValueError for one that no output, or no bag, could carry."""
+    if header.stamp.sec < 0 or header.stamp.nanosec >= 1_000_000_000:
+        raise ValueError(
+            f"the stamp, {header.stamp.sec} s and {header.stamp.nanosec} ns, is no time; "
+            "publish seconds from 0 on, and less than 1000000000 ns"
+        )
     return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
 
 
-@dataclass
+@dataclass(frozen=True)
 class InputCounts:
-    """What became of the input images: the fields of StreamStatus that only their receiver knows."""
+    """What became of the input images: fields of StreamStatus that only their receiver knows."""
 
     frames_received: int = 0
-    frames_dropped: int = 0
+    frames_replaced: int = 0
+    frames_refused: int = 0
+    frames_lost: int = 0
     frames_rejected: int = 0
+    frames_unplaced: int = 0
+    frames_failed: int = 0
     resets: int = 0
+
+
+@dataclass(frozen=True)
+class Performance:
+    """How the node keeps up: fields of StreamStatus that mean nothing in a replay."""
+
+    input_rate: float = 0.0
+    step_median_seconds: float = 0.0
+    step_worst_seconds: float = 0.0
+    age_seconds: float = 0.0
+    rung: int = 0
 
 
 class FrameMessages:
@@ -164,34 +212,49 @@ class FrameMessages:
         self._sequence = np.asarray if is_dataclass(message_class("sensor_msgs/msg/Image")) else _array
         self._path: list[Any] = []
 
-    def convert(
-        self, frame: Frame, stamp: int, frame_id: str, config: NodeConfig, counts: InputCounts
-    ) -> dict[str, Callable[[], Any]]:
-        """{topic: function that makes its message}, so that only what is wanted is made.
+    def convert(self, placed: Placed, stamp: int, frame_id: str, config: NodeConfig) -> dict[str, Callable[[], Any]]:
+        """{topic: function that makes its message}, so that only what is wanted is made; ~/status is not among them.
 
         stamp [ns] and frame_id are the input image's. Poses go from `config.world_frame` (x forward,
-        y left, z up) to the camera's optical frame; points and depth are in that optical frame, in
-        the model's units. /tf is left out unless `config.publish_tf`.
+        y left, z up) to the placed frame's child; points and depth are in the camera's optical frame.
+        /tf is left out unless `config.publish_tf`.
         """
+        frame = placed.frame
         camera = self._header(stamp, frame_id)
         world = self._header(stamp, config.world_frame)
-        child = config.base_frame or frame_id
-        pose = self._pose(ros_pose(frame.T_world_cam))
-        self._extend_path(frame, self._make("geometry_msgs/msg/PoseStamped", header=world, pose=pose), config)
+        pose = self._pose(placed.T_world_child)
+        self._extend_path(placed, self._make("geometry_msgs/msg/PoseStamped", header=world, pose=pose), config)
         threshold = config.output.confidence_threshold
         topics = {
-            "/tf": lambda: self._tf(world, child, pose),
+            "/tf": lambda: self._tf(stamp, placed, config),
             "~/depth/image": lambda: self._image(camera, frame.depth * _nan_mask(frame, threshold)),
             "~/depth/camera_info": lambda: self._camera_info(camera, frame),
             "~/confidence/image": lambda: self._image(camera, frame.confidence),
             "~/points": lambda: self._points(camera, frame, threshold, config.output.point_stride),
-            "~/odometry": lambda: self._odometry(world, child, pose),
+            "~/odometry": lambda: self._odometry(world, placed, pose),
             "~/path": lambda: self._make("nav_msgs/msg/Path", header=world, poses=list(self._path)),
-            "~/status": lambda: self._status(camera, frame.status, counts),
         }
         if not config.publish_tf:
             del topics["/tf"]
         return topics
+
+    def status(
+        self,
+        status: Status,
+        stamp: int,
+        frame_id: str,
+        *,
+        scale: ScaleStatus,
+        counts: InputCounts,
+        performance: Performance,
+    ) -> Any:
+        """The message of ~/status."""
+        same = {f.name: getattr(status, f.name) for f in fields(status) if f.name != "seconds"}
+        seconds = {f"{stage}_seconds": float(value) for stage, value in status.seconds.items()}
+        others = asdict(scale) | asdict(counts) | asdict(performance)
+        return self._make(
+            "xsvggt_ros/msg/StreamStatus", header=self._header(stamp, frame_id), **same, **seconds, **others
+        )
 
     def _make(self, name: str, **values: Any) -> Any:
         return self._class(name)(**values)
@@ -211,31 +274,36 @@ class FrameMessages:
             orientation=self._vector("geometry_msgs/msg/Quaternion", quaternion_xyzw(T[:3, :3])),
         )
 
-    def _extend_path(self, frame: Frame, pose: Any, config: NodeConfig) -> None:
-        if frame.index == 0:
+    def _extend_path(self, placed: Placed, pose: Any, config: NodeConfig) -> None:
+        if placed.starts:
             self._path.clear()
         self._path.append(pose)
         del self._path[: -config.path_length]
 
-    def _tf(self, header: Any, child: str, pose: Any) -> Any:
-        p = pose.position
-        translation = self._vector("geometry_msgs/msg/Vector3", (p.x, p.y, p.z))
-        transform = self._make("geometry_msgs/msg/Transform", translation=translation, rotation=pose.orientation)
+    def _tf(self, stamp: int, placed: Placed, config: NodeConfig) -> Any:
+        parent, child, T = config.world_frame, placed.child, placed.T_world_child
+        if config.invert_tf:
+            parent, child, T = child, parent, inverse(T)
+        transform = self._make(
+            "geometry_msgs/msg/Transform",
+            translation=self._vector("geometry_msgs/msg/Vector3", T[:3, 3]),
+            rotation=self._vector("geometry_msgs/msg/Quaternion", quaternion_xyzw(T[:3, :3])),
+        )
+        header = self._header(stamp, parent)
         stamped = self._make(
             "geometry_msgs/msg/TransformStamped", header=header, child_frame_id=child, transform=transform
         )
         return self._make("tf2_msgs/msg/TFMessage", transforms=[stamped])
 
-    def _odometry(self, header: Any, child: str, pose: Any) -> Any:
-        # The model estimates neither covariance nor velocity; all zeros means unknown, as in sensor_msgs/Imu.
-        unknown = np.zeros(36)
+    def _odometry(self, header: Any, placed: Placed, pose: Any) -> Any:
         zero = self._vector("geometry_msgs/msg/Vector3", (0, 0, 0))
         twist = self._make("geometry_msgs/msg/Twist", linear=zero, angular=zero)
+        unknown = np.diag(np.full(6, UNKNOWN_VARIANCE)).ravel()
         return self._make(
             "nav_msgs/msg/Odometry",
             header=header,
-            child_frame_id=child,
-            pose=self._make("geometry_msgs/msg/PoseWithCovariance", pose=pose, covariance=unknown),
+            child_frame_id=placed.child,
+            pose=self._make("geometry_msgs/msg/PoseWithCovariance", pose=pose, covariance=pose_covariance(placed)),
             twist=self._make("geometry_msgs/msg/TwistWithCovariance", twist=twist, covariance=unknown),
         )
 
@@ -297,13 +365,20 @@ class FrameMessages:
         field = self._class("sensor_msgs/msg/PointField")
         return field(name=name, offset=offset, datatype=field.FLOAT32, count=1)
 
-    def _status(self, header: Any, status: Status, counts: InputCounts) -> Any:
-        same = {f.name: getattr(status, f.name) for f in fields(status) if f.name != "seconds"}
-        seconds = {f"{stage}_seconds": float(value) for stage, value in status.seconds.items()}
-        return self._make("xsvggt_ros/msg/StreamStatus", header=header, **same, **seconds, **asdict(counts))
-
     def _bytes(self, values: np.ndarray) -> Any:
         return self._sequence(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+
+
+def pose_covariance(placed: Placed) -> np.ndarray:
+    """Row-major [36] of x, y, z, roll, pitch, yaw, for ~/odometry.
+
+    The model estimates none: positions get the nominal drift, or the scale's spread if that is more, times the
+    distance from the origin; with no scale they are unknown.
+    """
+    relative = max(NOMINAL_DRIFT, np.nan_to_num(placed.scale.scale_spread))
+    distance = np.linalg.norm(placed.T_world_child[:3, 3])
+    position = (NOMINAL_NOISE + relative * distance) ** 2 if placed.scale.scale_source != "none" else UNKNOWN_VARIANCE
+    return np.diag([position] * 3 + [NOMINAL_ROTATION**2] * 3).ravel()
 
 
 def _nan_mask(frame: Frame, threshold: float) -> np.ndarray:

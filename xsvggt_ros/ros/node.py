@@ -1,47 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node: convert, step, publish.
+"""The lifecycle node: what arrives goes to the worker, what the worker makes goes out.
 
-The executor runs in the main thread, and its callbacks only put images into a mailbox; one worker
-thread owns the stream. So a step of any length delays neither a parameter nor a service.
+The executor runs in the main thread, and its callbacks only hand messages on; the worker's thread owns the
+stream. So a step of any length delays neither a parameter nor a service.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial, wraps
 from importlib import import_module
 from typing import Any, NoReturn
 
-import numpy as np
 import rclpy
-from rclpy.clock import Clock, ClockType
+import torch
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
+from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
-from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import Header
+from sensor_msgs.msg import CameraInfo
 from std_srvs.srv import SetBool, Trigger
 
-from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.ros.conversions import TOPICS, FrameMessages, InputCounts, decode_image, decode_intrinsics, stamp_ns
-from xsvggt_ros.ros.mailbox import Mailbox
+from xsvggt_ros.placement import REFERENCES, references
+from xsvggt_ros.ros.conversions import TOPICS, hand_over
+from xsvggt_ros.ros.monitor import diagnostic
 from xsvggt_ros.ros.parameters import Parameters
-from xsvggt_ros.stream import Frame, GeometryStream, Status
+from xsvggt_ros.ros.silence import IMAGE_TYPES, why_silent
+from xsvggt_ros.ros.worker import THROTTLE_S, Worker
+from xsvggt_ros.stream import GeometryStream
 
-IMAGE_TYPES = {"sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"}
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
+except ModuleNotFoundError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
+
 SILENCE_S = 5.0  # without an image for this long the user is told what there is instead
-THROTTLE_S = 5.0  # between two warnings of the same kind
+SILENCE_REPEAT = 6  # and again each time after this many such spans
 PUBLISHERS_S = 0.5  # between two looks at who publishes images
+DIAGNOSTICS_S = 1.0
 OVERRIDABLE = QoSOverridingOptions.with_default_policies()
 # Reliable where all publishers are; middleware and rclpy decide it as they subscribe. Humble cannot.
 AS_PUBLISHED = getattr(ReliabilityPolicy, "BEST_AVAILABLE", ReliabilityPolicy.BEST_EFFORT)
+TRANSFORMS = QoSProfile(depth=100)
+STATIC_TRANSFORMS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+Transition = Callable[["StreamNode", LifecycleState], TransitionCallbackReturn]
 
 
 def message_class(name: str) -> Any:
@@ -50,56 +65,211 @@ def message_class(name: str) -> Any:
     return getattr(import_module(f"{package}.msg"), kind)
 
 
-class StreamNode(Node):
+def said(transition: Transition) -> Transition:
+    """The transition, which says why it failed: rclpy would swallow that."""
+
+    @wraps(transition)
+    def run(node: StreamNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(node, state)
+        except (ValueError, OSError) as error:  # their text names the fix
+            node.get_logger().error(str(error))
+            return TransitionCallbackReturn.FAILURE
+        except Exception:
+            node.get_logger().error(traceback.format_exc())
+            raise
+
+    return run
+
+
+class StreamNode(LifecycleNode):
     """Camera images in; pose, depth, points and status out, each with its image's stamp.
 
+    Weights are loaded in configure, topics are read in activate, memory is given back in cleanup.
+    stop: set from outside to end the process, at any time.
     Raises ValueError with the reason for an initial parameter that is not allowed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop: threading.Event) -> None:
         super().__init__("stream")
         self.settings = Parameters(self)
-        self.mailbox: Mailbox[Any] = Mailbox()
-        self._publishers_reliable = True
-        self._images = self._subscribe_to_images()
-        self.create_subscription(
-            CameraInfo, "camera_info", self._on_camera_info, qos_profile_sensor_data, qos_overriding_options=OVERRIDABLE
-        )
+        self.finished = False
+        self._stop = stop
+        self._enabled = True
+        self._worker: Worker | None = None
+        self._serving: Future[None] | None = None
+        self._images: Subscription | None = None
+        self._others: list[Subscription] = []
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(SetBool, "~/enable", self._on_enable)
-        self.outputs = {t: self.create_publisher(message_class(n), t, QoSProfile(depth=10)) for t, n in TOPICS.items()}
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(PUBLISHERS_S, self._on_publishers_timer, clock=steady)
-        self.create_timer(SILENCE_S, self._on_silence_timer, clock=steady)
-        # Written by the executor, read by the worker.
-        self._enabled = True
-        self._reset_asked = threading.Event()
-        self._camera_info: CameraInfo | None = None
-        self._received_before = 0
-        # The worker's own.
-        self.loaded = threading.Event()
-        self._messages = FrameMessages(message_class)
-        self._cache = self.settings.config.stream.cache
-        self._worlds = 0
-        self._rejected = 0
+        self._outputs = {
+            topic: self.create_lifecycle_publisher(
+                message_class(kind), topic, QoSProfile(depth=10), qos_overriding_options=OVERRIDABLE
+            )
+            for topic, kind in TOPICS.items()
+        }
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # time that stands still must not silence these
+        self.create_timer(DIAGNOSTICS_S, self._on_diagnostics_timer, clock=steady)
+        self._searching = [
+            self.create_timer(PUBLISHERS_S, self._on_publishers_timer, clock=steady),
+            self.create_timer(SILENCE_S, self._on_silence_timer, clock=steady),
+        ]
+        for timer in self._searching:
+            timer.cancel()
+        back = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=False)
+        # Kept: the clock calls it even after it is gone, and crashes.
+        self._jumps = self.get_clock().create_jump_callback(back, post_callback=self._on_time_went_back)
 
-    # The executor's thread
+    # Lifecycle
+
+    def start(self) -> bool:
+        """Configures and activates; whether both worked."""
+        done = (transition() for transition in (self.trigger_configure, self.trigger_activate))
+        return all(result == TransitionCallbackReturn.SUCCESS for result in done)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the worker, if something has."""
+        return self._serving.exception() if self._serving and self._serving.done() else None
+
+    @said
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        config = self.settings.config
+        pool = ThreadPoolExecutor(max_workers=1)
+        loading = pool.submit(GeometryStream, config.stream)
+        while not loading.done():
+            if self._stop.wait(0.05):
+                _leave()
+        try:
+            stream = loading.result()
+            self._worker = Worker(stream, self.settings, message_class, self._publish, self.get_logger())
+        except BaseException:
+            pool.shutdown()
+            raise
+        self._serving = pool.submit(self._worker.run)
+        pool.shutdown(wait=False)  # no other work comes; the thread ends with this one
+        self.settings.in_use = True
+        self.get_logger().info(f"configured: {stream.summary()}")
+        if config.base_frame and config.scale.source == "none":
+            self.get_logger().warning("scale.source is none: the mounting's metres are mixed with the model's own unit")
+        return super().on_configure(state)
+
+    @said
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        config = self.settings.config
+        self._silences = self._received_before = 0
+        self._publishers_reliable = True
+        self._images = self._subscribe_to_images()
+        self._subscribe(CameraInfo, "camera_info", self._on_camera_info, qos_profile_sensor_data)
+        for topic in references(config):
+            qos = {"/tf": TRANSFORMS, "/tf_static": STATIC_TRANSFORMS}.get(topic, qos_profile_sensor_data)
+            self._subscribe(message_class(REFERENCES[topic]), topic, partial(self._on_reference, topic), qos)
+        for timer in self._searching:
+            timer.reset()
+        return super().on_activate(state)
+
+    @said
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._unsubscribe()
+        if self._worker:
+            self._worker.mailbox.clear()
+        return super().on_deactivate(state)
+
+    @said
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.release()
+        return super().on_cleanup(state)
+
+    @said
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.release()
+        self.finished = True
+        return super().on_shutdown(state)
+
+    @said
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.release()
+        return super().on_error(state)
+
+    def release(self) -> None:
+        """Ends the worker after the step at hand, and gives its memory back."""
+        self._unsubscribe()
+        if self._worker and self._serving:
+            self._worker.mailbox.close()
+            self._serving.exception()  # waits
+        self._worker = self._serving = None
+        self.settings.in_use = False
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    # Input
+
+    def _subscribe(self, kind: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile) -> None:
+        self._others.append(self.create_subscription(kind, topic, callback, qos, qos_overriding_options=OVERRIDABLE))
+
+    def _unsubscribe(self) -> None:
+        for timer in self._searching:
+            timer.cancel()
+        for subscription in [*self._others, self._images]:
+            if subscription:
+                self.destroy_subscription(subscription)
+        self._images, self._others = None, []
 
     def _subscribe_to_images(self) -> Subscription:
         config = self.settings.config
         # The mailbox drops images, not the middleware: so they are counted, and `queue` can change live.
         qos = QoSProfile(depth=config.queue_size, reliability=AS_PUBLISHED)
         # As image_transport does: remapping `image` is enough for both transports.
-        topic, kind = self.resolve_topic_name("image"), Image
-        if config.image_transport == "compressed":
-            topic, kind = f"{topic}/compressed", CompressedImage
-        return self.create_subscription(kind, topic, self._on_image, qos, qos_overriding_options=OVERRIDABLE)
+        topic = self.resolve_topic_name("image") + "/compressed" * (config.image_transport == "compressed")
+        subscribe = partial(
+            self.create_subscription,
+            message_class(self._image_type()),
+            topic,
+            self._on_image,
+            qos,
+            qos_overriding_options=OVERRIDABLE,
+        )
+        try:
+            return subscribe(event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost))
+        except UnsupportedEventTypeError:  # not every middleware says it
+            return subscribe()
+
+    def _image_type(self) -> str:
+        return next(kind for kind, name in IMAGE_TYPES.items() if name == self.settings.config.image_transport)
+
+    def _on_image(self, msg: Any) -> None:
+        if self._enabled and self._worker:
+            self._worker.receive_image(msg, self.settings.config)
+
+    def _on_lost(self, event: Any) -> None:
+        if self._worker:
+            self._worker.lost += event.total_count_change
+
+    def _on_camera_info(self, msg: CameraInfo) -> None:
+        if self._worker:
+            self._worker.camera_info = msg
+
+    def _on_reference(self, topic: str, msg: Any) -> None:
+        if not self._worker:
+            return
+        try:
+            hand_over(self._worker.placement, topic, msg)
+        except ValueError as error:
+            self.get_logger().warning(f"{topic} ignored: {error}", throttle_duration_sec=THROTTLE_S)
+
+    def _on_time_went_back(self, jump: TimeJump) -> None:
+        """The transforms of the time to come are of another run of the bag. The images' stamps reset the stream."""
+        if self._worker:
+            self._worker.placement.transforms.clear()
 
     def _on_publishers_timer(self) -> None:
         """Subscribes anew when publishers came whose reliability another subscription would suit better.
 
         An image has many datagrams; with one lost it is lost whole, unless the middleware sends it again.
         """
+        assert self._images
         publishers = self.get_publishers_info_by_topic(self._images.topic_name)
         reliable = all(p.qos_profile.reliability == ReliabilityPolicy.RELIABLE for p in publishers)
         if reliable != self._publishers_reliable:
@@ -109,17 +279,23 @@ class StreamNode(Node):
             self.destroy_subscription(self._images)
             self._images = self._subscribe_to_images()
 
-    def _on_image(self, msg: Any) -> None:
-        if self._enabled:
-            config = self.settings.config
-            self.mailbox.put(msg, limit=config.queue_size if config.queue == "all" else None)
+    def _on_silence_timer(self) -> None:
+        assert self._images and self._worker
+        received = self._worker.mailbox.received
+        silent = self._enabled and received == self._received_before
+        self._received_before = received
+        if silent and self._silences % SILENCE_REPEAT == 0:
+            why = why_silent(self, self._images, self._image_type(), self._worker.lost)
+            self.get_logger().warning(f"no image for {SILENCE_S:.0f} s {why}")
+        self._silences = self._silences + 1 if silent else 0
 
-    def _on_camera_info(self, msg: CameraInfo) -> None:
-        self._camera_info = msg
+    # Services and output
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._reset_asked.set()
-        response.success, response.message = True, "the next image starts a new world"
+        if self._worker:
+            self._worker.ask_reset()
+        response.success = self._worker is not None
+        response.message = "the next image starts a new world" if self._worker else "the node is not configured"
         return response
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
@@ -127,151 +303,53 @@ class StreamNode(Node):
         response.success, response.message = True, "images are used" if request.data else "images are ignored"
         return response
 
-    def _on_silence_timer(self) -> None:
-        received = self.mailbox.received
-        if self._enabled and received == self._received_before:
-            topic = self._images.topic_name
-            publishers = self.count_publishers(topic)
-            self.get_logger().warning(
-                f"no image on {topic} for {SILENCE_S:.0f} s; it has {publishers} publishers. "
-                f"Image topics there are: {', '.join(self._image_topics()) or 'none'}; "
-                "choose one with `--ros-args -r image:=TOPIC`"
-            )
-        self._received_before = received
+    def _publish(self, topic: str, make: Callable[[], Any]) -> None:
+        if self._outputs[topic].get_subscription_count():
+            self._outputs[topic].publish(make())
 
-    def _image_topics(self) -> list[str]:
-        """Those of other nodes, with their type."""
-        own = {publisher.topic_name for publisher in self.outputs.values()}
-        return [
-            f"{topic} ({kind})"
-            for topic, kinds in self.get_topic_names_and_types()
-            for kind in kinds
-            if kind in IMAGE_TYPES and topic not in own and self.count_publishers(topic)
-        ]
-
-    # The worker's thread
-
-    def work(self) -> None:
-        """Loads the model, then serves images until the mailbox closes.
-
-        Raises ValueError or FileNotFoundError, with the fix, for weights or settings that do not work.
-        """
-        config = self.settings.config.stream
-        stream = GeometryStream(config)
-        self.loaded.set()
-        weights = config.weights or "the package's own weights, which know synthetic rooms only"
-        self.get_logger().info(
-            f"ready: {config.model} with {weights}, on {stream.device}, {stream.dtype}, "
-            f"attention by {stream.model.attend.__name__}"
-        )
-        while (msg := self.mailbox.get()) is not None:
-            self._serve(stream, msg, self.settings.config)
-
-    def _serve(self, stream: GeometryStream, msg: Any, config: NodeConfig) -> None:
-        try:
-            image = decode_image(msg)
-            stream.advance(stamp_ns(msg.header))
-            self._apply(stream, config)
-            frame = stream.step(image, self._intrinsics(image))
-        except ValueError as error:
-            self._rejected += 1
-            self.get_logger().warning(f"image rejected: {error}", throttle_duration_sec=THROTTLE_S)
-        else:
-            self._report(frame.status)
-            self._publish(frame, msg.header, config)
-
-    def _apply(self, stream: GeometryStream, config: NodeConfig) -> None:
-        """What users asked for since the last image."""
-        if self._reset_asked.is_set():
-            self._reset_asked.clear()
-            stream.reset("asked for by ~/reset")
-        if config.stream.cache != self._cache:
-            self._cache = config.stream.cache
-            try:
-                stream.reconfigure(self._cache)
-            except ValueError as error:
-                self.get_logger().error(f"cache settings not applied: {error}")
-
-    def _intrinsics(self, image: np.ndarray) -> np.ndarray | None:
-        """K for this image, float64 [3, 3]; None where no usable camera_info came."""
-        if self._camera_info is None:
-            return None
-        try:
-            return decode_intrinsics(self._camera_info, image.shape[:2])
-        except ValueError as error:
-            self.get_logger().warning(f"camera_info ignored: {error}", throttle_duration_sec=THROTTLE_S)
-            return None
-
-    def _report(self, status: Status) -> None:
-        """Says what the cache is whenever that may be news."""
-        first = status.frame == 0
-        self._worlds += first
-        if first and status.event:
-            self.get_logger().warning(f"a new world starts: {status.event}")
-        if (first or status.event) and status.budget_raised:
-            self.get_logger().warning(
-                f"the budget asked for is below what {status.policy} works with: raised to {status.floor_tokens} tokens"
-            )
-        if first or status.event:
-            self.get_logger().info(
-                f"cache: {status.policy}, {status.budget_tokens or 'unlimited'} tokens per layer, "
-                f"{status.key_bits} bit keys, {status.value_bits} bit values, "
-                f"{status.cache_bytes / 2**20:.2f} MiB"
-            )
-
-    def _publish(self, frame: Frame, header: Header, config: NodeConfig) -> None:
-        counts = InputCounts(
-            frames_received=self.mailbox.received,
-            frames_dropped=self.mailbox.dropped,
-            frames_rejected=self._rejected,
-            resets=self._worlds - 1,
-        )
-        # An empty frame_id is no frame; "camera" at least can be looked up.
-        makers = self._messages.convert(frame, stamp_ns(header), header.frame_id or "camera", config, counts)
-        for topic, make in makers.items():
-            if self.outputs[topic].get_subscription_count():
-                self.outputs[topic].publish(make())
+    def _on_diagnostics_timer(self) -> None:
+        idle = "images are ignored: ~/enable" if not self._enabled else ""
+        if not self._images:
+            idle = "not active" if self._worker else "not configured"
+        array = DiagnosticArray(status=[diagnostic(self.get_fully_qualified_name(), self._worker, idle)])
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
 
 
 def main(stop: threading.Event, args: list[str] | None = None) -> int:
-    """Runs the node until `stop` is set or its worker fails; returns the exit code."""
+    """Runs the node until `stop` is set, it is shut down or something fails; returns the exit code."""
     if stop.is_set():
         return 0
-    # The caller's signal handlers set `stop`; rclpy's would shut the context under a worker that publishes.
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    error = run(stop)
-    if error:
-        expected = isinstance(error, (ValueError, OSError))  # their text names the fix
-        get_logger("stream").fatal(str(error) if expected else "".join(traceback.format_exception(error)))
-    rclpy.try_shutdown()
-    return 1 if error else 0
-
-
-def run(stop: threading.Event) -> BaseException | None:
-    """Runs node and worker until `stop` is set or the worker ends; returns the error that ended them."""
     try:
-        node = StreamNode()
-    except ValueError as error:
-        return error
+        # The caller's signal handlers set `stop`; rclpy's would shut the context under a worker that publishes.
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        node = StreamNode(stop)
+    except (ValueError, RuntimeError) as error:  # an initial parameter; middleware or security: their text says what
+        get_logger("stream").fatal(str(error))
+        return 1
+    failed = run(node, stop)
+    rclpy.try_shutdown()
+    return int(failed)
+
+
+def run(node: StreamNode, stop: threading.Event) -> bool:
+    """Runs node and worker until `stop` is set, the node is shut down or something fails; whether that was it."""
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        worker = pool.submit(node.work)
-        try:
-            while not (stop.is_set() or worker.done()):
-                executor.spin_once(timeout_sec=0.1)
-        finally:
-            node.mailbox.close()
-            if stop.is_set() and not (node.loaded.is_set() or worker.done()):
-                _leave(node)
+    failed = node.settings.config.autostart and not node.start()
+    while not (failed or stop.is_set() or node.finished or node.failure):
+        executor.spin_once(timeout_sec=0.1)
+    if node.failure:
+        failed = True
+        get_logger("stream").fatal("".join(traceback.format_exception(node.failure)))
+    node.release()
     executor.shutdown()
     node.destroy_node()
-    return worker.exception()
+    return failed
 
 
-def _leave(node: StreamNode) -> NoReturn:
-    """Ends the process while the worker still reads weights, which takes long and has nothing to lose."""
-    node.destroy_node()
+def _leave() -> NoReturn:
+    """Ends the process while another thread reads weights, which takes long and has nothing to lose."""
     rclpy.try_shutdown()
     sys.stdout.flush()
     os._exit(0)

@@ -10,7 +10,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from xsvggt_ros.config import NodeConfig, Setting, changed, settings
+from xsvggt_ros.config import NodeConfig, Setting, changed, settings, values
 
 _INT64_MAX = 2**63 - 1
 
@@ -20,10 +20,13 @@ class Parameters:
 
     config: the settings in force. A change swaps it for another, so a reader that keeps the reference
     has one consistent set; a refused change leaves it alone.
+    in_use: whether the node is configured, when only live settings may change.
     Raises ValueError with the reason for an initial value that is not allowed.
     """
 
     def __init__(self, node: Node) -> None:
+        self.in_use = False
+        self._node_name = node.get_fully_qualified_name()
         self._names = {s.name for s in settings(NodeConfig)}
         try:
             initial = {s.name: self._declare(node, s) for s in settings(NodeConfig)}
@@ -44,10 +47,20 @@ class Parameters:
 
     def _validate(self, parameters: list[Parameter]) -> SetParametersResult:
         try:
-            self._changed(parameters)
+            self._check_use(self._changed(parameters))
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
+
+    def _check_use(self, config: NodeConfig) -> None:
+        """Raises ValueError if the configuration differs from the present one where that is in use."""
+        new, old = values(config), values(self.config)
+        fixed = [s.name for s in settings(NodeConfig) if not s.live and new[s.name] != old[s.name]]
+        if self.in_use and fixed:
+            raise ValueError(
+                f"{', '.join(fixed)} can only change before the node is configured: "
+                f"`ros2 lifecycle set {self._node_name} deactivate`, then cleanup, first"
+            )
 
     def _validate_and_apply(self, parameters: list[Parameter]) -> SetParametersResult:
         result = self._validate(parameters)
@@ -61,7 +74,8 @@ class Parameters:
 
 def _descriptor(setting: Setting) -> ParameterDescriptor:
     unit = f" [{setting.unit}]" if setting.unit else ""
-    descriptor = ParameterDescriptor(description=setting.description + unit, read_only=not setting.live)
+    when = "" if setting.live else " Read when the node is configured."
+    descriptor = ParameterDescriptor(description=setting.description + unit + when)
     if setting.choices:
         descriptor.additional_constraints = f"one of {', '.join(map(str, setting.choices))}"
     elif setting.minimum is not None and setting.type is int:

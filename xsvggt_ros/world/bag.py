@@ -13,8 +13,9 @@ import numpy as np
 
 from xsvggt_ros.bag import TYPES, NewBag
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.geometry import R_WORLD_OPTICAL, rigid
-from xsvggt_ros.ros.conversions import FrameMessages, InputCounts
+from xsvggt_ros.placement import Placed
+from xsvggt_ros.ros.conversions import FrameMessages
+from xsvggt_ros.scale import ScaleStatus
 from xsvggt_ros.sequences import FRAME_ID
 from xsvggt_ros.stream import Frame, Status
 from xsvggt_ros.world.sequence import WorldFrame
@@ -44,7 +45,7 @@ def write_bag(frames: Iterable[WorldFrame], path: Path) -> None:
 
 
 def _messages(messages: FrameMessages, index: int, frame: WorldFrame) -> dict[str, Any]:
-    made = messages.convert(_truth(index, frame), frame.stamp_ns, FRAME_ID, CONFIG, InputCounts())
+    made = messages.convert(_truth(index, frame), frame.stamp_ns, FRAME_ID, CONFIG)
     depth, info = made["~/depth/image"](), made["~/depth/camera_info"]()
     colour = replace(depth, encoding="rgb8", step=3 * depth.width, data=frame.rgb.reshape(-1))
     return {
@@ -56,14 +57,15 @@ def _messages(messages: FrameMessages, index: int, frame: WorldFrame) -> dict[st
     }
 
 
-def _truth(index: int, frame: WorldFrame) -> Frame:
-    """What a perfect stream would say, in a world of optical axes whose ROS form is the room."""
-    return Frame(
+def _truth(index: int, frame: WorldFrame) -> Placed:
+    """What a perfect stream would say."""
+    perfect = Frame(
         index=index,
-        T_world_cam=rigid(R_WORLD_OPTICAL.T, np.zeros(3)) @ frame.T_world_cam,
+        T_world_cam=frame.T_world_cam,
         intrinsics=frame.intrinsics,
         depth=frame.depth,
         confidence=np.ones_like(frame.depth),
         image=frame.rgb,
         status=Status(),
     )
+    return Placed(perfect, frame.T_world_cam, frame.T_world_cam, FRAME_ID, ScaleStatus())

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
+from threading import Thread
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.serialization import deserialize_message, serialize_message
+
+from xsvggt_ros.ros.conversions import InputCounts, Performance
+from xsvggt_ros.ros.load import RUNGS, Rung
+from xsvggt_ros.ros.monitor import STEPS, WINDOW_S, Monitor, diagnostic
+from xsvggt_ros.scale import ScaleStatus
+from xsvggt_ros.stream import Status
+
+OK, WARN, ERROR, STALE = (getattr(DiagnosticStatus, level) for level in ("OK", "WARN", "ERROR", "STALE"))
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@dataclass
+class Placement:
+    scale: ScaleStatus = field(default_factory=ScaleStatus)
+
+
+class Node:
+    """What `diagnostic` is told of: a worker, with a clock to turn."""
+
+    def __init__(self):
+        self.clock = Clock()
+        self.monitor = Monitor(self.clock)
+        self.input = InputCounts()
+        self.status, self.placement, self.rung = Status(), Placement(), Rung()
+        self.missing = self.shortage = ""
+
+    def counts(self):
+        return self.input
+
+    def count(self, **more):
+        self.input = replace(self.input, **{name: getattr(self.input, name) + n for name, n in more.items()})
+
+    def images(self, count, rate=30.0):
+        for _ in range(count):
+            self.clock.now += 1 / rate
+            self.monitor.received(self.clock.now)
+        self.count(frames_received=count)
+
+    def verdict(self):
+        status = diagnostic("/stream", self)
+        return status.level, status.message
+
+
+@pytest.fixture
+def node():
+    node = Node()
+    node.images(10)
+    return node
+
+
+@pytest.mark.parametrize("rate", [0.5, 7.0, 30.0, 1000.0])
+def test_the_input_rate_is_right_from_the_second_image_on(rate):
+    node = Node()
+    node.images(2, rate)
+    assert node.monitor.performance().input_rate == pytest.approx(rate)
+    node.images(int(20 * rate), rate)
+    assert node.monitor.performance().input_rate == pytest.approx(rate, abs=1.001 / WINDOW_S)  # one image
+
+
+def test_the_input_rate_forgets_and_starts_again_after_a_pause(node):
+    node.images(300, 30.0)
+    node.images(30, 10.0)
+    assert node.monitor.performance().input_rate == pytest.approx((30 + 2 * 30) / 5, abs=0.5)  # 3 s and 2 s
+    node.clock.now += 0.6 * WINDOW_S
+    assert 0 < node.monitor.performance().input_rate < 7
+    node.clock.now += 0.5 * WINDOW_S
+    assert node.monitor.performance().input_rate == 0
+    node.images(11, 20.0)
+    assert node.monitor.performance().input_rate == pytest.approx(20)
+
+
+def test_times_are_those_of_the_last_steps_and_the_newest_output():
+    monitor = Monitor()
+    assert monitor.performance() == Performance()
+    steps = np.random.default_rng(0).uniform(0.01, 0.1, 3 * STEPS)
+    for step in steps:
+        monitor.published(step, 2 * step)
+    performance = monitor.performance()
+    assert performance.step_median_seconds == pytest.approx(np.median(steps[-STEPS:]))
+    assert performance.step_worst_seconds == steps[-STEPS:].max()
+    assert performance.age_seconds == 2 * steps[-1]
+
+
+def test_threads_may_receive_publish_and_ask_at_once():
+    clock = Clock()
+    monitor, asked = Monitor(clock), []
+
+    def receive():
+        for _ in range(20_000):
+            clock.now += 0.001
+            monitor.received(clock.now)
+
+    threads = [
+        Thread(target=receive),
+        Thread(target=lambda: [monitor.published(0.1, 0.2) for _ in range(5000)]),
+        Thread(target=lambda: asked.extend((monitor.performance(), monitor.silent()) for _ in range(2000))),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(asked) == 2000
+    assert monitor.performance().input_rate == pytest.approx(1000, rel=0.01)
+    assert monitor.performance().step_worst_seconds == 0.1
+
+
+def test_all_is_well_while_every_image_is_used(node):
+    assert node.verdict() == (OK, "every image is used")
+
+
+@pytest.mark.parametrize(
+    "cause, sentence",
+    [
+        ("frames_refused", "3 images refused: the queue is full"),
+        ("frames_lost", "3 images lost by the middleware"),
+        ("frames_rejected", "3 images unusable"),
+    ],
+)
+def test_images_that_are_not_used_are_a_warning_until_it_stops(node, cause, sentence):
+    for _ in range(2):
+        node.images(10)
+        node.count(**{cause: 3})
+        level, message = node.verdict()
+        assert level == WARN and message.startswith(sentence)
+    node.images(10)
+    assert node.verdict() == (OK, "every image is used")
+
+
+def test_replacing_images_is_said_and_is_what_the_queue_is_for(node):
+    node.count(frames_replaced=3)
+    assert node.verdict() == (OK, "3 images replaced by newer ones")
+
+
+def test_frames_that_find_no_place_are_a_warning_with_the_reason(node):
+    node.missing = "the camera's mounting is not known"
+    assert node.verdict() == (WARN, "nothing published: the camera's mounting is not known")
+    node.missing = ""
+    assert node.verdict()[0] == OK
+
+
+@pytest.mark.parametrize("rung", RUNGS[1:])
+def test_what_is_given_up_for_the_latency_is_a_warning(node, rung):
+    node.rung = rung
+    assert node.verdict() == (WARN, f"too slow for target_latency_ms: {rung.description}")
+
+
+def test_a_cache_cut_for_want_of_memory_is_an_error_until_it_is_set_anew(node):
+    node.shortage = "out of memory: xstream goes on with 106 tokens per layer"
+    node.count(frames_failed=1)
+    for _ in range(3):
+        node.images(10)
+        assert node.verdict() == (ERROR, node.shortage)
+    node.shortage = ""
+    assert node.verdict()[0] == OK
+
+
+def test_without_images_the_values_are_stale(node):
+    assert Node().verdict() == (STALE, "no image for 5 s")
+    node.clock.now += WINDOW_S - 0.1
+    assert node.verdict()[0] == OK
+    node.clock.now += 0.2
+    assert node.verdict() == (STALE, "no image for 5 s")
+    node.images(1)
+    assert node.verdict()[0] == OK
+
+
+def test_of_several_complaints_the_worst_gives_the_level_and_all_are_said(node):
+    node.count(frames_replaced=4, frames_rejected=2)
+    node.shortage, node.rung = "out of memory: x", RUNGS[2]
+    level, message = node.verdict()
+    assert level == ERROR
+    parts = ["out of memory: x", RUNGS[2].description, "2 images unusable", "4 images replaced"]
+    assert all(0 <= message.find(a) < message.find(b) for a, b in pairwise(parts))
+
+
+def test_a_node_that_does_not_work_on_images_says_why(node):
+    node.count(frames_replaced=4)
+    status = diagnostic("/stream", node, "not active")
+    assert (status.level, status.message) == (STALE, "not active")
+    assert {pair.key: pair.value for pair in status.values}["frames_replaced"] == "4"
+    status = diagnostic("/stream", None, "not configured")
+    assert (status.level, status.message, status.name) == (STALE, "not configured", "/stream")
+
+
+def test_the_values_are_all_that_the_status_message_has(node):
+    from xsvggt_ros.msg import StreamStatus
+
+    stages = ("preprocess", "encoder", "aggregator", "camera", "dense", "step")
+    node.status = Status(frame=7, policy="xstream", seconds=dict.fromkeys(stages, 0.0123456789))
+    node.placement.scale = ScaleStatus("odometry", 1.25, 0.02, 40)
+    node.rung = RUNGS[3]
+    node.count(frames_lost=2)
+    status = diagnostic("/stream", node)
+    values = {pair.key: pair.value for pair in status.values}
+    assert len(values) == len(status.values)
+    assert set(values) == set(StreamStatus.get_fields_and_field_types()) - {"header"}
+    expected = dict(frame="7", policy="xstream", encoder_seconds="0.0123457", rung="3", frames_lost="2")
+    expected |= dict(scale_source="odometry", scale="1.25", frames_received="10", input_rate="30")
+    assert {name: values[name] for name in expected} == expected
+    assert deserialize_message(serialize_message(status), DiagnosticStatus) == status
+
+
+def test_each_count_has_a_cause_or_is_none():
+    """A count that is added must be thought of here."""
+    causes = {"frames_replaced", "frames_refused", "frames_lost", "frames_rejected"}
+    elsewhere = {"frames_received", "frames_unplaced", "frames_failed", "resets"}
+    assert {f.name for f in fields(InputCounts)} == causes | elsewhere

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the node is doing: its rates and times, and the verdict on /diagnostics."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from statistics import median
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+from xsvggt_ros.ros.conversions import InputCounts, Performance
+
+if TYPE_CHECKING:
+    from xsvggt_ros.ros.worker import Worker
+
+WINDOW_S = 5.0  # over which images are counted; a silence as long is none any more
+STEPS = 100  # of which median and worst are taken
+# What may become of an image instead of outputs. To replace images is what the queue `latest` is for.
+UNUSED = {
+    "frames_refused": (DiagnosticStatus.WARN, "refused: the queue is full"),
+    "frames_lost": (DiagnosticStatus.WARN, "lost by the middleware"),
+    "frames_rejected": (DiagnosticStatus.WARN, "unusable: the log says why"),
+    "frames_replaced": (DiagnosticStatus.OK, "replaced by newer ones"),
+}
+
+
+class Monitor:
+    """Counts what comes and goes. Every method may be called from every thread.
+
+    clock: seconds, never going back; that of the times given to `received`.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = Lock()
+        self._arrivals: deque[float] = deque()  # of the images of the last WINDOW_S
+        self._since = 0.0  # when they began to come without such a pause
+        self._steps: deque[float] = deque(maxlen=STEPS)
+        self._age = 0.0
+        self._reported = InputCounts()
+
+    def received(self, now: float) -> None:
+        """An image has come."""
+        with self._lock:
+            self._forget(now)
+            if not self._arrivals:
+                self._since = now
+            self._arrivals.append(now)
+
+    def published(self, step_seconds: float, age_seconds: float) -> None:
+        """A frame's outputs are out: what its step took, and how long ago its image came."""
+        with self._lock:
+            self._steps.append(step_seconds)
+            self._age = age_seconds
+
+    def performance(self) -> Performance:
+        """Of the last seconds and steps; zeros where there were none. The rung is not known here."""
+        with self._lock:
+            return Performance(
+                input_rate=self._input_rate(self._clock()),
+                step_median_seconds=median(self._steps or [0.0]),
+                step_worst_seconds=max(self._steps, default=0.0),
+                age_seconds=self._age,
+            )
+
+    def silent(self) -> bool:
+        """Whether no image has come for WINDOW_S."""
+        with self._lock:
+            self._forget(self._clock())
+            return not self._arrivals
+
+    def news(self, counts: InputCounts) -> dict[str, int]:
+        """How much each of the counts has grown since the last call."""
+        with self._lock:
+            before, self._reported = asdict(self._reported), counts
+        return {name: count - before[name] for name, count in asdict(counts).items()}
+
+    def _forget(self, now: float) -> None:
+        while self._arrivals and self._arrivals[0] <= now - WINDOW_S:
+            self._arrivals.popleft()
+
+    def _input_rate(self, now: float) -> float:
+        self._forget(now)
+        span = min(WINDOW_S, now - self._since)
+        if not self._arrivals or span <= 0:
+            return 0.0
+        # Until the window is full its first image opens it, and only those after that are counted.
+        return (len(self._arrivals) - (span < WINDOW_S)) / span
+
+
+def diagnostic(name: str, worker: Worker | None, idle: str = "") -> DiagnosticStatus:
+    """The node's entry in /diagnostics: its level, a sentence, and all it knows as values.
+
+    STALE without images, ERROR while the cache is smaller than configured for want of memory, WARN if images
+    were lost since the last call, or outputs are missing or thinned. idle: why it does not work on images, if so.
+    """
+    if worker is None:
+        return DiagnosticStatus(level=DiagnosticStatus.STALE, name=name, message=idle)
+    counts = worker.counts()
+    news = worker.monitor.news(counts)
+    verdicts = [(DiagnosticStatus.STALE, idle)] if idle else _verdicts(worker, news)
+    level = max((level for level, _ in verdicts), default=DiagnosticStatus.OK)
+    performance = replace(worker.monitor.performance(), rung=worker.rung.number)
+    values = asdict(performance) | _flat(asdict(worker.status)) | asdict(worker.placement.scale) | asdict(counts)
+    return DiagnosticStatus(
+        level=level,
+        name=name,
+        message="; ".join(sentence for _, sentence in verdicts) or "every image is used",
+        values=[KeyValue(key=key, value=_text(value)) for key, value in values.items()],
+    )
+
+
+def _verdicts(worker: Worker, news: dict[str, int]) -> list[tuple[bytes, str]]:
+    """(level, sentence) of all there is to say, the worst first."""
+    found = []
+    if worker.monitor.silent():
+        found.append((DiagnosticStatus.STALE, f"no image for {WINDOW_S:.0f} s"))
+    if worker.shortage:
+        found.append((DiagnosticStatus.ERROR, worker.shortage))
+    if worker.missing:
+        found.append((DiagnosticStatus.WARN, f"nothing published: {worker.missing}"))
+    if worker.rung.number:
+        found.append((DiagnosticStatus.WARN, f"too slow for target_latency_ms: {worker.rung.description}"))
+    found += [(level, f"{news[cause]} images {why}") for cause, (level, why) in UNUSED.items() if news[cause]]
+    return found
+
+
+def _flat(status: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a Status, the seconds of each stage among them."""
+    seconds = {f"{stage}_seconds": value for stage, value in status.pop("seconds").items()}
+    return status | seconds
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

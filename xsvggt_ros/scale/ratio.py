@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scale as median of measured ratios, and what every source of it says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from xsvggt_ros.config import ScaleConfig
+from xsvggt_ros.geometry import Array
+from xsvggt_ros.stream import Frame
+
+MIN_MEASUREMENTS = 3
+DEVIATIONS_PER_MAD = 1.4826  # of a normal distribution
+
+
+@dataclass(frozen=True)
+class ScaleStatus:
+    """How many metres the model's unit is, and how sure that is; the fields are those of msg/StreamStatus.msg."""
+
+    scale_source: str = "none"
+    scale: float = 1.0  # metres per unit; NaN while unknown
+    scale_spread: float = math.nan  # robust standard deviation of the measurements' logarithms; NaN: unknown
+    scale_measurements: int = 0  # since the world began; the newest `scale.window` of them count
+
+
+class ScaleSource(Protocol):
+    """Says after every frame of a world, in order, how many metres its unit is."""
+
+    def update(self, frame: Frame, stamp_ns: int, T_base_cam: Array | None, config: ScaleConfig) -> ScaleStatus:
+        """Takes a frame in the model's unit. T_base_cam [4, 4], metres: the mounting, None where that is unknown."""
+        ...
+
+    def reset(self) -> None:
+        """Forgets what was measured: a new world has another unit."""
+        ...
+
+
+class Fixed:
+    """The factor that is set (source fixed), or 1 because the unit stays the model's (source none)."""
+
+    def update(self, frame: Frame, stamp_ns: int, T_base_cam: Array | None, config: ScaleConfig) -> ScaleStatus:
+        """Looks at the settings only."""
+        return ScaleStatus() if config.source == "none" else ScaleStatus(config.source, config.factor, scale_spread=0.0)
+
+    def reset(self) -> None:
+        """Does nothing: nothing was measured."""
+
+
+class RunningRatio:
+    """Median of the newest measurements of a ratio, taken over their logarithms."""
+
+    def __init__(self) -> None:
+        self._logs: list[float] = []
+        self._count = 0
+
+    def add(self, ratio: float) -> None:
+        """Adds a measurement; one that is no ratio (0, infinite, NaN) is none."""
+        if 0 < ratio < math.inf:
+            self._logs.append(math.log(ratio))
+            self._count += 1
+
+    def status(self, config: ScaleConfig, times: float = 1.0) -> ScaleStatus:
+        """The median of the last `window` measurements, `times` a known length; NaN before MIN_MEASUREMENTS."""
+        del self._logs[: -config.window]  # here, because the window changes live
+        if self._count < MIN_MEASUREMENTS:
+            return ScaleStatus(config.source, math.nan, math.nan, self._count)
+        median = float(np.median(self._logs))
+        spread = DEVIATIONS_PER_MAD * float(np.median(np.abs(np.subtract(self._logs, median))))
+        return ScaleStatus(config.source, times * math.exp(median), spread, self._count)
