@@ -11,16 +11,12 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from xsvggt_ros.config import NodeConfig, OutputConfig
 from xsvggt_ros.geometry import rigid, ros_pose, rotation_matrix
 from xsvggt_ros.placement import Placed
 from xsvggt_ros.ros.conversions import (
-    ENCODINGS,
     TOPICS,
     FrameMessages,
     InputCounts,
@@ -223,47 +219,6 @@ def test_damaged_compressed_image_is_refused(rgb, extension, damage):
     encoded = cv2.imencode(f".{extension}", np.tile(rgb, (20, 20, 1)))[1].tobytes()
     with pytest.raises(ValueError, match="compressed image"):
         decode_image(FakeCompressedImage(extension, damage(encoded)))
-
-
-@hypothesis_settings(max_examples=200, deadline=None)
-@given(
-    st.builds(
-        FakeImage,
-        height=st.integers(0, 9),
-        width=st.integers(0, 9),
-        encoding=st.sampled_from([*ENCODINGS, "", "32FC1", "RGB8"]),
-        is_bigendian=st.integers(0, 255),
-        step=st.integers(0, 40),
-        data=st.binary(max_size=400),
-    ),
-    st.booleans(),
-)
-def test_any_image_decodes_or_raises_value_error(msg, consistent):
-    if consistent:
-        msg = replace(msg, data=(msg.data or b"x").ljust(msg.step * msg.height, b"x")[: msg.step * msg.height])
-    try:
-        decoded = decode_image(msg)
-    except ValueError:
-        return
-    assert decoded.shape == (msg.height, msg.width, 3)
-    assert decoded.dtype == np.uint8
-
-
-JPEG = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))[1].tobytes()
-
-
-@hypothesis_settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, len(JPEG) - 1), st.integers(0, 255)), max_size=8), st.text(max_size=5))
-def test_any_jpeg_decodes_or_raises_value_error(damage, name):
-    data = bytearray(JPEG)
-    for position, value in damage:
-        data[position] = value
-    try:
-        decoded = decode_image(FakeCompressedImage(name, bytes(data)))
-    except ValueError:
-        return
-    assert decoded.ndim == 3
-    assert decoded.shape[2] == 3
 
 
 def test_image_of_either_library_decodes(message_class, rgb, frame):

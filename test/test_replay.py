@@ -17,6 +17,8 @@ from xsvggt_ros.config import StreamConfig, changed
 from xsvggt_ros.geometry import quaternion_xyzw, ros_pose
 from xsvggt_ros.ros.conversions import TOPICS
 from xsvggt_ros.stream import GeometryStream
+from xsvggt_ros.world import stream
+from xsvggt_ros.world.bag import write_bag as write_room
 
 FEW_TOKENS = ("--cache.budget_tokens", "500")
 REAL_IMAGES = Path(__file__).parents[2] / "shared" / "data" / "7scenes_sample"
@@ -268,6 +270,9 @@ class TestRefused:
             (["--image_width", "100"], "image_width must be a multiple of 14"),
             (["--stride", "0"], "stride must be at least 1"),
             (["--topic", "/image"], "leave the topic out"),
+            (["--base_frame", "base_link"], "is not a bag, which alone has /tf, /tf_static: leave out the settings"),
+            (["--scale.source", "depth"], "scale.source depth: name the topic of the bag with --reference"),
+            (["--reference", "/odom"], "scale.source none does not use a reference topic: leave it out"),
         ],
     )
     def test_settings(self, images, tmp_path, capsys, flags, reason):
@@ -289,6 +294,52 @@ class TestRefused:
     def test_missing_topic(self, tmp_path, capsys):
         assert run(image_bag(tmp_path / "in", 1), tmp_path / "out", "--topic", "/nope") == 2
         assert "image topics in it: /cam/image_raw" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    """A bag of a synthetic room, with true depth and TF, and its frames."""
+    frames = list(stream(3, 24, 160, 120, rate=8.0))
+    write_room(frames, tmp_path_factory.mktemp("room") / "bag")
+    return tmp_path_factory.getbasetemp() / "room0" / "bag", frames
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--scale.source", "depth", "--reference", "/camera/depth/image"),
+        ("--scale.source", "tf", "--scale.parent_frame", "room", "--scale.child_frame", "camera"),
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_metres_from_the_bag(room, tmp_path, flags):
+    """The stream's own depth, scaled as the truth says, and nothing before the scale is known."""
+    bag, frames = room
+    assert run(bag, tmp_path / "out", *flags) == 0
+    rows = read_trajectory(tmp_path / "out" / "trajectory.txt")
+    assert 5 < len(rows) < 24
+    assert "unit: metre" in (tmp_path / "out" / "trajectory.txt").read_text()
+    statuses = [message for _, message in read_bag(tmp_path / "out")["/stream/status"]]
+    scale = statuses[-1].scale
+    assert statuses[-1].scale_source == flags[1] and statuses[-1].scale_measurements >= 3
+    last = cv2.imread(str(sorted((tmp_path / "out" / "depth").iterdir())[-1]), cv2.IMREAD_UNCHANGED) / 1000
+    truth = cv2.resize(frames[-1].depth, last.shape[::-1])
+    assert 0.5 < np.median(last[last > 0]) / np.median(truth) < 2  # it is the demo model's depth
+    unscaled = GeometryStream(StreamConfig())
+    depth = [unscaled.step(frame.rgb, frame.intrinsics).depth for frame in frames][-1]
+    np.testing.assert_allclose(last, np.rint(depth * scale * 1000) / 1000, atol=0.002)
+
+
+def test_reference_topic_that_is_not_there(room, tmp_path, capsys):
+    flags = ("--scale.source", "odometry", "--reference", "/odom")
+    assert run(room[0], tmp_path / "out", *flags) == 2
+    assert "has no topic /odom; topics in it: /camera/image_raw (sensor_msgs/msg/Image)" in capsys.readouterr().err
+
+
+def test_mounting_that_is_not_in_the_bag(room, tmp_path, capsys):
+    """Never an identity."""
+    assert run(room[0], tmp_path / "out", "--base_frame", "base_link", "--max-frames", "3") == 2
+    assert "no image of" in capsys.readouterr().err
 
 
 def test_images_that_the_stream_refuses_are_no_success(tmp_path, capsys):

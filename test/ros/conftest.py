@@ -16,12 +16,24 @@ os.environ |= {
 
 
 @pytest.fixture(scope="module")
-def client():
+def start_client():
+    """Makes clients, each of the node `stream` of its namespace."""
     from two_processes import Client
 
-    client = Client()
-    yield client
-    client.close()
+    clients = []
+
+    def start(*args, **options):
+        clients.append(Client(*args, **options))
+        return clients[-1]
+
+    yield start
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture(scope="module")
+def client(start_client):
+    return start_client()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -42,17 +43,38 @@ class NodeProcess:
 
     def catches_signals(self) -> bool:
         """Whether the handlers are in place (Linux)."""
-        (caught,) = (line for line in self._status_lines() if line.startswith("SigCgt"))
-        return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+        return bool(int(self._field("SigCgt"), 16) >> (signal.SIGTERM - 1) & 1)
 
-    def _status_lines(self):
-        return Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+    def address_space(self) -> int:
+        """Bytes that it has reserved (Linux)."""
+        return 1024 * int(self._field("VmSize"))
+
+    def _field(self, name: str) -> str:
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(line.split()[1] for line in lines if line.startswith(f"{name}:"))
+
+    def maps(self, path: Path) -> bool:
+        """Whether it has that file in its memory (Linux)."""
+        return str(path) in Path(f"/proc/{self.pid}/maps").read_text()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that it uses (Linux): Rss, in all; Anonymous, without the files and what it shares with others."""
+        fields = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()[1:]
+        sizes = {name.rstrip(":"): 1024 * int(size) for name, size, *_ in map(str.split, fields)}
+        return {name: sizes[name] for name in ("Rss", "Anonymous")}
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def running(self) -> bool:
+        return self._process.poll() is None
 
     def send_signal(self, number: int) -> None:
         self._process.send_signal(number)
 
     def exit_code(self) -> int:
-        return self._process.wait(timeout=20)
+        return self._process.wait(timeout=60)
 
     def kill(self) -> None:
         self._process.kill()
@@ -60,25 +82,25 @@ class NodeProcess:
 
 
 class Client:
-    """Publishes images and collects everything that the node gives out."""
+    """Publishes images and collects everything that the node `stream` of a namespace gives out."""
 
-    def __init__(self):
+    def __init__(self, namespace: str = "", topics=tuple(TOPICS)):
         self._context = rclpy.Context()
         rclpy.init(context=self._context)
-        self.node = Node("client", context=self._context)
+        self.node = Node("client", namespace=namespace, context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
-        self.received = {topic: [] for topic in TOPICS}
-        for topic, kind in TOPICS.items():
-            package, _, name = kind.split("/")
+        self.received = {}
+        for topic in topics:
+            package, _, name = TOPICS[topic].split("/")
             message_class = getattr(import_module(f"{package}.msg"), name)
-            resolved = topic.replace("~", "/stream")
-            self.node.create_subscription(message_class, resolved, self.received[topic].append, QoSProfile(depth=200))
+            self.received[topic] = self.listen(message_class, topic.replace("~", "stream"))
         self.images = self.node.create_publisher(Image, "image", QoSProfile(depth=200))
         self.camera_infos = self.node.create_publisher(CameraInfo, "camera_info", QoSProfile(depth=10))
-        self._reset = self.node.create_client(Trigger, "/stream/reset")
-        self._enable = self.node.create_client(SetBool, "/stream/enable")
-        self._parameters = AsyncParameterClient(self.node, "stream")
+        self._reset = self.node.create_client(Trigger, "stream/reset")
+        self._enable = self.node.create_client(SetBool, "stream/enable")
+        # Answers to all clients come to each, and push out unread ones: with the usual depth, 10, some would be lost.
+        self.parameters = AsyncParameterClient(self.node, "stream", qos_profile=QoSProfile(depth=1000))
         self.stamp = 1_700_000_000_000_000_001  # of the last image, ns
 
     def close(self) -> None:
@@ -86,12 +108,23 @@ class Client:
         self.node.destroy_node()
         self._context.try_shutdown()
 
-    def until(self, condition, seconds: float = 30) -> None:
+    def listen(self, kind: type, topic: str) -> list:
+        """What comes on a topic from now on."""
+        received: list = []
+        self.node.create_subscription(kind, topic, received.append, QoSProfile(depth=200))
+        return received
+
+    def until(self, condition, seconds: float = 60) -> None:
         """Spins until the condition holds."""
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, "waited in vain"
             self._executor.spin_once(timeout_sec=0.02)
+
+    def spin(self, seconds: float) -> None:
+        """Spins for that long."""
+        end = time.monotonic() + seconds
+        self.until(lambda: time.monotonic() > end)
 
     def image(self, seed: int = 0, height: int = 84, width: int = 112) -> Image:
         """Random bgr8 image with the next stamp."""
@@ -149,10 +182,23 @@ class Client:
         self.until(lambda: not waiting)
         self.node.destroy_timer(timer)
 
+    @contextmanager
+    def flow(self):
+        """Images at 30 Hz whenever the client spins; gives the list of their stamps."""
+        sent: list[int] = []
+
+        def publish():
+            self.images.publish(self.image(len(sent)))
+            sent.append(self.stamp)
+
+        timer = self.node.create_timer(PERIOD_NS * 1e-9, publish)
+        yield sent
+        self.node.destroy_timer(timer)
+
     def ask_parameters(self, **values):
         """Future of an atomic change; dots in names are written as __."""
         parameters = [Parameter(name.replace("__", "."), value=value) for name, value in values.items()]
-        return self._parameters.set_parameters_atomically(parameters)
+        return self.parameters.set_parameters_atomically(parameters)
 
     def set_parameters(self, **values):
         return self.response(self.ask_parameters(**values)).result
