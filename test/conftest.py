@@ -16,7 +16,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def endurance(request):
-    """Whether tests run at full length: hours of use rather than seconds."""
+    """Whether tests run at full length: minutes rather than seconds."""
     return request.config.getoption("endurance")
 
 

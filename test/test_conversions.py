@@ -387,3 +387,10 @@ def test_status_carries_every_figure(message_class, frame):
     for values in (COUNTS, PERFORMANCE, SCALE):
         for name, value in vars(values).items():
             assert getattr(msg, name) == value, name
+
+
+def test_radiance_hdr_is_refused():
+    """OpenCV would write it to a file first."""
+    encoded = cv2.imencode(".hdr", np.ones((4, 4, 3), np.float32))[1]
+    with pytest.raises(ValueError, match="publish JPEG or PNG"):
+        decode_image(SimpleNamespace(format="hdr", data=encoded.tobytes()))

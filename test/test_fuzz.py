@@ -220,8 +220,9 @@ def test_placement_of_frames_among_random_references(endurance, source, base):
                 refused(hand_over, placement, topic, msg)
             placed.append(check_placed(placement, index, config))
 
-    messages = st.tuples(st.integers(0, 3).map(bool), st.just([]) | st.lists(received, max_size=3))
-    fuzz.run_cases(endurance, check, st.lists(messages, min_size=1, max_size=9), 250)
+    good = st.sampled_from([True, True, True, False])
+    messages = st.tuples(good, st.just([]) | st.lists(received, max_size=2))
+    fuzz.run_cases(endurance, check, st.lists(messages, min_size=6, max_size=12), 250)
     assert any(placed)
 
 

@@ -124,6 +124,12 @@ def test_nothing_is_placed_before_the_mounting_is_known():
     assert placed.starts
 
 
+def test_a_camera_frame_that_is_the_world_is_no_child_of_it():
+    config = NodeConfig()
+    with pytest.raises(NotPlaced, match="frame_id is world_frame, odom; give world_frame another name"):
+        Placement(config).place(frame(0, np.eye(4)), 0, "odom", config)
+
+
 def test_a_mounting_that_moves_is_not_the_robots_motion():
     """A camera that pans on a standing robot."""
     config = NodeConfig(base_frame="base_link")

@@ -56,3 +56,10 @@ def test_transparency_becomes_white_and_different_sizes_are_padded():
     both = load_images([clear, dark], target=56, patch=14)
     assert both.shape == (2, 56, 56, 3)
     assert (both[0] == 255).all() and (both[1] == 0).all()
+
+
+def test_an_image_that_is_a_line_is_refused_at_once():
+    """It would become 200,000 times its size before nearly all of it is cut off."""
+    with pytest.raises(ValueError, match="1x20000 is more than 16 times as high as wide"):
+        Resize.of(20_000, 1, 518, 14)
+    assert Resize.of(160, 10, 112, 14).height == 112

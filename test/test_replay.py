@@ -266,7 +266,7 @@ class TestRefused:
         ("flags", "reason"),
         [
             (["--max-frames", "0"], "max-frames must be at least 1"),
-            (["--cache.budget_tokens", "-1"], "cache.budget_tokens must be at least 0"),
+            (["--cache.budget_tokens", "-1"], "cache.budget_tokens must be between 0"),
             (["--image_width", "100"], "image_width must be a multiple of 14"),
             (["--stride", "0"], "stride must be at least 1"),
             (["--topic", "/image"], "leave the topic out"),

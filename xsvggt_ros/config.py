@@ -136,6 +136,7 @@ class CacheConfig(_Checked):
         "Most tokens of past frames cached per global layer; 0: not limited in tokens.",
         unit="tokens",
         minimum=0,
+        maximum=100_000_000,
         live=True,
     )
     budget_mib: float = setting(
@@ -154,6 +155,7 @@ class CacheConfig(_Checked):
         "xstream: patches averaged into one row of the query summary; larger weighs special tokens more.",
         unit="patches",
         minimum=1,
+        maximum=10_000,
         live=True,
     )
     pin_first_frame: bool = setting(
@@ -165,6 +167,7 @@ class CacheConfig(_Checked):
         "Frames the camera head's cache keeps beside the first; 0: all (memory grows; for comparisons only).",
         unit="frames",
         minimum=0,
+        maximum=1_000_000,
         live=True,
     )
 
@@ -198,7 +201,7 @@ class StreamConfig(_Checked):
         "auto", "Attention backend; auto: the fastest there is.", choices=("auto", "sdpa", "flash")
     )
     image_width: int = setting(
-        0, "Width the image is resized to, a multiple of 14; 0: the model's own.", unit="pixel", minimum=0
+        0, "Width the image is resized to, a multiple of 14; 0: the model's own.", unit="pixel", minimum=0, maximum=2800
     )
     point_head: bool = setting(False, "Predict points with the point head instead of unprojecting the depth.")
     cache: CacheConfig = group(CacheConfig, "cache.")
@@ -270,7 +273,9 @@ class NodeConfig(_Checked):
         choices=("latest", "all"),
         live=True,
     )
-    queue_size: int = setting(30, "queue all: images kept waiting before new ones are refused and counted.", minimum=1)
+    queue_size: int = setting(
+        30, "queue all: images kept waiting before new ones are refused and counted.", minimum=1, maximum=10_000
+    )
     target_latency_ms: float = setting(
         0.0,
         "Most time from an image's arrival to its outputs; while it takes longer the node gives up point density, then "
@@ -298,3 +303,11 @@ class NodeConfig(_Checked):
     stream: StreamConfig = group(StreamConfig)
     output: OutputConfig = group(OutputConfig)
     scale: ScaleConfig = group(ScaleConfig, "scale.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.world_frame or self.world_frame == self.base_frame:
+            raise ValueError(
+                f"world_frame must have a name of its own, got {self.world_frame!r} beside base_frame "
+                f"{self.base_frame!r}; REP 105 has odom and base_link"
+            )

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from threading import Event
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +29,7 @@ from xsvggt_ros.installation import package_file
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.recording import Recording, as_json, check
+from xsvggt_ros.replay import stop_signals
 from xsvggt_ros.report import headline, html
 from xsvggt_ros.sequences import InputImage
 from xsvggt_ros.stream import Frame, GeometryStream
@@ -74,9 +76,12 @@ def run(args: argparse.Namespace) -> int:
     log.write_text("")
     images, truth = demo_sequence(args.input, args.max_frames)
     start, later = (changed(config, _memory(config, images[0].image, **memory)) for memory in (START, LATER))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the node is stopped then, too
     try:
-        with _stream_node(start, log) as node, ros.demo_client(lambda: _check_alive(node)) as client:
+        with (
+            stop_signals() as stop,  # an exception amid rclpy's callbacks might be lost
+            _stream_node(start, log) as node,
+            ros.demo_client(lambda: _check_alive(node, stop)) as client,
+        ):
             client.wait_until_ready(images[0])
             print(f"playing {len(images)} images at {args.rate:g} Hz ...", flush=True)
             played = client.play(images, args.rate, _changes(start, later), change_after=len(images) // 2)
@@ -162,6 +167,8 @@ def _changes(before: NodeConfig, after: NodeConfig) -> dict[str, Any]:
     return {name: value for name, value in values(after).items() if value != values(before)[name]}
 
 
-def _check_alive(node: subprocess.Popen) -> None:
+def _check_alive(node: subprocess.Popen, stop: Event) -> None:
+    if stop.is_set():
+        raise KeyboardInterrupt
     if node.poll() is not None:
         raise ChildProcessError(f"the node ended with exit code {node.returncode}")

@@ -86,6 +86,8 @@ class Placement:
 
         Raises NotPlaced, with the reason and the remedy, while its mounting or the scale is unknown.
         """
+        if camera == config.world_frame:
+            raise NotPlaced(f"the image's frame_id is world_frame, {camera}; give world_frame another name")
         if frame.index == 0:
             self._start()
             self._measured.reset()

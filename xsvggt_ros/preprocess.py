@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 WHITE = 255
+STEEPEST = 16  # height over width; of a higher image only that little in the middle would be seen
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Resize:
 
         Raises ValueError if the result would be lower than one row of patches.
         """
+        if width and height > STEEPEST * width:
+            raise ValueError(
+                f"an image of {width}x{height} is more than {STEEPEST} times as high as wide; send a less high image"
+            )
         scaled_height = round(height * (target / width) / patch) * patch if width else 0
         if not scaled_height:
             raise ValueError(

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         stream = GeometryStream(config.stream)
         if not config.stream.weights:
             log.warning("the model of the package knows synthetic rooms only: give weights for real images")
-        with explained(args.output), closing(ReplayFiles(args.output, config)) as files, _stop_signals() as stop:
+        with explained(args.output), closing(ReplayFiles(args.output, config)) as files, stop_signals() as stop:
             replay = Replay(config, stream, placement, sequence, files)
             replay.run(_progress(images, sequence.length, args.max_frames), stop)
     if stop.is_set():
@@ -184,8 +184,8 @@ def _progress(images: Iterable[InputImage], length: int | None, max_frames: int 
 
 
 @contextmanager
-def _stop_signals() -> Iterator[Event]:
-    """An event that SIGINT and SIGTERM set, so that the frame at hand gets written; a second signal kills."""
+def stop_signals() -> Iterator[Event]:
+    """An event that SIGINT and SIGTERM set, so that what is at hand gets finished; a second signal kills."""
     stop = Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

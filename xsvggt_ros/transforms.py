@@ -123,7 +123,7 @@ class TransformTree:
         return link
 
     def _refuse(self, child: str, parent: str, reason: ValueError) -> None:
-        if child not in self._refused:
+        if child not in self._refused and len(self._refused) < ENTRIES:
             self._refused.add(child)
             log.warning("transform of %r in %r ignored (said once for a frame): %s", child, parent, reason)
 

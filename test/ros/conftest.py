@@ -3,13 +3,28 @@
 
 import os
 import random
+import socket
 
 import pytest
 
+
+def own_domain():
+    """A DDS domain that no other test session on this machine is in, and what it is held by: a socket at its port."""
+    for domain in random.sample(range(1, 101), 100):
+        held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            held.bind(("127.0.0.1", 61000 + domain))
+            return domain, held
+        except OSError:
+            held.close()
+    raise RuntimeError("a hundred test sessions run on this machine; wait for one of them")
+
+
+DOMAIN, HELD = own_domain()
 # For the processes started here too. Checked fields: rclpy publishes garbage for a value of the wrong type.
 os.environ |= {
     "ROS_PYTHON_CHECK_FIELDS": "1",
-    "ROS_DOMAIN_ID": str(random.randint(1, 100)),
+    "ROS_DOMAIN_ID": str(DOMAIN),
     "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
     "OMP_NUM_THREADS": "1",
 }

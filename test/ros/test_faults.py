@@ -180,7 +180,7 @@ class Hammer:
 def test_two_clients_change_parameters_all_the_time(user, start_client, endurance, figures):
     assert user.set_parameters(cache__budget_tokens=110, cache__key_bits=2, cache__value_bits=8).successful
     before = user.exchange(user.image())
-    hammers = [Hammer(start_client(topics=()), 6000 if endurance else 200) for _ in range(2)]
+    hammers = [Hammer(start_client(topics=()), 6000 if endurance else 100) for _ in range(2)]
     began = time.monotonic()
     sent = while_images_flow(user, *(hammer.run for hammer in hammers))
     seconds = [each for hammer in hammers for each in hammer.seconds]

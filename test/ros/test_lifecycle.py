@@ -73,7 +73,7 @@ def subscriptions(client) -> set[str]:
 
 def test_the_node_waits_for_transitions_where_it_is_told_to(lifecycle, node, client):
     assert lifecycle.state() == State.PRIMARY_STATE_UNCONFIGURED
-    assert "/image" not in subscriptions(client)
+    client.until(lambda: "/image" not in subscriptions(client))
     assert not lifecycle.change("ACTIVATE")
     assert lifecycle.change("CONFIGURE")
     assert lifecycle.state() == State.PRIMARY_STATE_INACTIVE
@@ -122,7 +122,7 @@ def test_deactivated_the_node_reads_and_gives_out_nothing_and_then_goes_on(lifec
     for seed in range(100):
         client.images.publish(client.image(seed))
     assert lifecycle.change("DEACTIVATE")  # with most of them waiting
-    assert "/image" not in subscriptions(client)
+    client.until(lambda: "/image" not in subscriptions(client))
     for messages in client.received.values():
         messages.clear()
     unseen = client.image()

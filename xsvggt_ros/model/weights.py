@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+# What torch.load raises on bytes that are not what they should be.
+DAMAGE = (
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, EOFError, struct.error,
+)  # fmt: skip
 SHOWN = 3  # tensors an error names before it only counts
 
 
@@ -67,7 +72,7 @@ def _mapped_checkpoint(path: Path) -> Any:
             f"{path} holds Python objects, which may run code when loaded, so it was refused; "
             "keep only its tensors: torch.save(model.state_dict(), path)"
         ) from error
-    except RuntimeError as error:
+    except DAMAGE as error:
         raise ValueError(
             f"{path} is not a complete file of torch.save's zip format; download or save it again"
         ) from error

@@ -116,6 +116,8 @@ def _decode_compressed(msg: Any) -> np.ndarray:
     head = encoded[:2].tobytes()
     if head == b"\xff\xd8" and b"\xff\xd9" not in encoded.tobytes():  # OpenCV 4 would fill the rest with grey
         raise ValueError(f"compressed image is cut off: {len(msg.data)} bytes without the end of a JPEG")
+    if head == b"#?":  # Radiance HDR, of which OpenCV makes a temporary file
+        raise ValueError("compressed image in Radiance HDR is not supported; publish JPEG or PNG")
     try:
         bgr = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:  # absurd sizes in a corrupt header

@@ -38,6 +38,7 @@ NODE = "stream"
 READY_S = 120.0  # for discovery and for loading the model
 RESEND_S = 0.5  # between images while the node is not known to be ready
 ANSWER_S = 10.0  # for a service, and for the last image
+POLL_S = 0.1  # between two looks at whether to go on
 COUNTS = [f.name for f in fields(InputCounts)]
 
 
@@ -156,14 +157,15 @@ class DemoClient:
     def _spin_until(self, end: float) -> None:
         self._alive()
         while (left := end - time.monotonic()) > 0:
-            self._executor.spin_once(timeout_sec=left)
+            self._executor.spin_once(timeout_sec=min(left, POLL_S))
+            self._alive()
 
     def _spin_for(self, done: Callable[[], bool]) -> bool:
         """Whether it is done within ANSWER_S."""
         deadline = time.monotonic() + ANSWER_S
         while not done() and time.monotonic() < deadline:
             self._alive()
-            self._executor.spin_once(timeout_sec=0.1)
+            self._executor.spin_once(timeout_sec=POLL_S)
         return done()
 
     def _wait(self, future: Future, what: str) -> Any:

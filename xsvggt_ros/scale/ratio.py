@@ -14,6 +14,7 @@ from xsvggt_ros.geometry import Array
 from xsvggt_ros.stream import Frame
 
 MIN_MEASUREMENTS = 3
+LEAST = 1e-6  # ratio; neither it nor its inverse is a measurement
 DEVIATIONS_PER_MAD = 1.4826  # of a normal distribution
 
 
@@ -58,8 +59,8 @@ class RunningRatio:
         self._count = 0
 
     def add(self, ratio: float) -> None:
-        """Adds a measurement; one that is no ratio (0, infinite, NaN) is none."""
-        if 0 < ratio < math.inf:
+        """Adds a measurement; one out of all proportion (0, infinite, NaN) is none."""
+        if LEAST < ratio < 1 / LEAST:
             self._logs.append(math.log(ratio))
             self._count += 1
 
