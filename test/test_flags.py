@@ -53,5 +53,5 @@ def test_wrong_type_or_choice_is_refused(arguments, capsys):
 
 
 def test_range_is_checked_by_the_configuration():
-    with pytest.raises(ValueError, match=r"cache\.budget_tokens must be at least 0"):
+    with pytest.raises(ValueError, match=r"cache\.budget_tokens must be between 0"):
         changed(NodeConfig(), parse("--cache.budget_tokens", "-1"))

@@ -288,7 +288,7 @@ def test_a_budget_beyond_memory_is_refused_and_nothing_changes():
     for _ in range(6):
         recorder.frame()
     with pytest.raises(ValueError, match=r"no memory for a cache of .* lower cache.budget_tokens"):
-        recorder.cache.reconfigure(CacheConfig(budget_tokens=10**13))
+        recorder.cache.reconfigure(CacheConfig(budget_tokens=10**12))
     assert recorder.cache.config.budget_tokens == 200
     recorder.frame()
     recorder.check()

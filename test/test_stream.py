@@ -301,7 +301,7 @@ def test_other_errors_of_a_step_are_not_taken_for_a_shortage(model, monkeypatch)
 
 def test_a_budget_beyond_memory_is_the_settings_fault(model):
     with pytest.raises(ValueError, match=r"lower cache\.budget_tokens"):
-        small_stream_of(model, budget_tokens=10**13).step(image(0))
+        small_stream_of(model, budget_tokens=10**12).step(image(0))
 
 
 def test_a_limit_is_a_fraction_of_whatever_budget_there_is(model):

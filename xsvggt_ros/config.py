@@ -136,7 +136,7 @@ class CacheConfig(_Checked):
         "Most tokens of past frames cached per global layer; 0: not limited in tokens.",
         unit="tokens",
         minimum=0,
-        maximum=100_000_000,
+        maximum=10**12,
         live=True,
     )
     budget_mib: float = setting(
