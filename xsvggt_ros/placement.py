@@ -86,11 +86,11 @@ class Placement:
 
         Raises NotPlaced, with the reason and the remedy, while its mounting or the scale is unknown.
         """
-        if camera == config.world_frame:
-            raise NotPlaced(f"the image's frame_id is world_frame, {camera}; give world_frame another name")
         if frame.index == 0:
             self._start()
             self._measured.reset()
+        if camera == config.world_frame:
+            raise NotPlaced(f"the image's frame_id is world_frame, {camera}; give world_frame another name")
         T_base_cam = self._mounting(config.base_frame, camera, stamp_ns) if config.base_frame else None
         self.scale = self._measure(frame, stamp_ns, camera, T_base_cam, config)
         if math.isnan(self.scale.scale):

@@ -83,17 +83,22 @@ def _decode_raw(msg: Any) -> np.ndarray:
     if msg.encoding not in ENCODINGS:
         raise ValueError(f"image encoding {msg.encoding!r} is not supported; publish one of {', '.join(ENCODINGS)}")
     name, channels, dtype = ENCODINGS[msg.encoding]
-    row_bytes = msg.width * channels * np.dtype(dtype).itemsize
-    _check_layout(msg, row_bytes)
+    pixels = _samples(msg, channels, dtype)
     if "yuv" in name and msg.width % 2:
         raise ValueError(f"{msg.encoding} shares colour between two pixels; width must be even, got {msg.width}")
-    rows = np.frombuffer(msg.data, np.uint8).reshape(msg.height, msg.step)[:, :row_bytes]  # [H, bytes] without padding
-    pixels = rows.copy().view(dtype)  # [H, W * channels]
     if channels > 1:
         pixels = pixels.reshape(msg.height, msg.width, channels)
     if dtype != "u1":
         pixels = cv2.normalize(pixels, np.empty(pixels.shape, np.uint8), 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
     return convert_color(pixels, name, "rgb8")
+
+
+def _samples(msg: Any, channels: int, dtype: str) -> np.ndarray:
+    """Copy of a raw image's samples [H, W * channels]. Raises ValueError if sizes, step or bytes do not fit."""
+    row_bytes = msg.width * channels * np.dtype(dtype).itemsize
+    _check_layout(msg, row_bytes)
+    rows = np.frombuffer(msg.data, np.uint8).reshape(msg.height, msg.step)[:, :row_bytes]  # [H, bytes] without padding
+    return rows.copy().view(dtype)
 
 
 def _check_layout(msg: Any, row_bytes: int) -> None:
@@ -149,10 +154,7 @@ def decode_depth(msg: Any) -> np.ndarray:
             f"depth encoding {msg.encoding!r} is not supported; publish one of {', '.join(DEPTH_ENCODINGS)}"
         )
     dtype, unit = DEPTH_ENCODINGS[msg.encoding]
-    row_bytes = msg.width * np.dtype(dtype).itemsize
-    _check_layout(msg, row_bytes)
-    rows = np.frombuffer(msg.data, np.uint8).reshape(msg.height, msg.step)[:, :row_bytes]
-    depth = rows.copy().view(dtype).astype(np.float32) * np.float32(unit)  # [H, W]
+    depth = _samples(msg, 1, dtype).astype(np.float32) * np.float32(unit)  # [H, W]
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(np.nan))
 
 
