@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing outside xsvggt_ros/ros needs ROS."""
+"""Nothing outside xsvggt_ros/ros needs ROS; messages/ takes cv_bridge where there is one."""
 
 import ast
 import subprocess
 import sys
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent.parent / "xsvggt_ros"
-ROS = ("rclpy", "cv_bridge", "sensor_msgs_py", "tf2_ros", "tf_transformations", "launch", "rosidl_runtime_py")
+from support.paths import ROOT
+
+PACKAGE = ROOT / "xsvggt_ros"
+ROS = ("rclpy", "sensor_msgs_py", "tf2_ros", "tf_transformations", "launch", "rosidl_runtime_py")
 
 WITHOUT_ROS = """
 import sys
@@ -15,7 +17,7 @@ import sys
 class NoRos:
     def find_spec(self, name, path=None, target=None):
         top = name.split(".")[0]
-        if top in {ros!r} or top.endswith("_msgs") or name == "xsvggt_ros.msg":
+        if top in {ros!r} or top == "cv_bridge" or top.endswith("_msgs") or name == "xsvggt_ros.msg":
             raise ModuleNotFoundError(name, name=name)
 
 sys.meta_path.insert(0, NoRos())

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from xsvggt_ros.bag import TYPES
 from xsvggt_ros.camera import Rectifier, decode_intrinsics
+from xsvggt_ros.messages.bag import TYPES
 
 WIDTH, HEIGHT = 640, 480
 K = np.array([[420.0, 0, 311.5], [0, 410.0, 247.25], [0, 0, 1]])

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from recordings import image_bag, write_folder
+from support.recordings import image_bag, write_folder
 
 from xsvggt_ros import cli
 
@@ -70,12 +70,12 @@ def test_errors_of_the_user_are_one_sentence(monkeypatch, capsys, raised, code, 
     def run(args):
         raise raised
 
-    monkeypatch.setattr("xsvggt_ros.replay.run", run)
+    monkeypatch.setattr("xsvggt_ros.replay.command.run", run)
     assert cli.main(["replay", "in", "--output", "out"]) == code
     assert capsys.readouterr().err == printed
 
 
 def test_our_own_errors_keep_their_traceback(monkeypatch):
-    monkeypatch.setattr("xsvggt_ros.replay.run", lambda args: {}["bug"])
+    monkeypatch.setattr("xsvggt_ros.replay.command.run", lambda args: {}["bug"])
     with pytest.raises(KeyError):
         cli.main(["replay", "in", "--output", "out"])

@@ -15,22 +15,22 @@ import pytest
 pytest.importorskip("rclpy")
 os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"  # before the message classes, which read it
 
-import fuzz
 from geometry_msgs.msg import Transform, TransformStamped, Vector3
 from hypothesis import strategies as st
 from nav_msgs.msg import Odometry
 from scipy.spatial.transform import Rotation
 from std_msgs.msg import Header
+from support import fuzz
 from tf2_msgs.msg import TFMessage
 
 from xsvggt_ros.camera import Rectifier
 from xsvggt_ros.config import NodeConfig, changed
 from xsvggt_ros.geometry import rigid, unproject
-from xsvggt_ros.placement import NotPlaced, Placement, references
+from xsvggt_ros.messages.conversions import decode_depth, decode_image, decode_pose, hand_over, stamp_ns
+from xsvggt_ros.placement.placement import NotPlaced, Placement, references
+from xsvggt_ros.placement.tf_buffer import TransformTree
 from xsvggt_ros.preprocess import Resize
-from xsvggt_ros.ros.conversions import decode_depth, decode_image, decode_pose, hand_over, stamp_ns
 from xsvggt_ros.stream import Frame, Status
-from xsvggt_ros.transforms import TransformTree
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value", "ignore:divide by zero")
 
@@ -259,6 +259,6 @@ def check_placed(placement, index, config):
         assert error.args[0]
         return False
     assert 0 < placed.scale.scale < math.inf
-    for values in (placed.T_world_cam, placed.T_world_child, placed.frame.depth, placed.frame.points_cam()):
+    for values in (placed.T_odom_cam, placed.T_odom_child, placed.frame.depth, placed.frame.points_cam()):
         assert np.isfinite(values).all()
     return True

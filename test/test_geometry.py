@@ -13,8 +13,8 @@ def some_pose(seed: int = 0) -> np.ndarray:
 def test_driving_forward_is_plus_x_and_left_is_plus_y_and_up_is_plus_z():
     moves = {"forward": ([0, 0, 1], [1, 0, 0]), "left": ([-1, 0, 0], [0, 1, 0]), "up": ([0, -1, 0], [0, 0, 1])}
     for optical, ros in moves.values():
-        T_world_cam = geometry.rigid(np.eye(3), np.array(optical, dtype=float))
-        np.testing.assert_allclose(geometry.ros_pose(T_world_cam)[:3, 3], ros, atol=1e-15)
+        T_first_cam = geometry.rigid(np.eye(3), np.array(optical, dtype=float))
+        np.testing.assert_allclose(geometry.ros_pose(T_first_cam)[:3, 3], ros, atol=1e-15)
 
 
 def test_turning_left_is_positive_yaw():

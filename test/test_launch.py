@@ -8,6 +8,7 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+from support.paths import ROOT
 
 pytest.importorskip("launch_ros", reason="needs a ROS distribution")  # "launch" alone could be our own folder
 
@@ -18,9 +19,8 @@ from launch.actions import ExecuteProcess, GroupAction, IncludeLaunchDescription
 from launch_ros.actions import PushRosNamespace
 
 from xsvggt_ros.config import NodeConfig, settings, values
-from xsvggt_ros.placement import REFERENCES
+from xsvggt_ros.placement.placement import REFERENCES
 
-ROOT = Path(__file__).resolve().parents[1]
 LAUNCH_FILE = ROOT / "launch" / "stream.launch.py"
 REFERENCE_TOPICS = [topic for topic in REFERENCES if not topic.startswith("/")]
 INPUTS = ("image", "image/compressed", "camera_info", *REFERENCE_TOPICS)

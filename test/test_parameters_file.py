@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import argparse
-from pathlib import Path
 
 import pytest
 import yaml
+from support.paths import ROOT
 
 from xsvggt_ros.config import NodeConfig, settings, values
 from xsvggt_ros.parameters_file import markdown_table, run, yaml_text
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_yaml_file_in_the_repository_is_up_to_date():

@@ -3,15 +3,15 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import parity
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.paths import SHARED
 
-GOLDENS = Path(__file__).resolve().parents[2] / "shared/reference/goldens"
+GOLDENS = SHARED / "reference/goldens"
 needs_goldens = pytest.mark.skipif(not GOLDENS.exists(), reason=f"needs {GOLDENS}")
 
 

@@ -28,20 +28,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from recordings import SECOND, TYPES, camera_info, picture, raw_image, write_bag, write_folder
 from rosbags.rosbag2 import StoragePlugin, Writer
 from safetensors.torch import save_file
-from test_outputs import frame, read_ply
+from support.frames import frame, read_ply
+from support.paths import ROOT
+from support.recordings import SECOND, TYPES, camera_info, picture, raw_image, write_bag, write_folder
+from support.watched import ASKS, CHANGES, UNFILTERED
 from torch import nn
-from watched import ASKS, CHANGES, UNFILTERED
 
-from xsvggt_ros.bag import open_bag
 from xsvggt_ros.cli import main
+from xsvggt_ros.messages.bag import open_bag
 from xsvggt_ros.model.weights import load_weights
-from xsvggt_ros.outputs import write_depth
-
-ROOT = Path(__file__).resolve().parents[1]
-
+from xsvggt_ros.replay.files import write_depth
 
 # Weights
 
@@ -151,7 +149,7 @@ class Watched:
         self.log = folder / "audit.jsonl"
 
     def run(self, *arguments):
-        command = [sys.executable, ROOT / "test" / "watched.py", self.log, *map(str, arguments)]
+        command = [sys.executable, ROOT / "test/support/watched.py", self.log, *map(str, arguments)]
         places = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), str(self.home))
         surroundings = os.environ | places | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, env=surroundings, cwd=self.home, capture_output=True, text=True)

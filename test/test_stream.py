@@ -5,7 +5,8 @@ import sys
 
 import numpy as np
 import pytest
-from test_kv_cache import Shortage
+from support.caches import Shortage
+from support.paths import ROOT
 
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig, geometry
 from xsvggt_ros.model import load_model
@@ -35,13 +36,13 @@ def test_a_frame_is_what_it_says(model):
         assert frame.depth.shape == frame.confidence.shape == frame.image.shape[:2] == (84, 112)
         assert (frame.depth.dtype, frame.image.dtype) == (np.float32, np.uint8)
         assert np.isfinite(frame.depth).all() and (frame.confidence >= 1).all()
-        np.testing.assert_allclose(frame.T_world_cam[:3, :3] @ frame.T_world_cam[:3, :3].T, np.eye(3), atol=1e-9)
+        np.testing.assert_allclose(frame.T_first_cam[:3, :3] @ frame.T_first_cam[:3, :3].T, np.eye(3), atol=1e-9)
         np.testing.assert_allclose(
-            frame.points_world(), geometry.transform(frame.T_world_cam, frame.points_cam()), atol=1e-6
+            frame.points_world(), geometry.transform(frame.T_first_cam, frame.points_cam()), atol=1e-6
         )
         if index == 0:
-            np.testing.assert_allclose(frame.T_world_cam, np.eye(4), atol=1e-12)
-    assert not np.allclose(frame.T_world_cam, np.eye(4))
+            np.testing.assert_allclose(frame.T_first_cam, np.eye(4), atol=1e-12)
+    assert not np.allclose(frame.T_first_cam, np.eye(4))
 
 
 def test_status_counts_tokens_bytes_and_evictions(model):
@@ -108,7 +109,7 @@ def test_featureless_images_are_no_error(model, content):
     stream = stream_of(model)
     for _ in range(3):
         frame = stream.step(np.full((120, 160, 3), content, np.uint8))
-    assert np.isfinite(frame.depth).all() and np.isfinite(frame.T_world_cam).all()
+    assert np.isfinite(frame.depth).all() and np.isfinite(frame.T_first_cam).all()
 
 
 def test_another_image_size_starts_a_new_world_and_says_so(model):
@@ -118,7 +119,7 @@ def test_another_image_size_starts_a_new_world_and_says_so(model):
     frame = stream.step(image(2, height=160))
     assert frame.index == 0
     assert "160x120 to 160x160" in frame.status.event
-    np.testing.assert_allclose(frame.T_world_cam, np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(frame.T_first_cam, np.eye(4), atol=1e-12)
     fresh = stream_of(model).step(image(2, height=160))
     np.testing.assert_array_equal(frame.depth, fresh.depth)
 
@@ -144,7 +145,7 @@ def test_the_point_head_gives_the_points_when_asked():
     stream.step(image(0))
     frame = stream.step(image(1))
     assert frame.points_world() is frame.predicted_points
-    back = geometry.transform(frame.T_world_cam, frame.points_cam())
+    back = geometry.transform(frame.T_first_cam, frame.points_cam())
     np.testing.assert_allclose(back, frame.points_world(), atol=1e-5)
 
 
@@ -155,13 +156,12 @@ def test_steps_are_repeatable(model):
         runs.append([stream.step(image(i)) for i in range(5)])
     for one, other in zip(*runs, strict=True):
         np.testing.assert_array_equal(one.depth, other.depth)
-        np.testing.assert_array_equal(one.T_world_cam, other.T_world_cam)
+        np.testing.assert_array_equal(one.T_first_cam, other.T_first_cam)
 
 
 def test_status_has_the_fields_of_the_message():
-    from pathlib import Path
 
-    lines = (Path(__file__).parent.parent / "msg" / "StreamStatus.msg").read_text().splitlines()
+    lines = (ROOT / "msg" / "StreamStatus.msg").read_text().splitlines()
     names = {line.split("#")[0].split()[1] for line in lines if line.split("#")[0].strip()}
     own = {field.name for field in dataclasses.fields(GeometryStream.__init__.__globals__["Status"])} - {"seconds"}
     assert own <= names
@@ -228,7 +228,7 @@ def test_a_step_that_finds_no_memory_halves_the_cache_and_the_stream_goes_on(mod
             frame = stream.step(image(9 + index))
             assert 8 <= frame.index - index <= 9  # 9 if only the failed frame's dense outputs were missing
             assert (frame.status.event == stream.shortage) == (index == 0)
-            assert np.isfinite(frame.depth).all() and np.isfinite(frame.T_world_cam).all()
+            assert np.isfinite(frame.depth).all() and np.isfinite(frame.T_first_cam).all()
             check_cache(stream)
         assert frame.status.budget_tokens == half
         assert frame.status.policy == ("xstream" if policy == "full" else policy)

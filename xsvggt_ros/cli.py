@@ -12,13 +12,13 @@ from importlib import import_module
 # Subcommand -> what it does, and the module with `add_arguments(parser)` and `run(args) -> exit code`.
 # Only the module that is asked for gets imported: most of them load torch.
 COMMANDS = {
-    "replay": ("run the stream on a folder of images, a video or a rosbag2, without ROS", "xsvggt_ros.replay"),
-    "demo": ("play images to the node over ROS 2 and write a report of what comes back", "xsvggt_ros.demo"),
+    "replay": ("run the stream on a folder of images, a video or a rosbag2, without ROS", "xsvggt_ros.replay.command"),
+    "demo": ("play images to the node over ROS 2 and write a report of what comes back", "xsvggt_ros.demo.command"),
     "parameters": ("print every parameter with its default", "xsvggt_ros.parameters_file"),
-    "world": ("render a synthetic room with exact depth and poses", "xsvggt_ros.world.command"),
+    "rooms": ("render a synthetic room with exact depth and poses", "xsvggt_ros.rooms.command"),
     "train": ("train a small network on synthetic rooms", "xsvggt_ros.training.command"),
     "eval": ("measure errors on a data set, or what bounding the cache costs", "xsvggt_ros.evaluation.command"),
-    "bench": ("time the steps of a model", "xsvggt_ros.bench"),
+    "bench": ("time the steps of a model", "xsvggt_ros.evaluation.bench"),
 }
 
 

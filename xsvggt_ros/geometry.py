@@ -49,12 +49,12 @@ def interpolate(T_before: Array, T_after: Array, share: float) -> Array:
     return rigid(rotation.as_matrix(), (1 - share) * T_before[:3, 3] + share * T_after[:3, 3])
 
 
-def ros_pose(T_world_cam: Array) -> Array:
+def ros_pose(T_first_cam: Array) -> Array:
     """Camera pose in the stream's world (first camera, optical axes) -> in the ROS world, [4, 4].
 
     The camera's own frame stays optical, as images' frame_id means it.
     """
-    return rigid(R_WORLD_OPTICAL, np.zeros(3)) @ T_world_cam
+    return rigid(R_WORLD_OPTICAL, np.zeros(3)) @ T_first_cam
 
 
 def decode_pose(pose: NDArray, height: int, width: int) -> tuple[Array, Array]:

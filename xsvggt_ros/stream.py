@@ -47,7 +47,7 @@ class Frame:
     """What the stream says about one image, at the network's resolution (h, w). Units are the model's."""
 
     index: int  # from 0 at the start of the stream or its last reset
-    T_world_cam: NDArray[np.float64]  # [4, 4], optical axes; world = first camera
+    T_first_cam: NDArray[np.float64]  # [4, 4], optical axes; world = first camera
     intrinsics: NDArray[np.float64]  # [3, 3], the given ones or else the predicted
     depth: NDArray[np.float32]  # [h, w], along the optical axis, finite and positive
     confidence: NDArray[np.float32]  # [h, w], at least 1
@@ -59,12 +59,12 @@ class Frame:
         """Points [h, w, 3] in the camera's optical frame."""
         if self.predicted_points is None:
             return geometry.unproject(self.depth, self.intrinsics)
-        return geometry.transform(geometry.inverse(self.T_world_cam), self.predicted_points)
+        return geometry.transform(geometry.inverse(self.T_first_cam), self.predicted_points)
 
     def points_world(self) -> NDArray[np.float32]:
         """Points [h, w, 3] in the world frame."""
         if self.predicted_points is None:
-            return geometry.transform(self.T_world_cam, self.points_cam())
+            return geometry.transform(self.T_first_cam, self.points_cam())
         return self.predicted_points
 
 
@@ -250,7 +250,7 @@ class GeometryStream:
             points = geometry.transform(T_first_model, predictions.points[0, 0].float().cpu().numpy())
         frame = Frame(
             index=cache.frames - 1,
-            T_world_cam=T_first_model @ geometry.inverse(T_cam_model),
+            T_first_cam=T_first_model @ geometry.inverse(T_cam_model),
             intrinsics=predicted if known is None else known,
             depth=predictions.depth[0, 0].float().cpu().numpy(),
             confidence=predictions.depth_confidence[0, 0].float().cpu().numpy(),

@@ -33,7 +33,7 @@ os.environ |= {
 @pytest.fixture(scope="module")
 def start_client():
     """Makes clients, each of the node `stream` of its namespace."""
-    from two_processes import Client
+    from support.two_processes import Client
 
     clients = []
 
@@ -54,7 +54,7 @@ def client(start_client):
 @pytest.fixture(scope="module")
 def start_node(tmp_path_factory):
     """Starts node processes; ends those that a test left."""
-    from two_processes import NodeProcess
+    from support.two_processes import NodeProcess
 
     started = []
 

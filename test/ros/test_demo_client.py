@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from recordings import write_folder
+from support.recordings import write_folder
 
 pytestmark = pytest.mark.slow
 DEMO = [sys.executable, "-m", "xsvggt_ros.cli", "demo"]

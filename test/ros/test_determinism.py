@@ -4,24 +4,23 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.paths import ROOT
 
 pytest.importorskip("rclpy")
 
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.serialization import deserialize_message
-from recordings import SECOND, camera_info, header, message, raw_image, write_bag
 from rosbags.highlevel import AnyReader
 from sensor_msgs.msg import CameraInfo, Image
+from support.recordings import SECOND, camera_info, header, message, raw_image, write_bag
 from tf2_msgs.msg import TFMessage
 
 from xsvggt_ros.cli import main
-from xsvggt_ros.ros.conversions import TOPICS, stamp_ns
+from xsvggt_ros.messages.conversions import TOPICS, stamp_ns
 
-ROOT = Path(__file__).resolve().parents[2]
 START = 1_000 * SECOND
 STEP = SECOND // 10
 SIZE = (96, 128)

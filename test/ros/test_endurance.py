@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from two_processes import PERIOD_NS
+from support.two_processes import PERIOD_NS
 from xsvggt_ros.msg import StreamStatus
 
-from xsvggt_ros.ros.conversions import stamp_ns
+from xsvggt_ros.messages.conversions import stamp_ns
 
 MIB = 2**20
 OUTSTANDING = 3  # images on the way, at most

@@ -7,10 +7,10 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.paths import ROOT
 
 pytest.importorskip("rclpy")
 
@@ -21,7 +21,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
-from xsvggt_ros.ros.conversions import TOPICS, stamp_ns
+from xsvggt_ros.messages.conversions import TOPICS, stamp_ns
 
 SMALL = dict(device="cpu", dtype="float32", image_width=56, point_stride=1, path_length=50)
 SMALL |= dict(queue="all", queue_size=1000)
@@ -59,7 +59,7 @@ def process_of_images():
     started = []
 
     def start():
-        command = [sys.executable, Path(__file__).with_name("publish_images.py")]
+        command = [sys.executable, ROOT / "test/support/publish_images.py"]
         started.append(subprocess.Popen(command))
         return started[-1]
 

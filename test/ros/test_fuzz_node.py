@@ -13,18 +13,18 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-import fuzz
 from hypothesis import strategies as st
 from rclpy.parameter import Parameter, parameter_value_to_python
 from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
-from test_lifecycle import Lifecycle
+from support import fuzz
+from support.lifecycle import Lifecycle
 
 from xsvggt_ros.camera import Rectifier
 from xsvggt_ros.config import NodeConfig, settings, values
+from xsvggt_ros.messages.conversions import TOPICS, decode_image
 from xsvggt_ros.preprocess import STEEPEST, Resize
-from xsvggt_ros.ros.conversions import TOPICS, decode_image
 
 WIDTH = 56  # of the network's input: small, so that a step is short
 # Its world has a name that no random frame has: an image of such a frame would not be placed.

@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from lifecycle_msgs.msg import State, Transition
-from lifecycle_msgs.srv import ChangeState, GetState
+from lifecycle_msgs.msg import State
+from support.lifecycle import Lifecycle
 
-from xsvggt_ros.ros.conversions import stamp_ns
+from xsvggt_ros.messages.conversions import stamp_ns
 
 MIB = 2**20
 CACHE_MIB = 200  # far more than weights, allocator and all else
@@ -18,31 +18,6 @@ SMALL = dict(device="cpu", image_width=56, queue="all", queue_size=1000)
 CACHE = dict(cache__budget_tokens=0, cache__budget_mib=float(CACHE_MIB), cache__key_bits=16, cache__value_bits=16)
 # Transitions from a state back to unconfigured.
 BACK = {State.PRIMARY_STATE_ACTIVE: ["DEACTIVATE", "CLEANUP"], State.PRIMARY_STATE_INACTIVE: ["CLEANUP"]}
-
-
-class Lifecycle:
-    """The two services that every lifecycle node has."""
-
-    def __init__(self, client):
-        self.client = client
-        self._get = client.node.create_client(GetState, "stream/get_state")
-        self._change = client.node.create_client(ChangeState, "stream/change_state")
-
-    def state(self) -> int:
-        return self.client.response(self._get.call_async(GetState.Request())).current_state.id
-
-    def ask(self, name: str):
-        """Future of the transition of that name; a node that is shut down may be gone before it answers."""
-        transition = Transition(id=getattr(Transition, f"TRANSITION_{name}"))
-        return self._change.call_async(ChangeState.Request(transition=transition))
-
-    def change(self, name: str) -> bool:
-        """Whether the transition of that name succeeded."""
-        return self.client.response(self.ask(name)).success
-
-    def wait(self) -> None:
-        """For the node."""
-        self.client.until(lambda: self._get.service_is_ready() and self._change.service_is_ready())
 
 
 @pytest.fixture(scope="module")

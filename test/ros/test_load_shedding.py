@@ -12,7 +12,7 @@ pytest.importorskip("rclpy")
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from xsvggt_ros.msg import StreamStatus
 
-from xsvggt_ros.ros.conversions import stamp_ns
+from xsvggt_ros.messages.conversions import stamp_ns
 from xsvggt_ros.ros.load import PATIENCE, RECENT, RUNGS
 
 BUDGET = 136  # tokens: eight frames; a quarter of it is the floor

@@ -11,10 +11,10 @@ pytest.importorskip("rclpy")
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.serialization import deserialize_message, serialize_message
 
-from xsvggt_ros.ros.conversions import InputCounts, Performance
+from xsvggt_ros.messages.conversions import InputCounts, Performance
+from xsvggt_ros.placement.scale import ScaleStatus
 from xsvggt_ros.ros.load import RUNGS, Rung
 from xsvggt_ros.ros.monitor import STEPS, WINDOW_S, Monitor, diagnostic
-from xsvggt_ros.scale import ScaleStatus
 from xsvggt_ros.stream import Status
 
 OK, WARN, ERROR, STALE = (getattr(DiagnosticStatus, level) for level in ("OK", "WARN", "ERROR", "STALE"))

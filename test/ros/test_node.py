@@ -12,7 +12,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig
 from xsvggt_ros.geometry import ros_pose, rotation_matrix, transform
-from xsvggt_ros.ros.conversions import TOPICS, decode_image, stamp_ns
+from xsvggt_ros.messages.conversions import TOPICS, decode_image, stamp_ns
 
 BUDGET = 212  # tokens: four frames of the demo model at 112 x 84
 START = dict(device="cpu", dtype="float32", queue_size=300, point_stride=1)
@@ -98,10 +98,10 @@ def test_what_is_published_is_what_the_stream_says(user):
         np.testing.assert_allclose(depth, frame.depth, rtol=1e-4)
 
         transformed = got["/tf"].transforms[0].transform
-        T_world_cam = matrix(transformed.translation, transformed.rotation)
+        T_odom_cam = matrix(transformed.translation, transformed.rotation)
         pose = got["~/odometry"].pose.pose
-        np.testing.assert_allclose(T_world_cam, matrix(pose.position, pose.orientation), atol=1e-12)
-        world = transform(T_world_cam, cloud[..., :3].astype(np.float64))
+        np.testing.assert_allclose(T_odom_cam, matrix(pose.position, pose.orientation), atol=1e-12)
+        world = transform(T_odom_cam, cloud[..., :3].astype(np.float64))
         expected = transform(ros_pose(np.eye(4)), frame.points_world().astype(np.float64))
         np.testing.assert_allclose(world, expected, atol=1e-4)
 

@@ -8,6 +8,7 @@ import unittest
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 pytest.importorskip("rclpy")
 pytest.importorskip("launch_ros", reason="needs a ROS distribution")
@@ -17,9 +18,8 @@ import launch_testing
 from launch import LaunchDescription
 from launch.actions import IncludeLaunchDescription
 from launch_testing.actions import ReadyToTest
-from two_processes import Client
+from support.two_processes import Client
 
-ROOT = Path(__file__).resolve().parents[2]
 PREFIX = tempfile.TemporaryDirectory(prefix="xsvggt_ros_")  # until this Python ends
 ARGUMENTS = {"device": "cpu", "world_frame": "map", "cache.key_bits": "8", "log_level": "warn", "enclave": "/robot"}
 

@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from xsvggt_ros.config import StreamConfig, changed, settings, values
-from xsvggt_ros.evaluation.datasets import DATASETS, EvaluationSequence, world_sequences
+from xsvggt_ros.evaluation.datasets import DATASETS, EvaluationSequence, room_sequences
 from xsvggt_ros.evaluation.evaluate import UNALIGNED, SequenceErrors, mean_errors, sequence_errors, standing_still
 from xsvggt_ros.evaluation.metrics import ALIGNMENTS
 from xsvggt_ros.evaluation.plots import draw_accuracy, draw_sequence
@@ -25,12 +25,12 @@ from xsvggt_ros.evaluation.sweep import IMAGE_SIZE, Sweep, run_sweep
 from xsvggt_ros.evaluation.table import Table, write_table
 from xsvggt_ros.evaluation.trace import Clouds, Gallery, Trace, follow
 from xsvggt_ros.flags import add_settings, given_settings
+from xsvggt_ros.rooms.motion import MOTIONS
 from xsvggt_ros.stream import GeometryStream
-from xsvggt_ros.world.motion import MOTIONS
 
 SETTINGS = settings(StreamConfig)
-WORLD = "world"
-WORLD_FRAMES = 48
+ROOMS = "rooms"
+ROOM_FRAMES = 48
 PICTURES = 5  # of a sequence
 NAME_WIDTH, COLUMN_WIDTH = 26, 9
 
@@ -59,7 +59,7 @@ COST: Columns = {"cache_mib": ("MiB", ".2f"), "step_ms": ("ms", ".1f")}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command, and one for every setting of the stream."""
-    parser.add_argument("dataset", nargs="?", choices=DATASETS, default=WORLD, metavar="DATASET", help=_dataset_help())
+    parser.add_argument("dataset", nargs="?", choices=DATASETS, default=ROOMS, metavar="DATASET", help=_dataset_help())
     parser.add_argument("root", nargs="?", type=Path, metavar="ROOT", help="folder of the data set")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for errors.{csv,json} and pictures")
     parser.add_argument(
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--points", action="store_true", help="errors of the point cloud too, which takes a while")
     parser.add_argument(
-        "--frames", type=int, metavar="N", help=f"most of a sequence (default: all; of synthetic rooms {WORLD_FRAMES})"
+        "--frames", type=int, metavar="N", help=f"most of a sequence (default: all; of synthetic rooms {ROOM_FRAMES})"
     )
     parser.add_argument("--stride", type=int, default=1, metavar="K", help="use every K-th frame (default: 1)")
     rooms = parser.add_argument_group("synthetic rooms")
@@ -102,14 +102,14 @@ def run(args: argparse.Namespace) -> int:
     config = changed(StreamConfig(), given)
     if args.sweep:
         _check_sweep(args, given)
-        _sweep(Sweep(config, args.frames or WORLD_FRAMES, args.rate, args.motion), args)
+        _sweep(Sweep(config, args.frames or ROOM_FRAMES, args.rate, args.motion), args)
     else:
         _evaluate(args, config)
     return 0
 
 
 def _dataset_help() -> str:
-    return f"{', '.join(DATASETS)}; without ROOT synthetic rooms, rendered as they are needed (default: {WORLD})"
+    return f"{', '.join(DATASETS)}; without ROOT synthetic rooms, rendered as they are needed (default: {ROOMS})"
 
 
 def _seeds(text: str) -> range:
@@ -121,7 +121,7 @@ def _seeds(text: str) -> range:
 
 
 def _check_sweep(args: argparse.Namespace, given: dict[str, Any]) -> None:
-    if args.dataset != WORLD or args.root or args.stride != 1 or args.points:
+    if args.dataset != ROOMS or args.root or args.stride != 1 or args.points:
         raise ValueError("a sweep is made on synthetic rooms: leave DATASET, ROOT, --stride and --points out")
     if args.output is None:
         raise ValueError("a sweep needs a folder to write into: add --output DIR")
@@ -181,14 +181,14 @@ def _sequences(args: argparse.Namespace) -> tuple[Iterable[EvaluationSequence], 
         found = DATASETS[args.dataset](args.root)
         cut = slice(0, args.frames and args.frames * args.stride, args.stride)
         return [replace(sequence, frames=sequence.frames[cut]) for sequence in found], len(found)
-    if args.dataset != WORLD:
+    if args.dataset != ROOMS:
         raise ValueError(f"{args.dataset} has to be read from somewhere: give its folder as ROOT")
     return _rooms(args), len(args.seeds)
 
 
 def _rooms(args: argparse.Namespace) -> Iterator[EvaluationSequence]:
-    frames = (args.frames or WORLD_FRAMES) * args.stride
-    for sequence in world_sequences(args.seeds, frames, *IMAGE_SIZE, args.motion, args.rate):
+    frames = (args.frames or ROOM_FRAMES) * args.stride
+    for sequence in room_sequences(args.seeds, frames, *IMAGE_SIZE, args.motion, args.rate):
         yield replace(sequence, frames=sequence.frames[:: args.stride])
 
 

@@ -22,8 +22,8 @@ from scipy.spatial import cKDTree
 
 from xsvggt_ros.geometry import Array, intrinsic_matrix, inverse, rigid, rotation_matrix
 from xsvggt_ros.preprocess import rgb
-from xsvggt_ros.sequences import FOLDER_RATE, IMAGE_SUFFIXES
-from xsvggt_ros.world import stream
+from xsvggt_ros.replay.sources import FOLDER_RATE, IMAGE_SUFFIXES
+from xsvggt_ros.rooms import stream
 
 Depth = NDArray[np.float32]
 
@@ -243,12 +243,12 @@ def _nrgbd(folder: Path) -> LazyFrames:
     )
 
 
-def world(root: Path) -> list[EvaluationSequence]:
-    """Folders written by `xsvggt world`, or one of them."""
-    return _sequences(_folders(root, "intrinsics.txt"), _world)
+def rooms(root: Path) -> list[EvaluationSequence]:
+    """Folders written by `xsvggt rooms`, or one of them."""
+    return _sequences(_folders(root, "intrinsics.txt"), _rooms)
 
 
-def _world(folder: Path) -> LazyFrames:
+def _rooms(folder: Path) -> LazyFrames:
     seconds, poses = _trajectory(folder / "groundtruth.txt")
     return _frames(
         folder,
@@ -260,14 +260,14 @@ def _world(folder: Path) -> LazyFrames:
     )
 
 
-def world_sequences(
+def room_sequences(
     seeds: range, frames: int, width: int, height: int, kind: str = "robot", rate: float = 30.0
 ) -> Iterator[EvaluationSequence]:
-    """The synthetic rooms of these seeds, see `world.stream`; a sequence is rendered when its turn comes."""
+    """The synthetic rooms of these seeds, see `rooms.stream`; a sequence is rendered when its turn comes."""
     for seed in seeds:
         rendered = stream(seed, frames, width, height, kind, rate)
         yield EvaluationSequence(
-            f"room {seed}", [EvaluationFrame(f.stamp_ns, f.rgb, f.depth, f.T_world_cam, f.intrinsics) for f in rendered]
+            f"room {seed}", [EvaluationFrame(f.stamp_ns, f.rgb, f.depth, f.T_room_cam, f.intrinsics) for f in rendered]
         )
 
 
@@ -281,7 +281,7 @@ DATASETS: dict[str, Callable[[Path], list[EvaluationSequence]]] = {
     "sintel": sintel,
     "scannet": scannet,
     "nrgbd": nrgbd,
-    "world": world,
+    "rooms": rooms,
 }
 
 

@@ -123,7 +123,7 @@ def standing_still(trace: Trace) -> Trace:
     constant = np.exp(np.log(trace.depth_true[0] / trace.scale_true).mean())
     depth = [np.full_like(d, constant) for d in trace.depth]
     still = [np.eye(4)] * len(depth)
-    return replace(trace, depth=depth, T_world_cam=still, seconds=[0.0], cache_bytes=0)
+    return replace(trace, depth=depth, T_first_cam=still, seconds=[0.0], cache_bytes=0)
 
 
 def mean_errors(errors: Sequence[SequenceErrors], name: str = "mean") -> SequenceErrors:

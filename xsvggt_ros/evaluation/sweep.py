@@ -22,7 +22,7 @@ from tqdm import tqdm
 from xsvggt_ros.cache import KVCache
 from xsvggt_ros.config import BITS, CacheConfig, StreamConfig, values
 from xsvggt_ros.evaluation.caches import ComparedStream, CurrentFrameOnly, PublishedQuantiser
-from xsvggt_ros.evaluation.datasets import world_sequences
+from xsvggt_ros.evaluation.datasets import room_sequences
 from xsvggt_ros.evaluation.evaluate import UNALIGNED, depth_of, unaligned_pose_of
 from xsvggt_ros.evaluation.trace import Trace
 from xsvggt_ros.model import StreamVGGT, load_model
@@ -227,7 +227,7 @@ def _score_stream(sweep: Sweep, seed: int) -> dict[str, Score]:
 
 def score_rows(sweep: Sweep, seed: int, model: StreamVGGT) -> dict[str, Score]:
     """Scores of all rows on one stream. They take turns frame by frame, so that their times can be compared."""
-    (sequence,) = world_sequences(range(seed, seed + 1), sweep.frames, *IMAGE_SIZE, sweep.motion, sweep.rate)
+    (sequence,) = room_sequences(range(seed, seed + 1), sweep.frames, *IMAGE_SIZE, sweep.motion, sweep.rate)
     streams = [_stream(sweep.config, row, seed, model) for row in ROWS]
     traces = [Trace(sequence) for _ in ROWS]
     for truth in sequence.frames:

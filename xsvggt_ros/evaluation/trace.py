@@ -42,7 +42,7 @@ class Trace:
     sequence: EvaluationSequence
     depth: list[Depth] = field(default_factory=list)  # of each frame [n], model units
     depth_true: list[Depth] = field(default_factory=list)  # of each frame [n], metres
-    T_world_cam: list[Array] = field(default_factory=list)
+    T_first_cam: list[Array] = field(default_factory=list)
     T_world_cam_true: list[Array | None] = field(default_factory=list)
     scale_true: float | None = None  # metres per model unit: the `scene_scale` of the first frame, where it is known
     seconds: list[float] = field(default_factory=list)  # of each step
@@ -54,7 +54,7 @@ class Trace:
             self.scale_true = scene_scale(truth.depth, truth.intrinsics)
         self.depth.append(depth)
         self.depth_true.append(depth_true)
-        self.T_world_cam.append(frame.T_world_cam)
+        self.T_first_cam.append(frame.T_first_cam)
         self.T_world_cam_true.append(truth.T_world_cam)
         self.seconds.append(frame.status.seconds["step"])
         self.cache_bytes = frame.status.cache_bytes
@@ -67,7 +67,7 @@ class Trace:
 
     def poses(self) -> tuple[Array, Array]:
         """Predicted and true poses [N, 4, 4] of the frames whose true one is known."""
-        pairs = zip(self.T_world_cam, self.T_world_cam_true, strict=True)
+        pairs = zip(self.T_first_cam, self.T_world_cam_true, strict=True)
         known = [pair for pair in pairs if pair[1] is not None]
         return np.reshape([p for p, _ in known], (-1, 4, 4)), np.reshape([t for _, t in known], (-1, 4, 4))
 

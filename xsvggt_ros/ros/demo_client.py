@@ -27,11 +27,11 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
+from xsvggt_ros.demo.recording import Answer, Played
 from xsvggt_ros.geometry import rigid, rotation_matrix
-from xsvggt_ros.recording import Answer, Played
-from xsvggt_ros.ros.conversions import TOPICS, InputCounts, stamp_ns
+from xsvggt_ros.messages.conversions import TOPICS, InputCounts, stamp_ns
+from xsvggt_ros.replay.sources import InputImage
 from xsvggt_ros.ros.node import message_class
-from xsvggt_ros.sequences import InputImage
 from xsvggt_ros.stream import Status
 
 NODE = "stream"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from xsvggt_ros.ros.conversions import InputCounts, Performance
+from xsvggt_ros.messages.conversions import InputCounts, Performance
 
 if TYPE_CHECKING:
     from xsvggt_ros.ros.worker import Worker

@@ -33,8 +33,8 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo
 from std_srvs.srv import SetBool, Trigger
 
-from xsvggt_ros.placement import REFERENCES, references
-from xsvggt_ros.ros.conversions import TOPICS, hand_over
+from xsvggt_ros.messages.conversions import TOPICS, hand_over
+from xsvggt_ros.placement.placement import REFERENCES, references
 from xsvggt_ros.ros.monitor import diagnostic
 from xsvggt_ros.ros.parameters import Parameters
 from xsvggt_ros.ros.silence import IMAGE_TYPES, why_silent

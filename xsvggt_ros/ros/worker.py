@@ -13,8 +13,8 @@ import numpy as np
 
 from xsvggt_ros.camera import Rectifier
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.placement import NotPlaced, Placement
-from xsvggt_ros.ros.conversions import FrameMessages, InputCounts, decode_image, stamp_ns
+from xsvggt_ros.messages.conversions import FrameMessages, InputCounts, decode_image, stamp_ns
+from xsvggt_ros.placement.placement import NotPlaced, Placement
 from xsvggt_ros.ros.load import LoadShedding, Rung
 from xsvggt_ros.ros.mailbox import Mailbox
 from xsvggt_ros.ros.monitor import Monitor

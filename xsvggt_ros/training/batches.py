@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xsvggt_ros.geometry import encode_pose, inverse
-from xsvggt_ros.world import Scene, furnish, make_room, pinhole, render, trajectory
-from xsvggt_ros.world.motion import sway
-from xsvggt_ros.world.sequence import GAIN_HERTZ, GAIN_SWAY, NOISE
+from xsvggt_ros.rooms import Scene, furnish, make_room, pinhole, render, trajectory
+from xsvggt_ros.rooms.motion import sway
+from xsvggt_ros.rooms.sequence import GAIN_HERTZ, GAIN_SWAY, NOISE
 
 FIRST_SEED = 1_000_000  # of the rooms trained on; those below are for evaluation and demonstration
 MOST_SEQUENCES = 100  # in a batch
@@ -29,7 +29,7 @@ class Batch:
 
     images: Tensor  # [B, S, 3, H, W] in [0, 1]
     depth: Tensor  # [B, S, H, W]
-    T_world_cam: Tensor  # [B, S, 4, 4], float32
+    T_first_cam: Tensor  # [B, S, 4, 4], float32
     pose: Tensor  # [B, S, 9], see geometry.decode_pose
     step: Tensor  # [B, S, 9], the same with the frame before as the world
     intrinsics: Tensor  # [3, 3], pixel centres at integers
@@ -39,7 +39,7 @@ class Batch:
         homogeneous = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
         rays = homogeneous @ self.intrinsics.inverse().T  # [n, 3]
         points = depth[..., None] * rays
-        return points @ self.T_world_cam[..., :3, :3].mT + self.T_world_cam[..., None, :3, 3]
+        return points @ self.T_first_cam[..., :3, :3].mT + self.T_first_cam[..., None, :3, 3]
 
     def point_maps(self) -> Tensor:
         """The world point of every pixel, [B, S, H, W, 3]."""
@@ -127,9 +127,9 @@ def _in_first_camera(images: Tensor, depth: Tensor, T_room_cam: NDArray[np.float
     v, u = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     rays = torch.stack([u, v, torch.ones_like(u)], -1).to(K) @ K.inverse().T  # [H, W, 3]
     scale = (depth[:, 0] * rays.norm(dim=-1)).mean((1, 2))  # [B]
-    T_world_cam = np.linalg.inv(T_room_cam[:, :1]) @ T_room_cam
-    T_world_cam[..., :3, 3] /= scale.cpu().numpy()[:, None, None]
-    T_previous_cam = np.linalg.inv(np.roll(T_world_cam, 1, axis=1)) @ T_world_cam
+    T_first_cam = np.linalg.inv(T_room_cam[:, :1]) @ T_room_cam
+    T_first_cam[..., :3, 3] /= scale.cpu().numpy()[:, None, None]
+    T_previous_cam = np.linalg.inv(np.roll(T_first_cam, 1, axis=1)) @ T_first_cam
     T_previous_cam[:, 0] = np.eye(4)
 
     def encoded(transforms: NDArray[np.float64]) -> Tensor:
@@ -137,4 +137,4 @@ def _in_first_camera(images: Tensor, depth: Tensor, T_room_cam: NDArray[np.float
         return K.new_tensor(np.array(poses)).unflatten(0, transforms.shape[:2])
 
     depth = depth / scale[:, None, None, None]
-    return Batch(images, depth, K.new_tensor(T_world_cam), encoded(T_world_cam), encoded(T_previous_cam), K)
+    return Batch(images, depth, K.new_tensor(T_first_cam), encoded(T_first_cam), encoded(T_previous_cam), K)

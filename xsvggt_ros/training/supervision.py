@@ -52,7 +52,7 @@ class Matches:
 
 def _project(batch: Batch, points: Tensor) -> tuple[Tensor, Tensor]:
     """World points [B, T, n, 3] in every camera s: pixels [B, T, S, n, 2] and depth [B, T, S, n]."""
-    rotation, position = batch.T_world_cam[..., :3, :3], batch.T_world_cam[..., :3, 3]  # [B, S, 3, 3], [B, S, 3]
+    rotation, position = batch.T_first_cam[..., :3, :3], batch.T_first_cam[..., :3, 3]  # [B, S, 3, 3], [B, S, 3]
     in_camera = (points[:, :, None] - position[:, None, :, None]) @ rotation[:, None]
     depth = in_camera[..., 2]
     image = in_camera @ batch.intrinsics.T

@@ -15,7 +15,7 @@ def errors(depth: Tensor, pose: Tensor, batch: Batch) -> dict[str, float]:
     """depth [B, S, H, W], pose [B, S, 9] -> depth's abs_rel and delta_125; rotation in degrees; the camera's place as
     a share of its mean distance from the first; rotation between adjacent frames, and how far they truly turn."""
     of_depth = depth_errors(depth.flatten().float().cpu().numpy(), batch.depth.flatten().cpu().numpy())
-    T, T_true = _poses(pose, batch), batch.T_world_cam.double().cpu().numpy()
+    T, T_true = _poses(pose, batch), batch.T_first_cam.double().cpu().numpy()
     pairs, still = list(zip(T, T_true, strict=True)), np.tile(np.eye(4), (T.shape[1], 1, 1))
     # [B, 2, S - 1]: rotation and place, without the first frame, where they are 0 by definition
     off = np.array([first_frame_errors(*pair, 1.0) for pair in pairs])[..., 1:]

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sequences are scored beside their truth, and what is not known is left out."""
+
+import csv
+import json
+from dataclasses import replace
+from math import inf
+
+import cv2
+import numpy as np
+import pytest
+
+from xsvggt_ros.cli import main
+from xsvggt_ros.evaluation.datasets import EvaluationFrame, EvaluationSequence
+from xsvggt_ros.evaluation.evaluate import mean_errors, sequence_errors, standing_still
+from xsvggt_ros.evaluation.metrics import scene_scale
+from xsvggt_ros.evaluation.trace import Clouds, Gallery, Trace
+from xsvggt_ros.geometry import intrinsic_matrix, rigid, rotation_matrix
+from xsvggt_ros.rooms import stream as room
+from xsvggt_ros.rooms import write_folder
+from xsvggt_ros.stream import Frame, Status
+
+WIDTH, HEIGHT = 64, 48
+K = intrinsic_matrix(50, 50, 31.5, 23.5)
+
+
+def truth(index, depth=True, pose=True):
+    """A camera that turns by 2 degrees and moves by 0.1 m a frame, before a bumpy wall."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    angle = np.deg2rad(1 * index)
+    T = rigid(rotation_matrix(np.array([0, np.sin(angle), 0, np.cos(angle)])), np.array([0.1 * index, 0, 5]))
+    wall = (3 + 0.5 * np.sin(columns / 9 + index) + rows / 100).astype(np.float32)
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    return EvaluationFrame(index, image, wall if depth else None, T if pose else None, K)
+
+
+def said(index, depth, T_first_cam):
+    image = np.zeros((*depth.shape, 3), np.uint8)
+    status = Status(seconds={"step": 0.02}, cache_bytes=3 * 2**20)
+    return Frame(index, T_first_cam, K, depth, np.ones_like(depth), image, status)
+
+
+def followed(truths, scale=1.0, shift=(0, 0, 0), **about):
+    """What a stream says whose depth and poses are true, but for a scale and a constant shift of later cameras."""
+    sequence = EvaluationSequence("made up", truths, **about)
+    trace, clouds = Trace(sequence), Clouds(sequence)
+    first = truth(0).T_world_cam
+    for i, seen in enumerate(truths):
+        T = np.linalg.inv(first) @ truth(i).T_world_cam
+        T[:3, 3] = T[:3, 3] / scale + np.array(shift) * (i > 0)
+        frame = said(i, truth(i).depth / np.float32(scale), T)
+        trace.add(frame, seen)
+        clouds.add(frame, seen)
+    return trace, clouds
+
+
+@pytest.mark.parametrize("alignment", ["scale", "scale_shift", "none"])
+def test_the_truth_has_no_errors(alignment):
+    scale = scene_scale(truth(0).depth, K)
+    errors = sequence_errors(*followed([truth(i) for i in range(5)], scale), alignment).columns()
+    for name in ("abs_rel", "rmse", "ate", "rpe_translation", "rpe_rotation", "accuracy", "completeness"):
+        assert errors[name] == pytest.approx(0, abs=1e-5)
+    assert errors["delta_125"] == 1 and errors["normal_consistency"] == pytest.approx(1, abs=1e-6)
+    assert errors["pixels"] == 5 * WIDTH * HEIGHT
+    assert errors["cache_mib"] == 3 and errors["step_ms"] == pytest.approx(20)
+
+
+def test_another_scale_is_only_seen_unaligned():
+    truths = [truth(i) for i in range(5)]
+    scale = scene_scale(truth(0).depth, K)
+    trace, _ = followed(truths, scale / 1.1)
+    assert sequence_errors(trace, None, "scale").depth.abs_rel == pytest.approx(0, abs=1e-6)
+    unaligned = sequence_errors(trace, None, "none")
+    assert unaligned.depth.abs_rel == pytest.approx(0.1, rel=1e-5)
+    assert unaligned.pose.centre == pytest.approx(0.1) and unaligned.pose.rotation == pytest.approx(0, abs=1e-5)
+    assert unaligned.pose.adjacent_turn == pytest.approx(2)
+    assert unaligned.pose.rpe_translation == pytest.approx(0.1 * 0.1 / scale)
+
+
+def test_standing_still_is_as_far_off_as_the_camera_moved():
+    trace, _ = followed([truth(i) for i in range(5)])
+    still = sequence_errors(standing_still(trace), None, "none")
+    assert still.pose.centre == pytest.approx(1)
+    assert still.pose.rotation == pytest.approx(np.mean([2, 4, 6, 8]))
+    assert still.pose.adjacent_rotation == still.pose.adjacent_turn == pytest.approx(2)
+    logs = np.log(truth(0).depth)
+    expected = np.mean([np.abs(np.exp(logs.mean()) - truth(i).depth) / truth(i).depth for i in range(5)])
+    assert still.depth.abs_rel == pytest.approx(expected, rel=1e-5)
+
+
+def test_depth_is_brought_to_the_size_of_the_truth_and_counts_where_it_is_valid():
+    true = truth(0).depth
+    true[:10] = 0
+    true[:, 40:] = 80
+    trace = Trace(EvaluationSequence("x", [], max_depth=70))
+    small = cv2.resize(truth(0).depth, (WIDTH // 2, HEIGHT // 2), interpolation=cv2.INTER_AREA)
+    trace.add(said(0, small, np.eye(4)), replace(truth(0), depth=true))
+    errors = sequence_errors(trace, None, "scale").depth
+    assert errors.pixels == (HEIGHT - 10) * 40 and errors.abs_rel < 0.005
+    with pytest.raises(ValueError, match="turn them"):
+        trace.add(said(1, small, np.eye(4)), replace(truth(0), depth=true.T))
+
+
+def test_predictions_are_clipped_after_the_alignment():
+    trace = Trace(EvaluationSequence("x", [], max_depth=70, clip_prediction=True))
+    true, wild = np.full((10, 20), 10, np.float32), np.full((10, 20), 1, np.float32)
+    true[9, 19], wild[9, 19] = 69, 100
+    trace.add(said(0, wild, np.eye(4)), replace(truth(0), depth=true))
+    assert sequence_errors(trace, None, "scale").depth.abs_rel < 1e-3
+    trace.sequence = replace(trace.sequence, max_depth=inf)
+    assert sequence_errors(trace, None, "scale").depth.abs_rel == pytest.approx(931 / 69 / 200, rel=1e-2)
+
+
+def test_what_is_not_known_is_left_out():
+    trace, clouds = followed([truth(i, depth=False) for i in range(3)])
+    errors = sequence_errors(trace, clouds, "scale")
+    assert errors.depth is None and errors.points is None and errors.pose.ate == pytest.approx(0, abs=1e-6)
+    assert sequence_errors(trace, clouds, "none").pose is None  # the first frame has no scale
+    with pytest.raises(ValueError, match="no scale"):
+        standing_still(trace)
+    trace, clouds = followed([truth(i, pose=i == 1) for i in range(3)])
+    errors = sequence_errors(trace, clouds, "none")
+    assert errors.pose is None and errors.points is None and errors.depth is not None
+
+
+def test_means_weigh_depth_by_pixels_and_poses_equally():
+    truths = [truth(i) for i in range(5)]
+    one, two = (sequence_errors(followed(truths[:n], s)[0], None, "none") for n, s in ((5, 4.0), (2, 2.0)))
+    mean = mean_errors([one, two, replace(one, depth=None, pose=None)])
+    assert mean.depth.abs_rel == pytest.approx((5 * one.depth.abs_rel + 2 * two.depth.abs_rel) / 7)
+    assert mean.depth.pixels == 7 * WIDTH * HEIGHT
+    assert mean.pose.centre == pytest.approx((one.pose.centre + two.pose.centre) / 2)
+    assert mean_errors([replace(one, depth=None, pose=None)]).pose is None
+
+
+def test_a_gallery_shows_the_first_and_the_last_frame():
+    gallery = Gallery.of(9, 3)
+    for i in range(9):
+        gallery.add(said(i, truth(i).depth, np.eye(4)), truth(i))
+    assert [frame.index for frame, _ in gallery.frames] == [0, 4, 8]
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+SMALL = ["--weights", "random", "--image_width", "56"]
+
+
+def test_command_on_rooms_in_a_folder(tmp_path, capsys):
+    write_folder(room(3, 4, WIDTH, HEIGHT, rate=4), tmp_path / "in" / "a room")
+    arguments = ["eval", "rooms", str(tmp_path / "in"), "--points", "--stride", "2", "--output", str(tmp_path / "out")]
+    assert main([*arguments, *SMALL]) == 0
+    header, line, mean = capsys.readouterr().out.splitlines()
+    assert header.split()[:2] == ["AbsRel", "SqRel"] and mean.startswith("mean")
+    rows = list(csv.DictReader((tmp_path / "out" / "errors.csv").open()))
+    assert [row["name"] for row in rows] == ["a room", "mean"]
+    assert int(rows[0]["pixels"]) == 2 * WIDTH * HEIGHT and float(rows[0]["accuracy"]) > 0
+    assert line.split()[2] == f"{float(rows[0]['abs_rel']):.4f}"
+    facts = json.loads((tmp_path / "out" / "errors.json").read_text())
+    assert facts["settings"]["image_width"] == 56 and facts["alignment"] == "scale"
+    assert facts["errors"][0]["abs_rel"] == float(rows[0]["abs_rel"])
+    assert cv2.imread(str(tmp_path / "out" / "a_room.png")).std() > 10
+
+
+def test_command_on_rendered_rooms_beside_standing_still(capsys):
+    assert main(["eval", "--seeds", "3:5", "--frames", "3", "--align", "none", *SMALL]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:8].strip() for line in lines[1:]] == ["room 3", "room 4", "mean", "constant"]
+    columns = dict(zip(lines[0].replace("rot deg", "rot").replace("RPE ", "RPE").replace("adj ", "adj").split(),
+                       lines[-1][26:].split(), strict=True))  # fmt: skip
+    assert columns["centre"] == "1.000" and columns["adjdeg"] == columns["adjtrue"]
+
+
+def test_command_says_what_the_truth_lacks(tmp_path, capsys):
+    folder = tmp_path / "walk" / "rgb_90"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        cv2.imwrite(str(folder / f"{i}.png"), np.full((HEIGHT, WIDTH, 3), 40 * i, np.uint8))
+    (tmp_path / "walk" / "groundtruth_90.txt").write_text("".join(f"{i} {i} 0 0 0 0 0 1\n" for i in range(3)))
+    assert main(["eval", "tum", str(tmp_path), "--output", str(tmp_path / "out"), *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert "no depth errors, as the truth is not known: walk" in printed and "no pose" not in printed
+    assert (tmp_path / "out" / "walk.png").exists()

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sweep compares like with like, goes on where it was stopped, and its statistics are right."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from xsvggt_ros.cli import main
+from xsvggt_ros.config import CacheConfig, StreamConfig
+from xsvggt_ros.evaluation import sweep as sweeps
+from xsvggt_ros.evaluation.plots import draw_accuracy
+from xsvggt_ros.evaluation.sweep import FLOOR, FULL, PRUNING, ROWS, Row, Score, Sweep, run_sweep, score_rows
+from xsvggt_ros.evaluation.table import Estimate, Table, write_table
+from xsvggt_ros.model import load_model
+from xsvggt_ros.stream import GeometryStream
+
+CONFIG = StreamConfig(weights="random", image_width=56, dtype="float32")
+SWEEP = Sweep(CONFIG, frames=6)
+TOKENS = 17  # of a frame
+SCORE = Score(0.3, 0.6, 0.2, 5.0, 0.1, 1.0, 2**20, 2**21, 25.0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(CONFIG)
+
+
+def scores(seed):
+    """Different in every row and stream."""
+    rng = np.random.default_rng(seed)
+    return {row.key: Score(*(np.array(list(vars(SCORE).values())) * rng.uniform(0.9, 1.1, 9))) for row in ROWS}
+
+
+def test_rows_are_those_that_the_table_promises():
+    assert len({row.key for row in ROWS}) == len(ROWS)
+    unlimited = CacheConfig(policy="full", budget_tokens=0, key_bits=16, value_bits=16, camera_window=0)
+    assert FULL.cache(TOKENS, 0) == unlimited
+    for bits in (16, 8, 4, 2):
+        same = {(row.name, row.frames) for row in ROWS if (row.key_bits, row.value_bits) == (bits, bits)}
+        assert {("full", None), (FLOOR, 2)} | {(p, n) for p in PRUNING for n in (4, 8, 16)} <= same
+    assert {row.cache(TOKENS, 0).camera_window for row in ROWS} == {0}
+    random = Row("x", "random", 4).cache(TOKENS, 7)
+    assert (random.budget_tokens, random.seed) == (68, 7)
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+def test_at_the_floor_all_policies_are_the_same(model, bits):
+    """Which is why the floor is one row, and a budget of one frame none."""
+    images = np.random.default_rng(0).integers(0, 256, (5, 42, 56, 3), dtype=np.uint8)
+
+    def outputs(policy, frames):
+        cache = Row("x", policy, frames, bits, bits).cache(TOKENS, 0)
+        stream = GeometryStream(replace(CONFIG, cache=cache), model)
+        return np.stack([stream.step(image).depth for image in images])
+
+    first, *others = [outputs(policy, frames) for policy in PRUNING for frames in (1, 2)]
+    # The order of the slots may differ, and with it the sums of attention by their last bits.
+    assert all(np.allclose(first, other, rtol=1e-5) for other in others)
+
+
+def test_a_stream_is_scored_on_its_second_half_against_the_truth(model, monkeypatch):
+    row = Row("xstream", "xstream", 4)
+    monkeypatch.setattr(sweeps, "ROWS", (FULL, row))
+    found = score_rows(SWEEP, 100, model)
+    assert found.keys() == {FULL.key, row.key}
+    (sequence,) = sweeps.room_sequences(range(100, 101), 6, *sweeps.IMAGE_SIZE, rate=4.0)
+    stream = GeometryStream(replace(CONFIG, cache=FULL.cache(TOKENS, 100)), model)
+    frames = [stream.step(truth.image) for truth in sequence.frames]
+    truth = sequence.frames[0]
+    rows, columns = np.indices(truth.depth.shape)
+    rays = np.stack([columns, rows, np.ones_like(rows)], -1) @ np.linalg.inv(truth.intrinsics).T
+    unit = (np.linalg.norm(rays, axis=-1) * truth.depth).mean()
+    centres = np.array([(np.linalg.inv(truth.T_world_cam) @ t.T_world_cam)[:3, 3] for t in sequence.frames]) / unit
+    distance = [np.linalg.norm(f.T_first_cam[:3, 3] - c) for f, c in zip(frames, centres, strict=True)]
+    assert found[FULL.key].ate == pytest.approx(np.sqrt(np.mean(np.square(distance[3:]))), rel=1e-4)
+    assert found[FULL.key].cache_bytes == frames[-1].status.cache_bytes > found[FULL.key].global_bytes
+    assert found[row.key].global_bytes < found[FULL.key].global_bytes
+
+
+def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
+    asked = []
+
+    def score_streams(sweep, seeds, workers):
+        for seed in seeds:
+            asked.append(seed)
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            yield seed, scores(seed)
+
+    monkeypatch.setattr(sweeps, "_score_streams", score_streams)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(SWEEP, range(4), tmp_path, 1)
+    found = run_sweep(SWEEP, range(4), tmp_path, 1)
+    assert asked == [0, 1, 2, 2, 3]
+    assert found == {seed: scores(seed) for seed in range(4)}
+    run_sweep(SWEEP, range(1, 3), tmp_path, 1)
+    assert len(asked) == 5
+    with pytest.raises(ValueError, match=r"made with another rate: choose another --output"):
+        run_sweep(replace(SWEEP, rate=5.0), range(4), tmp_path, 1)
+
+
+def test_differences_are_paired(tmp_path):
+    assert Estimate.of(np.array([1.0, 2.0, 6.0])) == Estimate(3.0, pytest.approx(np.sqrt(7 / 3)))
+    assert Estimate.of(np.array([1.0])).text(".1f") == "1.0"
+    found = {seed: {row.key: replace(SCORE, abs_rel=0.1 * seed) for row in ROWS} for seed in (1, 2, 3)}
+    worse = ROWS[2]
+    for seed in found:
+        found[seed][worse.key] = replace(SCORE, abs_rel=0.1 * seed + 0.02, step_ms=50.0)
+    line = Table(found).lines[2]
+    assert line.mean["abs_rel"] == Estimate(pytest.approx(0.22), pytest.approx(0.1 / np.sqrt(3)))
+    assert line.difference["abs_rel"] == Estimate(pytest.approx(0.02), pytest.approx(0, abs=1e-12))
+    assert line.mean["step_ratio"].mean == 2.0
+
+
+def test_tables_and_picture(tmp_path):
+    table = Table({seed: scores(seed) for seed in range(5)})
+    write_table(table, tmp_path, "xsvggt eval --sweep", SWEEP.facts("0"))
+    draw_accuracy(tmp_path / "accuracy.png", table)
+    lines = (tmp_path / "table.csv").read_text().splitlines()
+    assert len(lines) == len(ROWS) + 1 and len({line.count(",") for line in lines}) <= 2  # a name may have a comma
+    facts = json.loads((tmp_path / "table.json").read_text())
+    assert facts["seeds"] == [0, 1, 2, 3, 4] and facts["command"] == "xsvggt eval --sweep"
+    xstream, random = (
+        next(r for r in facts["rows"] if (r["cache"], r["frames"], r["key_bits"]) == (name, 8, 4))
+        for name in ("xstream", "random")
+    )
+    compared = next(r for r in facts["xstream_minus_random"] if (r["frames"], r["key_bits"]) == (8, 4))
+    expected = xstream["mean"]["ate"]["mean"] - random["mean"]["ate"]["mean"]
+    assert compared["difference"]["ate"]["mean"] == pytest.approx(expected)
+    text = (tmp_path / "table.md").read_text()
+    assert text.count("\n| ") == len(ROWS) + 12 + 2 and "rooms 0 to 4" in text
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_command_with_processes(tmp_path, capsys):
+    arguments = ["eval", "--sweep", "--seeds", "0:2", "--frames", "4", "--workers", "2", "--output", str(tmp_path)]
+    arguments += ["--weights", "random", "--image_width", "56"]
+    assert main(arguments) == 0
+    assert "| full | all | 16/16 |" in capsys.readouterr().out
+    assert len((tmp_path / "streams.csv").read_text().splitlines()) == 2 * len(ROWS) + 1
+    assert (tmp_path / "accuracy_vs_bytes.png").exists() and (tmp_path / "table.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--sweep", "add --output DIR"),
+        ("tum --sweep --output o", "leave DATASET, ROOT"),
+        ("--sweep --output o --cache.policy full", "leave cache.policy out"),
+        ("--sweep --output o --frames 3 --weights random", "frames must be at least 4"),
+        ("--sweep --output o --workers 0", "workers must be at least 1"),
+        ("--frames 0", "frames, stride and workers must be at least 1"),
+        ("tum", "give its folder as ROOT"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", *arguments.split()]) == 2
+    assert message in capsys.readouterr().err

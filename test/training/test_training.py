@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from xsvggt_ros.cache.budget import CacheShape
+from xsvggt_ros.cache.camera_cache import CameraCache
+from xsvggt_ros.cli import main
+from xsvggt_ros.config import CacheConfig, StreamConfig
+from xsvggt_ros.geometry import decode_pose, inverse
+from xsvggt_ros.model import load_model
+from xsvggt_ros.model.attention import sdpa
+from xsvggt_ros.model.config import MODELS
+from xsvggt_ros.training import trainer as trainer_module
+from xsvggt_ros.training.batches import held_out_batch, training_batch
+from xsvggt_ros.training.losses import depth_loss, points_loss, pose_loss
+from xsvggt_ros.training.network import matmul_attention, new_model, streamed_poses
+from xsvggt_ros.training.supervision import Matches
+from xsvggt_ros.training.trainer import Run, Trainer, export
+from xsvggt_ros.training.validation import errors
+
+CPU = torch.device("cpu")
+WIDTH, HEIGHT, PATCH = 112, 84, 14
+GRID = (HEIGHT // PATCH, WIDTH // PATCH)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["as rendered", "mirrored"])
+def batch(request):
+    return training_batch(3, sequences=3, frames=4, width=WIDTH, height=HEIGHT, device=CPU, mirrored=request.param)
+
+
+def run_in(folder, steps=6, **changes):
+    return Run(folder, "demo", steps, 56, 42, CPU, **changes)
+
+
+@pytest.fixture
+def short_sequences(monkeypatch):
+    monkeypatch.setattr(trainer_module, "CURRICULUM", ((0.0, 2, 2), (0.5, 1, 3)))
+    monkeypatch.setattr(trainer_module, "LOG_EVERY", 1)
+    monkeypatch.setattr(trainer_module, "VALIDATE_EVERY", 3)
+    monkeypatch.setattr(trainer_module, "VALIDATION_SEEDS", range(900_000, 900_001))
+    monkeypatch.setattr(trainer_module, "VALIDATION_FRAMES", 2)
+
+
+def test_a_batch_is_the_same_every_time_and_no_other(batch):
+    again = training_batch(3, sequences=3, frames=4, width=WIDTH, height=HEIGHT, device=CPU)
+    other = training_batch(4, sequences=3, frames=4, width=WIDTH, height=HEIGHT, device=CPU)
+    mirrored = training_batch(3, sequences=3, frames=4, width=WIDTH, height=HEIGHT, device=CPU, mirrored=True)
+    assert any(torch.equal(batch.images, b.images) for b in (again, mirrored))
+    assert torch.equal(again.images.flip(1, -1), mirrored.images)
+    assert not torch.allclose(again.images, other.images, atol=0.1)
+
+
+def test_the_first_camera_is_the_world_and_the_mean_distance_the_unit(batch):
+    points = batch.point_maps()
+    assert torch.allclose(batch.T_first_cam[:, 0], torch.eye(4), atol=1e-6)
+    assert torch.allclose(points[:, 0].norm(dim=-1).mean((1, 2)), torch.ones(3), atol=1e-5)
+    assert torch.allclose(points[:, 0, ..., 2], batch.depth[:, 0], atol=1e-5)
+
+
+def test_pose_encodings_are_those_of_the_poses(batch):
+    for pose, T in zip(batch.pose.flatten(0, 1).numpy(), batch.T_first_cam.flatten(0, 1).numpy(), strict=True):
+        decoded, K = decode_pose(pose, HEIGHT, WIDTH)
+        np.testing.assert_allclose(inverse(decoded), T, atol=1e-5)
+        np.testing.assert_allclose(np.diag(K)[:2], np.diag(batch.intrinsics)[:2], rtol=1e-5)
+    T_previous_cam = torch.linalg.inv(batch.T_first_cam[:, 1]) @ batch.T_first_cam[:, 2]
+    for pose, T in zip(batch.step[:, 2].numpy(), T_previous_cam.numpy(), strict=True):
+        np.testing.assert_allclose(inverse(decode_pose(pose, HEIGHT, WIDTH)[0]), T, atol=1e-5)
+
+
+def test_matching_patches_show_the_same_place(batch):
+    """By colour, which knows nothing of poses and depth: matches differ less than patches paired at random."""
+    matches = Matches(batch, GRID, PATCH)
+    patches = torch.nn.functional.avg_pool2d(batch.images.flatten(0, 1), PATCH).flatten(2).mT.unflatten(0, (3, 4))
+    there = torch.einsum("btsnm,bsmc->btsnc", matches.target, patches)  # interpolated at the place in frame s
+    difference = (patches[:, :, None] - there).abs().mean(-1)
+    at_random = (patches[:, :, None] - there.roll(7, 3)).abs().mean(-1)
+    assert matches.weight.sum() > 100
+    assert (difference * matches.weight).sum() < 0.6 * (at_random * matches.weight).sum()
+
+
+def test_matches_of_a_camera_that_stands_still():
+    batch = held_out_batch(range(2), frames=2, interval=1e-6, width=WIDTH, height=HEIGHT, device=CPU)
+    matches = Matches(batch, GRID, PATCH)
+    n = GRID[0] * GRID[1]
+    torch.testing.assert_close(matches.target[:, 1, 0], torch.eye(n).expand(2, n, n), atol=1e-2, rtol=0)
+    assert matches.weight[:, 1, 0].mean() > 0.95 and not matches.weight[:, 0].any()  # the first frame sees none before
+    sharp = 50 * torch.eye(n).expand(2, 2, n, n)
+    assert matches.loss(sharp, sharp) < 0.1 < matches.loss(sharp.roll(1, 2), sharp)
+
+
+def test_losses_are_least_at_the_truth(batch):
+    truth = batch.pose.expand(4, *batch.pose.shape)
+    other_sign = torch.cat([truth[..., :3], -truth[..., 3:7], truth[..., 7:]], -1)
+    assert pose_loss(truth, batch.pose) == pose_loss(other_sign, batch.pose) == 0
+    assert pose_loss(truth + 0.1, batch.pose) > 0.1
+    one = torch.ones_like(batch.depth)
+    assert depth_loss(batch.depth, one, batch.depth) == 0
+    assert depth_loss(batch.depth * 1.5, one, batch.depth).item() == pytest.approx(np.log(1.5), rel=1e-4)
+    points = batch.point_maps()
+    assert points_loss(points, one, points) == 0
+    # Confidence pays where the error is below 0.1 and costs where it is above.
+    assert depth_loss(batch.depth * 1.05, 1.5 * one, batch.depth) < depth_loss(batch.depth * 1.05, one, batch.depth)
+    assert depth_loss(batch.depth * 1.2, 1.5 * one, batch.depth) > depth_loss(batch.depth * 1.2, one, batch.depth)
+
+
+def test_poses_are_trained_as_a_stream_computes_them():
+    model = new_model(MODELS["demo"], seed=0)
+    head = model.camera_head
+    torch.nn.init.normal_(head.pose_branch.fc2.weight, std=0.02)
+    head.pose_branch.fc2.bias.data[7:] = 2.0  # fields of view stay positive: the activation has no part in this
+    tokens = torch.randn(1, 6, 384, generator=torch.manual_seed(0))
+    shape = CacheShape.of(model.config, 48, torch.float32, torch.float32)
+    cache = CameraCache(shape, CacheConfig(), CPU)
+    streamed = []
+    with torch.no_grad():
+        for frame in range(6):
+            streamed.append(head(tokens[:, frame : frame + 1], lambda block: cache.attend(block, sdpa)))
+            cache.end_frame()
+    trained = streamed_poses(head, tokens)
+    torch.testing.assert_close(trained, torch.cat(streamed, 2), rtol=1e-4, atol=1e-5)
+    assert trained.std(2).mean() > 1e-3  # not all the same, which would prove nothing
+
+
+def test_attention_by_plain_products():
+    q, k, v = torch.randn(3, 2, 7, 3, 16, generator=torch.manual_seed(0))
+    torch.testing.assert_close(matmul_attention(q, k, v), sdpa(q, k, v))
+
+
+def test_errors_of_a_perfect_and_of_a_still_prediction(batch):
+    perfect = errors(batch.depth, batch.pose, batch)
+    assert perfect["abs_rel"] == 0 and perfect["delta_125"] == 1
+    assert max(perfect[name] for name in ("rotation", "centre", "adjacent_rotation")) < 0.05
+    still = errors(2 * batch.depth, batch.pose[:, :1].expand_as(batch.pose), batch)
+    assert still["abs_rel"] == pytest.approx(1) and still["centre"] == pytest.approx(1, abs=1e-4)
+    assert still["adjacent_rotation"] == pytest.approx(still["adjacent_motion"], rel=1e-3)
+
+
+def test_the_loss_falls_and_the_export_loads(short_sequences, tmp_path):
+    trainer = Trainer(run_in(tmp_path))
+    fixed = training_batch(0, 2, 2, 56, 42, CPU)
+    with torch.no_grad():
+        before = trainer.losses(fixed)
+    assert list(trainer.train()) == [1, 2, 3, 4, 5, 6]
+    with torch.no_grad():
+        after = trainer.losses(fixed)
+    assert sum(after.values()) < 0.9 * sum(before.values())
+    export(trainer.model, tmp_path / "model.safetensors")
+    config = StreamConfig(weights=str(tmp_path / "model.safetensors"), dtype="float32")
+    loaded = load_model(config, heads=("point",)).state_dict()
+    assert loaded.keys() == trainer.model.state_dict().keys()
+    for name, tensor in trainer.model.state_dict().items():
+        torch.testing.assert_close(loaded[name], tensor, rtol=1e-3, atol=1e-4)
+    assert (tmp_path / "validation.csv").read_text().count("\n") == 3  # header, steps 3 and 6
+
+
+def test_a_run_goes_on_as_if_it_had_not_been_interrupted(short_sequences, tmp_path):
+    whole = Trainer(run_in(tmp_path / "whole"))
+    list(whole.train())
+    parts = Trainer(run_in(tmp_path / "parts"))
+    for step in parts.train():
+        parts.stop = step == 2  # takes effect after one more, when all workers know
+    assert parts.step == 3
+    parts = Trainer(run_in(tmp_path / "parts"))
+    assert parts.step == 3 and list(parts.train()) == [4, 5, 6]
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(parts.model.state_dict()[name], tensor), name
+
+
+def test_weights_to_start_from(short_sequences, tmp_path):
+    first = Trainer(run_in(tmp_path / "first", steps=1))
+    list(first.train())
+    export(first.model, tmp_path / "first.safetensors")
+    second = Trainer(run_in(tmp_path / "second", init=tmp_path / "first.safetensors"))
+    for name, tensor in first.model.state_dict().items():
+        torch.testing.assert_close(second.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--width", "100"], "multiples of 14"),
+        (["--steps", "0"], "at least 1"),
+        (["--device", "cuda:99"], "device cuda:99 cannot be used"),
+        (["--init", "no/such.safetensors", "--workers", "1"], "no weights file"),
+    ],
+)
+def test_bad_settings(flags, reason, tmp_path, capsys):
+    assert main(["train", "--output", str(tmp_path), *flags]) == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_workers_stop_together_when_the_first_is_told_to(tmp_path):
+    """In a process of its own, as a user would run it; the second worker hears nothing of the signal."""
+    command = [sys.executable, "-m", "xsvggt_ros.cli", "train", "--output", tmp_path, "--width", "28", "--height", "28"]
+    process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        progress = ""
+        while "1/10000" not in progress:
+            character = process.stderr.read(1)
+            assert character, progress
+            progress += character
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert "of 10000" in out
+    assert {path.name for path in tmp_path.iterdir()} >= {"checkpoint.pt", "model.safetensors"}

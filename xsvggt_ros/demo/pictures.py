@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of a recording: camera images and false colours, still and moving."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from xsvggt_ros.demo.errors import true_depth
+from xsvggt_ros.demo.recording import Recording
+
+DEPTH_COLOURS = "turbo"
+SHOWN_PERCENTILES = (2, 98)  # of the values, from one end of a colour scale to the other
+FILM_MS, FILM_QUALITY = 80, 80  # of each image; of the WebP
+
+
+def rgb_png(image: NDArray[np.uint8]) -> bytes:
+    """uint8 [H, W, 3]."""
+    return _png(image)
+
+
+def false_colour_png(values: NDArray[np.floating], low: float, high: float, colours: str) -> bytes:
+    """[H, W] between two values; what is not finite is transparent."""
+    return _png(_false_colour(values, low, high, colours))
+
+
+def colour_stops(colours: str, count: int = 12) -> list[str]:
+    """The colours of a scale from its low to its high end, as #rrggbb."""
+    return [matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps[colours](np.linspace(0, 1, count))]
+
+
+def film_webp(recording: Recording) -> bytes:
+    """Animated WebP of the answered images, side by side: image, true depth where it is known, the node's depth."""
+    low, high = depth_range(recording)
+    frames = [Image.fromarray(_film_frame(recording, i, low, high)) for i in range(len(recording.answers))]
+    buffer = io.BytesIO()
+    first, *others = frames
+    first.save(buffer, "webp", save_all=True, append_images=others, duration=FILM_MS, loop=0, quality=FILM_QUALITY)
+    return buffer.getvalue()
+
+
+def _film_frame(r: Recording, index: int, low: float, high: float) -> NDArray[np.uint8]:
+    answer = r.answers[index]
+    image = r.images[answer.image].image
+    depths = [r.unit * answer.depth]
+    if r.truth:
+        depths.insert(0, true_depth(r.true_answers[index], answer.depth.shape))
+    coloured = [_false_colour(depth, low, high, DEPTH_COLOURS)[..., :3] for depth in depths]
+    size = image.shape[1::-1]
+    return np.hstack([image, *(cv2.resize(c, size, interpolation=cv2.INTER_NEAREST) for c in coloured)])
+
+
+def depth_range(recording: Recording) -> tuple[float, float]:
+    """Ends of the scale that all depth is shown on, metres where the truth tells them."""
+    r = recording
+    shown = [t.depth for t in r.true_answers] or [answer.depth for answer in r.answers]
+    seen = np.concatenate([depth[np.isfinite(depth)] for depth in shown])
+    low, high = np.percentile(seen, SHOWN_PERCENTILES) if seen.size else (0.0, 1.0)
+    return float(low), float(high)
+
+
+def _false_colour(values: NDArray[np.floating], low: float, high: float, colours: str) -> NDArray[np.uint8]:
+    """RGBA [H, W, 4]."""
+    scaled = (values - low) / max(high - low, 1e-9)
+    return matplotlib.colormaps[colours](np.ma.masked_invalid(scaled), bytes=True)
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()

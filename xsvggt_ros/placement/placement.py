@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a frame is: in metres if their number is known, and as pose of the robot if its camera mounting is."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.geometry import R_WORLD_OPTICAL, Array, inverse, rigid
+from xsvggt_ros.placement.scale import MetricTrack, ReferenceDepth, ReferenceMotion, ScaleStatus, make_scale
+from xsvggt_ros.placement.scale.depth import DepthSamples
+from xsvggt_ros.placement.tf_buffer import TransformTree
+from xsvggt_ros.stream import Frame
+
+# What a placement may listen to: topic -> message type.
+REFERENCES = {
+    "/tf": "tf2_msgs/msg/TFMessage",
+    "/tf_static": "tf2_msgs/msg/TFMessage",
+    "reference/odometry": "nav_msgs/msg/Odometry",
+    "reference/depth": "sensor_msgs/msg/Image",
+}
+WAITING = {"odometry": 10_000, "tf": 10_000, "depth": 300}  # reference messages kept until the next frame, at most
+PATIENCE_NS = 2_000_000_000  # how long a frame waits for TF's reference motion at its stamp
+
+
+class NotPlaced(LookupError):
+    """What is missing to say where the frame is."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A frame and where it is. World: x forward, y left, z up (REP 103); at the start the child lies in its origin."""
+
+    frame: Frame  # depth, points and T_first_cam's position in metres, or in the model's unit if scale says none
+    T_odom_cam: Array  # [4, 4], ROS world <- camera's optical frame
+    T_odom_child: Array  # [4, 4], ROS world <- child
+    child: str  # base_frame, or the camera's frame where that is not set
+    scale: ScaleStatus
+    starts: bool = False  # whether it is the first of its world to be placed
+
+
+def references(config: NodeConfig) -> list[str]:
+    """The topics of REFERENCES that the settings make necessary."""
+    source = config.scale.source
+    transforms = ["/tf", "/tf_static"] if config.base_frame or source == "tf" else []
+    return transforms + [f"reference/{source}"] * (source in ("odometry", "depth"))
+
+
+class Placement:
+    """Places the frames of one stream, in order. `receive` may be called from another thread than `place`."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.transforms = TransformTree()
+        self.scale = ScaleStatus(config.scale.source, math.nan)  # as of the newest frame
+        self._measured = make_scale(config.scale)
+        # Poses of the robot, or depth images, whichever measure the scale.
+        self._references: deque[tuple[int, Any]] = deque(maxlen=WAITING.get(config.scale.source))
+        self._start()
+
+    def _start(self) -> None:
+        self._track = MetricTrack()
+        self._T_odom_first: Array | None = None  # ROS world <- first camera's optical frame
+        self._unmatched: deque[int] = deque()  # stamps at which TF's reference motion is still to come
+
+    def receive_transforms(self, transforms: Any, static: bool) -> None:
+        """Takes the `transforms` of a TFMessage."""
+        self.transforms.add(transforms, static)
+
+    def receive_pose(self, stamp_ns: int, T_reference_base: Array) -> None:
+        """Takes where the robot's own odometry says that it is, [4, 4], metres."""
+        self._references.append((stamp_ns, T_reference_base))
+
+    def receive_depth(self, stamp_ns: int, depth: NDArray[np.float32]) -> None:
+        """Takes what a depth camera measures, [H, W], metres."""
+        self._references.append((stamp_ns, DepthSamples.of(depth)))
+
+    def place(self, frame: Frame, stamp_ns: int, camera: str, config: NodeConfig) -> Placed:
+        """Places a frame of the camera with that frame_id.
+
+        Raises NotPlaced, with the reason and the remedy, while its mounting or the scale is unknown.
+        """
+        if frame.index == 0:
+            self._start()
+            self._measured.reset()
+        if camera == config.world_frame:
+            raise NotPlaced(f"the image's frame_id is world_frame, {camera}; give world_frame another name")
+        T_base_cam = self._mounting(config.base_frame, camera, stamp_ns) if config.base_frame else None
+        self.scale = self._measure(frame, stamp_ns, camera, T_base_cam, config)
+        if math.isnan(self.scale.scale):
+            raise NotPlaced(_unknown_scale(config, self.scale))
+        metric = self._track.metric(frame, self.scale.scale)
+        starts = self._T_odom_first is None
+        if self._T_odom_first is None:
+            self._T_odom_first = rigid(R_WORLD_OPTICAL, np.zeros(3)) if T_base_cam is None else T_base_cam
+        T_odom_cam = self._T_odom_first @ metric.T_first_cam
+        if T_base_cam is None:
+            return Placed(metric, T_odom_cam, T_odom_cam, camera, self.scale, starts)
+        return Placed(metric, T_odom_cam, T_odom_cam @ inverse(T_base_cam), config.base_frame, self.scale, starts)
+
+    def _mounting(self, base: str, camera: str, stamp_ns: int) -> Array:
+        try:
+            return self.transforms.lookup(base, camera, stamp_ns)
+        except LookupError as error:
+            raise NotPlaced(
+                f"the camera's mounting on {base} is not known: {error.args[0]}. Publish it in TF (ros2 run tf2_ros "
+                "static_transform_publisher) or leave base_frame empty"
+            ) from error
+
+    def _measure(
+        self, frame: Frame, stamp_ns: int, camera: str, T_base_cam: Array | None, config: NodeConfig
+    ) -> ScaleStatus:
+        if config.scale.source == "tf":
+            self._match_motion(stamp_ns, config)
+            with suppress(LookupError):  # else the camera is taken to move as base_frame does, or as its robot
+                T_base_cam = self.transforms.lookup(config.scale.child_frame, camera, stamp_ns)
+        while self._references:
+            stamp, value = self._references.popleft()
+            if isinstance(self._measured, ReferenceMotion):
+                self._measured.add_pose(stamp, value)
+            elif isinstance(self._measured, ReferenceDepth):
+                self._measured.add_depth(stamp, value)
+        return self._measured.update(frame, stamp_ns, T_base_cam, config.scale)
+
+    def _match_motion(self, now_ns: int, config: NodeConfig) -> None:
+        """Asks TF for the reference motion at the frames' stamps, once it is there."""
+        self._unmatched.append(now_ns)
+        parent, child = config.scale.parent_frame, config.scale.child_frame
+        for _ in range(len(self._unmatched)):
+            stamp = self._unmatched.popleft()
+            try:
+                self._references.append((stamp, self.transforms.lookup(parent, child, stamp, tolerance_s=0.0)))
+            except LookupError:
+                if now_ns - stamp < PATIENCE_NS:
+                    self._unmatched.append(stamp)
+
+
+def _unknown_scale(config: NodeConfig, status: ScaleStatus) -> str:
+    waits = {
+        "camera_height": "the ground must be in view",
+        "odometry": f"reference/odometry must show a motion of more than {config.scale.min_motion} m",
+        "tf": f"{config.scale.child_frame} must move by more than {config.scale.min_motion} m "
+        f"in {config.scale.parent_frame}",
+        "depth": "reference/depth must come with stamps within 50 ms of the images'",
+    }
+    return (
+        f"the scale is not known yet ({status.scale_measurements} measurements): {waits[config.scale.source]}; "
+        "scale.source none gives out the model's own unit instead"
+    )
