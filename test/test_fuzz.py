@@ -25,12 +25,15 @@ from tf2_msgs.msg import TFMessage
 
 from xsvggt_ros.camera import Rectifier
 from xsvggt_ros.config import NodeConfig, changed
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import rigid, unproject
-from xsvggt_ros.messages.conversions import decode_depth, decode_image, decode_pose, hand_over, stamp_ns
-from xsvggt_ros.placement.placement import NotPlaced, Placement, references
-from xsvggt_ros.placement.tf_buffer import TransformTree
+from xsvggt_ros.messages.decode import decode_depth, decode_image, decode_pose, stamp_ns
+from xsvggt_ros.messages.topics import references
+from xsvggt_ros.pipeline import hand_over
+from xsvggt_ros.placement.placement import NotPlaced, Placement
+from xsvggt_ros.placement.tf_buffer import TransformBuffer
 from xsvggt_ros.preprocess import Resize
-from xsvggt_ros.stream import Frame, Status
+from xsvggt_ros.status import StepStatus
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value", "ignore:divide by zero")
 
@@ -172,7 +175,7 @@ def test_stamps(endurance):
 
 def test_transforms(endurance):
     def check(drawn):
-        tree = TransformTree()
+        tree = TransformBuffer()
         for transforms, static in drawn:
             tree.add(transforms, static)
         for target in fuzz.FRAMES:
@@ -252,7 +255,7 @@ def check_placed(placement, index, config):
     """Whether the frame is placed."""
     K = np.array([[10.0, 0, 7], [0, 10, 7], [0, 0, 1]])
     pose = rigid(np.eye(3), np.array([0.2 * index, 0.0, 0.0]))
-    frame = Frame(index, pose, K, DEPTH, np.ones_like(DEPTH), np.zeros((14, 14, 3), np.uint8), Status(frame=index))
+    frame = Frame(index, pose, K, DEPTH, np.ones_like(DEPTH), np.zeros((14, 14, 3), np.uint8), StepStatus(frame=index))
     try:
         placed = placement.place(frame, index * PERIOD_NS, "lens", config)
     except NotPlaced as error:

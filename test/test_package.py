@@ -13,7 +13,7 @@ import yaml
 from support.paths import ROOT
 
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.messages.conversions import TOPICS
+from xsvggt_ros.messages.topics import TOPICS
 
 PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
 SOURCES = sorted((ROOT / "xsvggt_ros").rglob("*.py"))

@@ -7,8 +7,9 @@ from pkgutil import extend_path
 __path__ = extend_path(__path__, __name__)
 
 from xsvggt_ros.config import CacheConfig, NodeConfig, OutputConfig, StreamConfig
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.model import load_model
-from xsvggt_ros.stream import Frame, GeometryStream
+from xsvggt_ros.stream import GeometryStream
 
 __all__ = [
     "CacheConfig",

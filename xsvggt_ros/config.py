@@ -279,7 +279,7 @@ class NodeConfig(_Checked):
     target_latency_ms: float = setting(
         0.0,
         "Most time from an image's arrival to its outputs; while it takes longer the node gives up point density, then "
-        "publishing rate, then cache budget (~/status: rung). 0: never.",
+        "publishing rate, then cache budget (~/status: shed_level). 0: never.",
         unit="ms",
         minimum=0.0,
         live=True,

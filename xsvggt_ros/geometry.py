@@ -15,6 +15,7 @@ from transforms3d.quaternions import mat2quat, quat2mat
 Array = NDArray[np.float64]
 
 R_WORLD_OPTICAL: Array = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+LEAST_LENGTH = 1e-6  # of a quaternion; a shorter one has no direction
 FOV_LIMITS = np.deg2rad((1.0, 179.0))  # outside, a focal length means nothing
 
 

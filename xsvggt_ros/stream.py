@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,55 +17,11 @@ from xsvggt_ros import geometry
 from xsvggt_ros.cache import CacheShape, KVCache
 from xsvggt_ros.cache.kv_cache import out_of_memory
 from xsvggt_ros.config import CacheConfig, StreamConfig
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.model import StreamVGGT, load_model
 from xsvggt_ros.model.streamvggt import Predictions
 from xsvggt_ros.preprocess import Resize
-
-
-@dataclass(frozen=True)
-class Status:
-    """What a step cost and what the cache holds after it; the fields are those of msg/StreamStatus.msg."""
-
-    frame: int = 0
-    event: str = ""
-    policy: str = ""
-    tokens: int = 0
-    budget_tokens: int = 0
-    floor_tokens: int = 0
-    budget_raised: bool = False
-    evicted_tokens: int = 0
-    key_bits: int = 16
-    value_bits: int = 16
-    cache_bytes: int = 0
-    scratch_bytes: int = 0
-    camera_frames: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage, and "step" for all of it
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What the stream says about one image, at the network's resolution (h, w). Units are the model's."""
-
-    index: int  # from 0 at the start of the stream or its last reset
-    T_first_cam: NDArray[np.float64]  # [4, 4], optical axes; world = first camera
-    intrinsics: NDArray[np.float64]  # [3, 3], the given ones or else the predicted
-    depth: NDArray[np.float32]  # [h, w], along the optical axis, finite and positive
-    confidence: NDArray[np.float32]  # [h, w], at least 1
-    image: NDArray[np.uint8]  # [h, w, 3], RGB
-    status: Status
-    predicted_points: NDArray[np.float32] | None = None  # [h, w, 3], world; by the point head if it runs
-
-    def points_cam(self) -> NDArray[np.float32]:
-        """Points [h, w, 3] in the camera's optical frame."""
-        if self.predicted_points is None:
-            return geometry.unproject(self.depth, self.intrinsics)
-        return geometry.transform(geometry.inverse(self.T_first_cam), self.predicted_points)
-
-    def points_world(self) -> NDArray[np.float32]:
-        """Points [h, w, 3] in the world frame."""
-        if self.predicted_points is None:
-            return geometry.transform(self.T_first_cam, self.points_cam())
-        return self.predicted_points
+from xsvggt_ros.status import StepStatus
 
 
 class OutOfMemory(RuntimeError):
@@ -84,7 +40,7 @@ class GeometryStream:
         self.width = self.config.image_width or self.model.config.image_size
         parameter = self.model.aggregator.camera_token
         self.device, self.dtype = parameter.device, parameter.dtype
-        self.status = Status()
+        self.status = StepStatus()
         self.shortage = ""  # why the cache is smaller than configured, since memory ran out; empty: it is not
         self._cache_config = self.config.cache  # as configured, or as halved since
         self._fraction = 1.0  # of it that is in force
@@ -114,19 +70,6 @@ class GeometryStream:
         self._T_first_model: NDArray[np.float64] | None = None  # until the first frame is complete
         self._event = reason
 
-    def advance(self, stamp_ns: int) -> bool:
-        """Tells the stamp of the image to come, nanoseconds: one before the last starts a new world.
-
-        Returns whether time went back so. Raises ValueError for the same stamp again: that image must not be used.
-        """
-        if stamp_ns == self._stamp:
-            raise ValueError(f"its stamp, {stamp_ns} ns, is that of the image before it")
-        back = self._stamp is not None and stamp_ns < self._stamp
-        if self._stamp is not None and back:
-            self.reset(f"the stamp went back by {(self._stamp - stamp_ns) * 1e-9:.3f} s")
-        self._stamp = stamp_ns
-        return back
-
     def reconfigure(self, cache: CacheConfig) -> None:
         """Other policy, budget or bits from the next step on; the stream goes on, and a `limit` stays.
 
@@ -147,17 +90,25 @@ class GeometryStream:
             self._switch(self._cache_config, fraction, f"cache held to {fraction:.0%} of its budget")
 
     @torch.inference_mode()
-    def step(self, image: NDArray[np.uint8], intrinsics: NDArray[np.float64] | None = None) -> Frame:
+    def step(
+        self,
+        image: NDArray[np.uint8],
+        intrinsics: NDArray[np.float64] | None = None,
+        stamp_ns: int | None = None,
+    ) -> Frame:
         """Takes in the next image, uint8 [H, W, 3] RGB; intrinsics [3, 3] are its camera matrix, if known.
 
-        An image of another size than the last starts a new world, and the status says so.
-        Raises ValueError for a wrong shape or type, intrinsics that are no camera's, an image too small, or a cache
-        configured for more memory than there is; the stream stays as it was.
+        An image of another size than the last, or of a stamp (nanoseconds) before the last, starts a new world, and
+        the status says so.
+        Raises ValueError for a wrong shape or type, intrinsics that are no camera's, an image too small, the stamp of
+        the image before it, or a cache configured for more memory than there is; the stream stays as it was.
         Raises OutOfMemory if memory runs out; the stream goes on with half the cache or, where even that finds no
         memory and at a world's first image, in a new world. `shortage` says so until the cache is reconfigured.
         """
         resize = self._resize(image)
         known = None if intrinsics is None else resize.intrinsics(_camera_matrix(intrinsics))
+        if stamp_ns is not None:
+            self._advance(stamp_ns)
         if self._size and self._size != image.shape:
             self.reset("image size changed from {1}x{0} to {3}x{2}: stream reset".format(*self._size[:2], *image.shape))
         self._size = image.shape
@@ -168,6 +119,14 @@ class GeometryStream:
                 raise
         # Only here has the error let go of the step's arrays, which its traceback holds.
         raise OutOfMemory(self._make_do())
+
+    def _advance(self, stamp_ns: int) -> None:
+        """Time goes on, or back: then a new world starts."""
+        if stamp_ns == self._stamp:
+            raise ValueError(f"its stamp, {stamp_ns} ns, is that of the image before it")
+        if self._stamp is not None and stamp_ns < self._stamp:
+            self.reset(f"the stamp went back by {(self._stamp - stamp_ns) * 1e-9:.3f} s")
+        self._stamp = stamp_ns
 
     def _step(self, image: NDArray[np.uint8], resize: Resize, known: NDArray[np.float64] | None) -> Frame:
         timer = StageTimer(self.device)
@@ -261,8 +220,8 @@ class GeometryStream:
         self._T_first_model = T_first_model
         return frame
 
-    def _status_of(self, cache: KVCache) -> Status:
-        return Status(
+    def _status_of(self, cache: KVCache) -> StepStatus:
+        return StepStatus(
             frame=cache.frames - 1,
             event=self._event,
             policy=cache.config.policy,

@@ -15,10 +15,11 @@ from xsvggt_ros.evaluation.datasets import EvaluationFrame, EvaluationSequence
 from xsvggt_ros.evaluation.evaluate import mean_errors, sequence_errors, standing_still
 from xsvggt_ros.evaluation.metrics import scene_scale
 from xsvggt_ros.evaluation.trace import Clouds, Gallery, Trace
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import intrinsic_matrix, rigid, rotation_matrix
 from xsvggt_ros.rooms import stream as room
 from xsvggt_ros.rooms import write_folder
-from xsvggt_ros.stream import Frame, Status
+from xsvggt_ros.status import StepStatus
 
 WIDTH, HEIGHT = 64, 48
 K = intrinsic_matrix(50, 50, 31.5, 23.5)
@@ -36,7 +37,7 @@ def truth(index, depth=True, pose=True):
 
 def said(index, depth, T_first_cam):
     image = np.zeros((*depth.shape, 3), np.uint8)
-    status = Status(seconds={"step": 0.02}, cache_bytes=3 * 2**20)
+    status = StepStatus(seconds={"step": 0.02}, cache_bytes=3 * 2**20)
     return Frame(index, T_first_cam, K, depth, np.ones_like(depth), image, status)
 
 

@@ -14,21 +14,13 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from support.paths import ROOT
 
 from xsvggt_ros.config import NodeConfig, OutputConfig
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import rigid, ros_pose, rotation_matrix
-from xsvggt_ros.messages.conversions import (
-    TOPICS,
-    FrameMessages,
-    InputCounts,
-    Performance,
-    decode_depth,
-    decode_image,
-    decode_pose,
-    pose_covariance,
-    stamp_ns,
-)
+from xsvggt_ros.messages.decode import decode_depth, decode_image, decode_pose, stamp_ns
+from xsvggt_ros.messages.topics import TOPICS, FrameMessages
+from xsvggt_ros.placement.covariance import pose_covariance
 from xsvggt_ros.placement.placement import Placed
-from xsvggt_ros.placement.scale import ScaleStatus
-from xsvggt_ros.stream import Frame, Status
+from xsvggt_ros.status import ImageCounts, Performance, ScaleStatus, Status, StepStatus
 
 os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"  # rclpy's messages then refuse what they would publish as garbage
 
@@ -96,7 +88,7 @@ def frame(rgb):
         depth=rng.uniform(1, 4, (6, 8)).astype(np.float32),
         confidence=rng.uniform(1, 3, (6, 8)).astype(np.float32),
         image=rgb,
-        status=Status(
+        status=StepStatus(
             frame=3, event="why", policy="xstream", tokens=106, budget_tokens=212, floor_tokens=106, evicted_tokens=53,
             key_bits=2, value_bits=8, cache_bytes=2**33, scratch_bytes=7, camera_frames=4,
             seconds=dict(preprocess=0.25, encoder=0.5, aggregator=0.75, camera=1.0, dense=1.25, step=4.0),
@@ -104,19 +96,19 @@ def frame(rgb):
     )  # fmt: skip
 
 
-COUNTS = InputCounts(9, 1, 2, 3, 4, 5, 6, 7)
+COUNTS = ImageCounts(9, 1, 2, 3, 4, 5, 6, 7)
 PERFORMANCE = Performance(30.5, 0.25, 0.5, 0.125, 3)
 SCALE = ScaleStatus("odometry", 2.5, 0.0625, 7)
 
 
-def place(frame, child="lens", scale=SCALE, starts=False):
+def place(frame, child="lens", scale=SCALE, starts=False, stamp=STAMP):
     T_odom_cam = ros_pose(frame.T_first_cam)
-    return Placed(frame, T_odom_cam, T_odom_cam, child, scale, starts)
+    return Placed(stamp, "lens", frame, T_odom_cam, T_odom_cam, child, scale, starts)
 
 
 def convert(messages, frame, config=None, stamp=STAMP, **placed):
-    made = messages.convert(place(frame, **placed), stamp, "lens", config or NodeConfig())
-    status = messages.status(frame.status, stamp, "lens", scale=SCALE, counts=COUNTS, performance=PERFORMANCE)
+    made = messages.convert(place(frame, stamp=stamp, **placed), config or NodeConfig())
+    status = messages.status(Status(frame.status, SCALE, COUNTS, PERFORMANCE), stamp, "lens")
     return {topic: make() for topic, make in made.items()} | {"~/status": status}
 
 

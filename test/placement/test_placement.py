@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from xsvggt_ros.config import NodeConfig, ScaleConfig, changed
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import inverse, quaternion_xyzw, rigid, rotation_matrix, transform
-from xsvggt_ros.placement.placement import NotPlaced, Placement, references
-from xsvggt_ros.stream import Frame, Status
+from xsvggt_ros.messages.topics import references
+from xsvggt_ros.placement.placement import NotPlaced, Placement
+from xsvggt_ros.status import StepStatus
 
 SECOND = 1_000_000_000
 # A camera 0.2 m ahead of the base and 0.5 m above it, looking 30 degrees down: optical axes in base axes (REP 103).
@@ -25,7 +27,7 @@ def frame(index, T_first_cam, **values):
         depth=np.full((6, 8), 2.0, np.float32),
         confidence=np.full((6, 8), 1.5, np.float32),
         image=np.zeros((6, 8, 3), np.uint8),
-        status=Status(frame=index),
+        status=StepStatus(frame=index),
     )
     return Frame(index=index, T_first_cam=T_first_cam, **(defaults | values))
 

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation, Slerp
 
 from xsvggt_ros.config import ScaleConfig
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import R_WORLD_OPTICAL, interpolate, inverse, rigid, unproject
 from xsvggt_ros.placement.scale import (
     CameraHeight,
@@ -21,7 +22,6 @@ from xsvggt_ros.placement.scale import (
     MetricTrack,
     ReferenceDepth,
     ReferenceMotion,
-    ScaleStatus,
     make_scale,
 )
 from xsvggt_ros.placement.scale.depth import FRAMES, DepthSamples
@@ -30,7 +30,7 @@ from xsvggt_ros.placement.scale.ratio import RunningRatio
 from xsvggt_ros.placement.timeline import Timeline
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.rooms import make_room, pinhole, stream, trajectory
-from xsvggt_ros.stream import Frame, Status
+from xsvggt_ros.status import ScaleStatus, StepStatus
 
 ONES = np.ones((120, 160), np.float32)
 UNIT = 2.5  # metres per unit of the "model"
@@ -53,7 +53,7 @@ def frame_of(T_first_cam, index=0, depth=None, confidence=None, intrinsics=None)
         depth=depth,
         confidence=np.ones_like(depth) if confidence is None else confidence,
         image=np.zeros((*depth.shape, 3), np.uint8),
-        status=Status(),
+        status=StepStatus(),
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from scipy.spatial.transform import Rotation, Slerp
 
 from xsvggt_ros.messages.bag import TYPES
-from xsvggt_ros.placement.tf_buffer import ENTRIES, HISTORY_S, TOLERANCE_S, TransformTree
+from xsvggt_ros.placement.tf_buffer import ENTRIES, HISTORY_S, TOLERANCE_S, TransformBuffer
 
 SECOND = 1_000_000_000
 NOW = 1_700_000_000 * SECOND
@@ -51,7 +51,7 @@ def at(seconds):
 
 
 def tree(*transforms, static=False):
-    tree = TransformTree()
+    tree = TransformBuffer()
     tree.add(transforms, static)
     return tree
 
@@ -135,7 +135,7 @@ def test_before_the_history_nothing_is_made_up():
 
 
 def test_history_is_bounded_in_time():
-    frames = TransformTree()
+    frames = TransformBuffer()
     for t in np.arange(0, 30, 0.1):
         frames.add([stamped("odom", "base", t, (t, 0.0, 0.0))], static=False)
     newest = 29.9
@@ -188,7 +188,7 @@ def test_a_stamp_from_far_ahead_does_not_block_the_ones_to_come():
 
 
 def test_what_is_missing_is_named():
-    empty = TransformTree()
+    empty = TransformBuffer()
     with pytest.raises(LookupError, match="no frame 'base'; it has no frames at all"):
         empty.lookup("base", "camera", NOW)
     two = tree(stamped("odom", "base"), stamped("mast", "lens"))
@@ -218,7 +218,7 @@ def test_a_leading_slash_is_no_part_of_the_name():
 
 
 def test_a_frame_in_itself_needs_no_transform():
-    np.testing.assert_array_equal(TransformTree().lookup("camera", "/camera", NOW), np.eye(4))
+    np.testing.assert_array_equal(TransformBuffer().lookup("camera", "/camera", NOW), np.eye(4))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_frame_in_itself_needs_no_transform():
     ],
 )
 def test_what_is_no_transform_is_ignored_and_said_once(bad, words, caplog):
-    frames = TransformTree()
+    frames = TransformBuffer()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             frames.add([bad, stamped("odom", "arm", 0, (1.0, 0.0, 0.0))], static=False)

@@ -14,7 +14,7 @@ from support.recordings import SECOND, encoded, image_bag, picture, raw_image, w
 from xsvggt_ros.cli import main
 from xsvggt_ros.config import StreamConfig, changed
 from xsvggt_ros.geometry import quaternion_xyzw, ros_pose
-from xsvggt_ros.messages.conversions import TOPICS
+from xsvggt_ros.messages.topics import TOPICS
 from xsvggt_ros.replay import command as replay
 from xsvggt_ros.rooms import stream
 from xsvggt_ros.rooms.bag import write_bag as write_room
@@ -64,10 +64,10 @@ def read_points(msg):
 class FailingStream(GeometryStream):
     """Does at its third step what `failure` says."""
 
-    def step(self, image, intrinsics=None):
+    def step(self, image, intrinsics=None, stamp_ns=None):
         if self.status.frame == 1:
             self.failure()
-        return super().step(image, intrinsics)
+        return super().step(image, intrinsics, stamp_ns)
 
 
 @pytest.fixture(scope="module")

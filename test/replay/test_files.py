@@ -5,19 +5,18 @@ import cv2
 import numpy as np
 import pytest
 from support.frames import frame, place, read_ply
-from support.recordings import picture
 
 from xsvggt_ros.config import NodeConfig, OutputConfig
 from xsvggt_ros.geometry import R_WORLD_OPTICAL, rigid
-from xsvggt_ros.messages.conversions import InputCounts
 from xsvggt_ros.replay.files import CloudFile, ReplayFiles, TrajectoryFile, check_folder, write_depth
-from xsvggt_ros.replay.sources import InputImage
+from xsvggt_ros.status import Status
 
 
 def test_trajectory_is_tum_with_every_nanosecond(tmp_path):
     file = TrajectoryFile(tmp_path / "t.txt", NodeConfig())
-    file.write(1_700_000_000_123_456_789, place(frame(0)))
-    file.write(1_700_000_001_000_000_001, place(frame(0, T_first_cam=rigid(np.eye(3), np.array([1.0, 2.0, 3.0])))))
+    file.write(place(frame(0), 1_700_000_000_123_456_789))
+    moved = frame(0, T_first_cam=rigid(np.eye(3), np.array([1.0, 2.0, 3.0])))
+    file.write(place(moved, 1_700_000_001_000_000_001))
     file.close()
     comment, first, second = (tmp_path / "t.txt").read_text().splitlines()
     assert comment.startswith("# ")
@@ -32,7 +31,7 @@ def test_cloud_is_the_points_of_all_frames_in_the_world(tmp_path):
     frames = [frame(i) for i in range(3)]
     file = CloudFile(tmp_path / "c.ply", NodeConfig(output=config))
     for each in frames:
-        file.write(0, place(each))
+        file.write(place(each))
     file.close()
     vertices = read_ply(tmp_path / "c.ply")
     kept = [each.confidence[::2, ::2] >= 2.0 for each in frames]
@@ -61,7 +60,8 @@ def test_depth_image(tmp_path):
 def test_a_new_world_begins_new_files(tmp_path):
     files = ReplayFiles(tmp_path, NodeConfig())
     for stamp, index in enumerate([0, 1, 2, 0, 1]):
-        files.write(InputImage(stamp, picture(0), None, "camera"), place(frame(index)), InputCounts())
+        placed = place(frame(index), stamp)
+        files.write(placed, Status(placed.frame.status))
     files.close()
     assert len((tmp_path / "trajectory.txt").read_text().splitlines()) == 1 + 3
     assert len((tmp_path / "trajectory_1.txt").read_text().splitlines()) == 1 + 2

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -17,15 +18,17 @@ from support.recordings import (
     write_folder,
 )
 
-from xsvggt_ros.replay.sources import open_sequence
+from xsvggt_ros.replay.sources import Images, open_source
 
 K = np.array([[50.0, 0, 31.5], [0, 51.0, 23.5], [0, 0, 1]])
 
 
 def read(path, **options):
-    """All images of a sequence, and the sequence after its end."""
-    with open_sequence(path, **options) as sequence:
-        return list(sequence), sequence
+    """All images of a source that can be used; what is said of it and of the others after its end."""
+    with open_source(path, **options) as source:
+        images = Images(source)
+        found = list(images)
+        return found, SimpleNamespace(length=source.length, damage=source.damage, skipped=images.skipped)
 
 
 def indices(images):

@@ -12,8 +12,8 @@ from rosbags.highlevel import AnyReader
 from xsvggt_ros.camera import decode_intrinsics
 from xsvggt_ros.cli import main
 from xsvggt_ros.geometry import inverse, rotation_matrix, transform, unproject
-from xsvggt_ros.messages.conversions import stamp_ns
-from xsvggt_ros.replay.sources import open_sequence
+from xsvggt_ros.messages.decode import stamp_ns
+from xsvggt_ros.replay.sources import Images, open_source
 from xsvggt_ros.rooms import Scene, furnish, make_room, pinhole, render, stream, trajectory, write_folder
 from xsvggt_ros.rooms.bag import TOPICS, write_bag
 from xsvggt_ros.rooms.scene import BALLS, ROUNDS
@@ -316,9 +316,10 @@ def bag(frames, tmp_path_factory):
 
 
 def test_bag_plays_as_the_camera_recorded_it(bag, frames):
-    with open_sequence(bag) as sequence:
-        images = list(sequence)
-    assert sequence.length == len(images) == 3 and not sequence.skipped
+    with open_source(bag) as source:
+        usable = Images(source)
+        images = list(usable)
+    assert source.length == len(images) == 3 and not usable.skipped
     for image, frame in zip(images, frames, strict=True):
         assert np.array_equal(image.image, frame.rgb) and np.array_equal(image.intrinsics, frame.intrinsics)
         assert (image.stamp_ns, image.frame_id) == (frame.stamp_ns, "camera")

@@ -19,7 +19,8 @@ from support.recordings import SECOND, camera_info, header, message, raw_image, 
 from tf2_msgs.msg import TFMessage
 
 from xsvggt_ros.cli import main
-from xsvggt_ros.messages.conversions import TOPICS, stamp_ns
+from xsvggt_ros.messages.decode import stamp_ns
+from xsvggt_ros.messages.topics import TOPICS
 
 START = 1_000 * SECOND
 STEP = SECOND // 10

@@ -14,7 +14,7 @@ pytest.importorskip("rclpy")
 from support.two_processes import PERIOD_NS
 from xsvggt_ros.msg import StreamStatus
 
-from xsvggt_ros.messages.conversions import stamp_ns
+from xsvggt_ros.messages.decode import stamp_ns
 
 MIB = 2**20
 OUTSTANDING = 3  # images on the way, at most

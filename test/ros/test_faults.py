@@ -21,7 +21,8 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
-from xsvggt_ros.messages.conversions import TOPICS, stamp_ns
+from xsvggt_ros.messages.decode import stamp_ns
+from xsvggt_ros.messages.topics import TOPICS
 
 SMALL = dict(device="cpu", dtype="float32", image_width=56, point_stride=1, path_length=50)
 SMALL |= dict(queue="all", queue_size=1000)

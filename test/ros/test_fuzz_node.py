@@ -23,7 +23,8 @@ from support.lifecycle import Lifecycle
 
 from xsvggt_ros.camera import Rectifier
 from xsvggt_ros.config import NodeConfig, settings, values
-from xsvggt_ros.messages.conversions import TOPICS, decode_image
+from xsvggt_ros.messages.decode import decode_image
+from xsvggt_ros.messages.topics import TOPICS
 from xsvggt_ros.preprocess import STEEPEST, Resize
 
 WIDTH = 56  # of the network's input: small, so that a step is short

@@ -10,7 +10,7 @@ pytest.importorskip("rclpy")
 from lifecycle_msgs.msg import State
 from support.lifecycle import Lifecycle
 
-from xsvggt_ros.messages.conversions import stamp_ns
+from xsvggt_ros.messages.decode import stamp_ns
 
 MIB = 2**20
 CACHE_MIB = 200  # far more than weights, allocator and all else

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from itertools import pairwise
 from threading import Thread
 
@@ -11,11 +11,9 @@ pytest.importorskip("rclpy")
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.serialization import deserialize_message, serialize_message
 
-from xsvggt_ros.messages.conversions import InputCounts, Performance
-from xsvggt_ros.placement.scale import ScaleStatus
-from xsvggt_ros.ros.load import RUNGS, Rung
+from xsvggt_ros.ros.load_shedding import LEVELS
 from xsvggt_ros.ros.monitor import STEPS, WINDOW_S, Monitor, diagnostic
-from xsvggt_ros.stream import Status
+from xsvggt_ros.status import ImageCounts, Performance, ScaleStatus, Status, StepStatus
 
 OK, WARN, ERROR, STALE = (getattr(DiagnosticStatus, level) for level in ("OK", "WARN", "ERROR", "STALE"))
 
@@ -28,23 +26,26 @@ class Clock:
         return self.now
 
 
-@dataclass
-class Placement:
-    scale: ScaleStatus = field(default_factory=ScaleStatus)
-
-
 class Node:
-    """What `diagnostic` is told of: a worker, with a clock to turn."""
+    """A worker's status, with a clock to turn, and what is said of it."""
 
     def __init__(self):
         self.clock = Clock()
         self.monitor = Monitor(self.clock)
-        self.input = InputCounts()
-        self.status, self.placement, self.rung = Status(), Placement(), Rung()
+        self.input = self.before = ImageCounts()
+        self.step, self.scale, self.level = StepStatus(), ScaleStatus(), LEVELS[0]
         self.missing = self.shortage = ""
 
-    def counts(self):
-        return self.input
+    def status(self):
+        performance = replace(self.monitor.performance(), shed_level=self.level.number)
+        return Status(
+            self.step, self.scale, self.input, performance, self.missing, self.shortage, self.monitor.silent()
+        )
+
+    def diagnostic(self, idle=""):
+        said = diagnostic("/stream", self.status(), self.before, idle)
+        self.before = self.input
+        return said
 
     def count(self, **more):
         self.input = replace(self.input, **{name: getattr(self.input, name) + n for name, n in more.items()})
@@ -56,7 +57,7 @@ class Node:
         self.count(frames_received=count)
 
     def verdict(self):
-        status = diagnostic("/stream", self)
+        status = self.diagnostic()
         return status.level, status.message
 
 
@@ -157,10 +158,10 @@ def test_frames_that_find_no_place_are_a_warning_with_the_reason(node):
     assert node.verdict()[0] == OK
 
 
-@pytest.mark.parametrize("rung", RUNGS[1:])
-def test_what_is_given_up_for_the_latency_is_a_warning(node, rung):
-    node.rung = rung
-    assert node.verdict() == (WARN, f"too slow for target_latency_ms: {rung.description}")
+@pytest.mark.parametrize("level", LEVELS[1:])
+def test_what_is_given_up_for_the_latency_is_a_warning(node, level):
+    node.level = level
+    assert node.verdict() == (WARN, f"too slow for target_latency_ms: {level.description}")
 
 
 def test_a_cache_cut_for_want_of_memory_is_an_error_until_it_is_set_anew(node):
@@ -185,19 +186,19 @@ def test_without_images_the_values_are_stale(node):
 
 def test_of_several_complaints_the_worst_gives_the_level_and_all_are_said(node):
     node.count(frames_replaced=4, frames_rejected=2)
-    node.shortage, node.rung = "out of memory: x", RUNGS[2]
+    node.shortage, node.level = "out of memory: x", LEVELS[2]
     level, message = node.verdict()
     assert level == ERROR
-    parts = ["out of memory: x", RUNGS[2].description, "2 images unusable", "4 images replaced"]
+    parts = ["out of memory: x", LEVELS[2].description, "2 images unusable", "4 images replaced"]
     assert all(0 <= message.find(a) < message.find(b) for a, b in pairwise(parts))
 
 
 def test_a_node_that_does_not_work_on_images_says_why(node):
     node.count(frames_replaced=4)
-    status = diagnostic("/stream", node, "not active")
+    status = node.diagnostic("not active")
     assert (status.level, status.message) == (STALE, "not active")
     assert {pair.key: pair.value for pair in status.values}["frames_replaced"] == "4"
-    status = diagnostic("/stream", None, "not configured")
+    status = diagnostic("/stream", None, ImageCounts(), "not configured")
     assert (status.level, status.message, status.name) == (STALE, "not configured", "/stream")
 
 
@@ -205,15 +206,15 @@ def test_the_values_are_all_that_the_status_message_has(node):
     from xsvggt_ros.msg import StreamStatus
 
     stages = ("preprocess", "encoder", "aggregator", "camera", "dense", "step")
-    node.status = Status(frame=7, policy="xstream", seconds=dict.fromkeys(stages, 0.0123456789))
-    node.placement.scale = ScaleStatus("odometry", 1.25, 0.02, 40)
-    node.rung = RUNGS[3]
+    node.step = StepStatus(frame=7, policy="xstream", seconds=dict.fromkeys(stages, 0.0123456789))
+    node.scale = ScaleStatus("odometry", 1.25, 0.02, 40)
+    node.level = LEVELS[3]
     node.count(frames_lost=2)
-    status = diagnostic("/stream", node)
+    status = node.diagnostic()
     values = {pair.key: pair.value for pair in status.values}
     assert len(values) == len(status.values)
     assert set(values) == set(StreamStatus.get_fields_and_field_types()) - {"header"}
-    expected = dict(frame="7", policy="xstream", encoder_seconds="0.0123457", rung="3", frames_lost="2")
+    expected = dict(frame="7", policy="xstream", encoder_seconds="0.0123457", shed_level="3", frames_lost="2")
     expected |= dict(scale_source="odometry", scale="1.25", frames_received="10", input_rate="30")
     assert {name: values[name] for name in expected} == expected
     assert deserialize_message(serialize_message(status), DiagnosticStatus) == status
@@ -223,4 +224,4 @@ def test_each_count_has_a_cause_or_is_none():
     """A count that is added must be thought of here."""
     causes = {"frames_replaced", "frames_refused", "frames_lost", "frames_rejected"}
     elsewhere = {"frames_received", "frames_unplaced", "frames_failed", "resets"}
-    assert {f.name for f in fields(InputCounts)} == causes | elsewhere
+    assert {f.name for f in fields(ImageCounts)} == causes | elsewhere

@@ -12,7 +12,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig
 from xsvggt_ros.geometry import ros_pose, rotation_matrix, transform
-from xsvggt_ros.messages.conversions import TOPICS, decode_image, stamp_ns
+from xsvggt_ros.messages.decode import decode_image, stamp_ns
+from xsvggt_ros.messages.topics import TOPICS
 
 BUDGET = 212  # tokens: four frames of the demo model at 112 x 84
 START = dict(device="cpu", dtype="float32", queue_size=300, point_stride=1)

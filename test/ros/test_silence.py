@@ -11,7 +11,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 
-from xsvggt_ros.messages.conversions import stamp_ns
+from xsvggt_ros.messages.decode import stamp_ns
 from xsvggt_ros.ros.node import SILENCE_REPEAT, SILENCE_S
 
 WARNING = f"no image for {SILENCE_S:.0f} s on "

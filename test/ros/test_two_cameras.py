@@ -15,7 +15,7 @@ from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
 from xsvggt_ros.msg import StreamStatus
 
-from xsvggt_ros.messages.conversions import stamp_ns
+from xsvggt_ros.messages.decode import stamp_ns
 
 pytestmark = pytest.mark.slow
 

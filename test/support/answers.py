@@ -13,12 +13,12 @@ import numpy as np
 from xsvggt_ros.config import NodeConfig, changed
 from xsvggt_ros.demo.errors import true_depth, unit
 from xsvggt_ros.demo.recording import Answer, Played, Recording
+from xsvggt_ros.frame import Frame, InputImage
 from xsvggt_ros.geometry import inverse, ros_pose
-from xsvggt_ros.messages.conversions import InputCounts
-from xsvggt_ros.replay.sources import InputImage
 from xsvggt_ros.rooms import RoomFrame
 from xsvggt_ros.rooms import stream as room
-from xsvggt_ros.stream import Frame, GeometryStream
+from xsvggt_ros.status import ImageCounts
+from xsvggt_ros.stream import GeometryStream
 
 TOKENS = 17  # of a frame at width 56
 START = {"image_width": 56, "cache.budget_tokens": 4 * TOKENS, "cache.key_bits": 16, "cache.value_bits": 16}
@@ -42,7 +42,7 @@ def make_recording(images: int = 10, size: tuple[int, int] = (64, 48), rate: flo
             longer = LONGER_LATER if i >= images // 2 else LONGER
             answers.append(_answer(i, _erring(step, truth[0], frame, longer), start.output.point_stride))
             unchanged.append(_erring(step, truth[0], frame, LONGER))
-    counts = InputCounts(frames_received=images, frames_replaced=1)
+    counts = ImageCounts(frames_received=images, frames_replaced=1)
     played = Played(30.0, answers, [], [], counts, change_after=images // 2, refusal="")
     sent = [InputImage(t.stamp_ns, t.rgb, t.intrinsics, "camera") for t in truth]
     return Recording("a <room>", sent, truth, start, later, played, unchanged, exit_code=0)

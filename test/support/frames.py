@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from support.recordings import picture
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import rigid, ros_pose
 from xsvggt_ros.placement.placement import Placed
-from xsvggt_ros.placement.scale import ScaleStatus
-from xsvggt_ros.stream import Frame, Status
+from xsvggt_ros.status import ScaleStatus, StepStatus
 
 VERTEX = [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")]
 
@@ -25,15 +25,16 @@ def frame(index=0, size=(6, 8), **values):
         depth=rng.uniform(0.5, 3, size).astype(np.float32),
         confidence=rng.uniform(1, 3, size).astype(np.float32),
         image=picture(index, size),
-        status=Status(frame=index, seconds=dict.fromkeys(
+        status=StepStatus(frame=index, seconds=dict.fromkeys(
             ("preprocess", "encoder", "aggregator", "camera", "dense", "step"), 0.0)),
     )  # fmt: skip
     return Frame(**(defaults | values))
 
 
-def place(frame):
+def place(frame, stamp_ns=0):
     T_odom_cam = ros_pose(frame.T_first_cam)
-    return Placed(frame, T_odom_cam, T_odom_cam, "camera", ScaleStatus(), starts=frame.index == 0)
+    starts = frame.index == 0
+    return Placed(stamp_ns, "camera", frame, T_odom_cam, T_odom_cam, "camera", ScaleStatus(), starts=starts)
 
 
 def read_ply(path: Path) -> np.ndarray:

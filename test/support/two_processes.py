@@ -20,7 +20,8 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_srvs.srv import SetBool, Trigger
 
 from support.paths import ROOT
-from xsvggt_ros.messages.conversions import TOPICS, stamp_ns
+from xsvggt_ros.messages.decode import stamp_ns
+from xsvggt_ros.messages.topics import TOPICS
 
 STREAM_NODE = ROOT / "scripts" / "stream_node"
 PERIOD_NS = 33_333_333  # 30 Hz

@@ -27,12 +27,12 @@ from xsvggt_ros.demo.images import demo_sequence
 from xsvggt_ros.demo.recording import Recording, as_json, check
 from xsvggt_ros.demo.report import headline, html
 from xsvggt_ros.flags import add_settings, given_settings
+from xsvggt_ros.frame import Frame, InputImage
 from xsvggt_ros.installation import package_file
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.replay.command import stop_signals
-from xsvggt_ros.replay.sources import InputImage
-from xsvggt_ros.stream import Frame, GeometryStream
+from xsvggt_ros.stream import GeometryStream
 
 PASSED_ON = ("weights", "model", "device", "dtype", "attention", "image_width", "queue")
 SETTINGS = [setting for setting in settings(NodeConfig) if setting.name in PASSED_ON]

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from xsvggt_ros.replay.sources import FRAME_ID, InputImage, open_sequence
+from xsvggt_ros.frame import InputImage
+from xsvggt_ros.messages.decode import FRAME_ID
+from xsvggt_ros.replay.sources import Images, open_source
 from xsvggt_ros.rooms import RoomFrame, stream
 
 FEWEST_IMAGES = 20
@@ -32,12 +34,13 @@ def demo_sequence(source: Path | None, frames: int) -> tuple[list[InputImage], l
 
 
 def _recorded(source: Path, frames: int) -> list[InputImage]:
-    with open_sequence(source) as sequence:
-        images = list(tqdm(islice(sequence, frames), "reading", unit="image"))
-    if sequence.skipped:
-        log.warning("%d images skipped, the first: %s", len(sequence.skipped), sequence.skipped[0])
-    if sequence.damage:
-        log.warning("%s; what could be read is played", sequence.damage)
+    with open_source(source) as recording:
+        usable = Images(recording)
+        images = list(tqdm(islice(usable, frames), "reading", unit="image"))
+    if usable.skipped:
+        log.warning("%d images skipped, the first: %s", len(usable.skipped), usable.skipped[0])
+    if recording.damage:
+        log.warning("%s; what could be read is played", recording.damage)
     if len(images) < FEWEST_IMAGES:
         raise ValueError(f"{source} has {len(images)} usable images; the demo needs at least {FEWEST_IMAGES}")
     return images

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from xsvggt_ros.config import NodeConfig, values
 from xsvggt_ros.demo.errors import Errors, errors, trivial_errors, unit
 from xsvggt_ros.evaluation.metrics import PoseErrors, pose_errors
+from xsvggt_ros.frame import Frame, InputImage
 from xsvggt_ros.geometry import Array, inverse, ros_pose, unproject
-from xsvggt_ros.messages.conversions import InputCounts
 from xsvggt_ros.model.loading import RANDOM
-from xsvggt_ros.replay.sources import InputImage
 from xsvggt_ros.rooms import RoomFrame
-from xsvggt_ros.stream import Frame, Status
+from xsvggt_ros.status import ImageCounts, StepStatus
 
 TOLERANCE = 1e-4  # relative; poses and points go through float32
 
@@ -36,7 +35,7 @@ class Answer:
     depth: NDArray[np.float32]  # [h, w], NaN where the confidence is too low
     confidence: NDArray[np.float32]  # [h, w]
     points: NDArray[np.float32]  # [h / stride, w / stride, 3], optical camera frame
-    status: Status
+    status: StepStatus
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Played:
     answers: list[Answer]  # in the order of the images
     incomplete: list[str]  # images whose outputs did not all come, and what is missing
     strays: list[str]  # outputs whose stamp is no image's
-    counts: InputCounts  # what the node says of the images
+    counts: ImageCounts  # what the node says of the images
     change_after: int  # images sent when the change was asked for
     refusal: str  # why the node refused it; empty: it did not
 
@@ -174,7 +173,7 @@ def _comparison_as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _runs(status: Status, config: NodeConfig) -> bool:
+def _runs(status: StepStatus, config: NodeConfig) -> bool:
     return _cache_settings(status) == _cache_settings(config.stream.cache)
 
 

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from xsvggt_ros.evaluation.datasets import Depth, EvaluationFrame, EvaluationSequence
 from xsvggt_ros.evaluation.metrics import scene_scale
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array, inverse, transform, unproject
 from xsvggt_ros.preprocess import Resize
-from xsvggt_ros.stream import Frame, GeometryStream
+from xsvggt_ros.stream import GeometryStream
 
 POINT_CROP = 224  # pixels; the side of the field's centre crop
 

@@ -13,19 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import R_WORLD_OPTICAL, Array, inverse, rigid
-from xsvggt_ros.placement.scale import MetricTrack, ReferenceDepth, ReferenceMotion, ScaleStatus, make_scale
+from xsvggt_ros.placement.scale import MetricTrack, ReferenceDepth, ReferenceMotion, make_scale
 from xsvggt_ros.placement.scale.depth import DepthSamples
-from xsvggt_ros.placement.tf_buffer import TransformTree
-from xsvggt_ros.stream import Frame
+from xsvggt_ros.placement.tf_buffer import TransformBuffer
+from xsvggt_ros.status import ScaleStatus
 
-# What a placement may listen to: topic -> message type.
-REFERENCES = {
-    "/tf": "tf2_msgs/msg/TFMessage",
-    "/tf_static": "tf2_msgs/msg/TFMessage",
-    "reference/odometry": "nav_msgs/msg/Odometry",
-    "reference/depth": "sensor_msgs/msg/Image",
-}
 WAITING = {"odometry": 10_000, "tf": 10_000, "depth": 300}  # reference messages kept until the next frame, at most
 PATIENCE_NS = 2_000_000_000  # how long a frame waits for TF's reference motion at its stamp
 
@@ -38,6 +32,8 @@ class NotPlaced(LookupError):
 class Placed:
     """A frame and where it is. World: x forward, y left, z up (REP 103); at the start the child lies in its origin."""
 
+    stamp_ns: int  # of its image
+    camera: str  # frame_id of its image
     frame: Frame  # depth, points and T_first_cam's position in metres, or in the model's unit if scale says none
     T_odom_cam: Array  # [4, 4], ROS world <- camera's optical frame
     T_odom_child: Array  # [4, 4], ROS world <- child
@@ -46,19 +42,13 @@ class Placed:
     starts: bool = False  # whether it is the first of its world to be placed
 
 
-def references(config: NodeConfig) -> list[str]:
-    """The topics of REFERENCES that the settings make necessary."""
-    source = config.scale.source
-    transforms = ["/tf", "/tf_static"] if config.base_frame or source == "tf" else []
-    return transforms + [f"reference/{source}"] * (source in ("odometry", "depth"))
-
-
 class Placement:
     """Places the frames of one stream, in order. `receive` may be called from another thread than `place`."""
 
     def __init__(self, config: NodeConfig) -> None:
-        self.transforms = TransformTree()
+        self.transforms = TransformBuffer()
         self.scale = ScaleStatus(config.scale.source, math.nan)  # as of the newest frame
+        self._newest_ns = -math.inf  # stamp of that frame
         self._measured = make_scale(config.scale)
         # Poses of the robot, or depth images, whichever measure the scale.
         self._references: deque[tuple[int, Any]] = deque(maxlen=WAITING.get(config.scale.source))
@@ -84,8 +74,12 @@ class Placement:
     def place(self, frame: Frame, stamp_ns: int, camera: str, config: NodeConfig) -> Placed:
         """Places a frame of the camera with that frame_id.
 
+        With a stamp before the last time has restarted: the transforms that have a time are forgotten.
         Raises NotPlaced, with the reason and the remedy, while its mounting or the scale is unknown.
         """
+        if stamp_ns < self._newest_ns:
+            self.transforms.clear()
+        self._newest_ns = stamp_ns
         if frame.index == 0:
             self._start()
             self._measured.reset()
@@ -100,9 +94,10 @@ class Placement:
         if self._T_odom_first is None:
             self._T_odom_first = rigid(R_WORLD_OPTICAL, np.zeros(3)) if T_base_cam is None else T_base_cam
         T_odom_cam = self._T_odom_first @ metric.T_first_cam
-        if T_base_cam is None:
-            return Placed(metric, T_odom_cam, T_odom_cam, camera, self.scale, starts)
-        return Placed(metric, T_odom_cam, T_odom_cam @ inverse(T_base_cam), config.base_frame, self.scale, starts)
+        child, T_odom_child = camera, T_odom_cam
+        if T_base_cam is not None:
+            child, T_odom_child = config.base_frame, T_odom_cam @ inverse(T_base_cam)
+        return Placed(stamp_ns, camera, metric, T_odom_cam, T_odom_child, child, self.scale, starts)
 
     def _mounting(self, base: str, camera: str, stamp_ns: int) -> Array:
         try:

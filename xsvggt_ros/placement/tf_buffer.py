@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xsvggt_ros.geometry import Array, interpolate, inverse, rigid, rotation_matrix
+from xsvggt_ros.geometry import LEAST_LENGTH, Array, interpolate, inverse, rigid, rotation_matrix
 from xsvggt_ros.placement.timeline import Timeline
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,6 @@ HISTORY_S = 10.0  # kept behind a frame's newest transform, as tf2 does
 ENTRIES = 10_000  # kept for a frame at most: the history at 1 kHz
 TOLERANCE_S = 0.1  # how far the newest transform holds beyond its stamp
 NAMES = 20  # frames listed in an error, at most
-LEAST_LENGTH = 1e-6  # a shorter quaternion has no direction
 
 Pose = tuple[Array, Array]  # translation [3], metres, and unit quaternion [4], x y z w
 
@@ -58,7 +57,7 @@ class Link:
         return interpolate(_matrix(first), _matrix(last), (stamp_ns - before) / (after - before))
 
 
-class TransformTree:
+class TransformBuffer:
     """The frames that TF connects. May be used from several threads.
 
     A frame has one parent: the one that came last, which begins a new history, as does a stamp that goes far back.

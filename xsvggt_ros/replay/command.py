@@ -8,26 +8,29 @@ import logging
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from threading import Event
 from types import FrameType
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from xsvggt_ros.config import NodeConfig, changed, settings
 from xsvggt_ros.flags import add_settings, given_settings
-from xsvggt_ros.messages.conversions import InputCounts, hand_over
-from xsvggt_ros.placement.placement import REFERENCES, NotPlaced, Placement, references
+from xsvggt_ros.messages.decode import decode_image
+from xsvggt_ros.messages.topics import IMAGE, references
+from xsvggt_ros.pipeline import Pipeline, Rejected
+from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.replay.files import ReplayFiles, check_folder, explained, written_files
-from xsvggt_ros.replay.sources import ImageSequence, InputImage, Listener, open_sequence
-from xsvggt_ros.stream import GeometryStream, OutOfMemory, Status
+from xsvggt_ros.replay.sources import Source, complaint, open_source
+from xsvggt_ros.stream import GeometryStream
 
 # Settings of the node that mean nothing without topics to receive from and send to.
 LIVE_ONLY = ("autostart", "image_transport", "queue", "queue_size", "target_latency_ms", "publish_tf", "invert_tf")
 SETTINGS = [setting for setting in settings(NodeConfig) if setting.name not in LIVE_ONLY]
+MIB = 2**20
 INTERRUPTED = 130  # exit code, as after Ctrl-C in a shell
 
 log = logging.getLogger(__name__)
@@ -65,122 +68,94 @@ def run(args: argparse.Namespace) -> int:
     config = changed(NodeConfig(), given_settings(args, SETTINGS))
     if args.max_frames is not None and args.max_frames < 1:
         raise ValueError(f"max-frames must be at least 1, got {args.max_frames}")
-    placement = Placement(config)
-    others = _others(placement, config, args.reference)
+    topics = _bag_topics(config, args.reference)
     check_folder(args.output)
-    with open_sequence(
-        args.input, rate=args.rate, topic=args.topic, stride=args.stride, rectify=config.rectify, others=others
-    ) as sequence:
-        images = islice(_usable(sequence, args.input), args.max_frames)
-        stream = GeometryStream(config.stream)
+    with open_source(args.input, rate=args.rate, topic=args.topic, stride=args.stride, references=topics) as source:
+        messages = _usable(source, args.input)
+        pipeline = Pipeline(GeometryStream(config.stream), config, log)
         if not config.stream.weights:
             log.warning("the model of the package knows synthetic rooms only: give weights for real images")
+        length = min((n for n in (source.length, args.max_frames) if n is not None), default=None)
         with explained(args.output), closing(ReplayFiles(args.output, config)) as files, stop_signals() as stop:
-            replay = Replay(config, stream, placement, sequence, files)
-            replay.run(_progress(images, sequence.length, args.max_frames), stop)
+            replay = Replay(pipeline, config, files)
+            replay.run(messages, length, args.max_frames, stop)
     if stop.is_set():
         log.warning("interrupted; what was done is written")
+    if source.damage:
+        log.warning("%s; what could be read is written", source.damage)
     replay.report(args.input, args.output)
     return INTERRUPTED if stop.is_set() else 0
 
 
 class Replay:
-    """One pass of a stream over a sequence, into files."""
+    """One pass of a recording through a pipeline, into files."""
 
-    def __init__(
-        self,
-        config: NodeConfig,
-        stream: GeometryStream,
-        placement: Placement,
-        sequence: ImageSequence,
-        files: ReplayFiles,
-    ) -> None:
-        self.frames = 0
-        self.seconds = 0.0  # in the stream's steps
+    def __init__(self, pipeline: Pipeline, config: NodeConfig, files: ReplayFiles) -> None:
+        self._pipeline = pipeline
         self._config = config
-        self._stream = stream
-        self._placement = placement
-        self._sequence = sequence
         self._files = files
-        self._worlds = 0
+        self._frames = 0
+        self._seconds = 0.0  # in the stream's steps
+        self._skipped: list[str] = []
 
-    def run(self, images: Iterable[InputImage], stop: Event) -> None:
-        """Serves the images, which are the sequence's, until they end or `stop` is set."""
-        with logging_redirect_tqdm():
-            for image in images:
-                self._serve(image)
-                if stop.is_set():
+    def run(self, messages: Iterable[tuple[str, Any]], length: int | None, most: int | None, stop: Event) -> None:
+        """Serves the messages until they end, there were `most` images, or `stop` is set. length: of images."""
+        with logging_redirect_tqdm(), tqdm(total=length, unit="frame") as progress:
+            for topic, message in messages:
+                if topic != IMAGE:
+                    self._pipeline.receive(topic, message)
+                    continue
+                progress.update(self._serve(message))
+                if stop.is_set() or progress.n == most:
                     break
 
-    def _serve(self, image: InputImage) -> None:
-        stamp = image.stamp_ns
-        try:
-            if self._stream.advance(stamp):
-                self._placement.transforms.clear()
-            frame = self._stream.step(image.image, image.intrinsics)
-            self._tell(stamp, frame.status)
-            placed = self._placement.place(frame, stamp, image.frame_id, self._config)
-        except (ValueError, OutOfMemory, NotPlaced) as error:
-            self._sequence.skipped.append(f"image of {stamp} ns: {error.args[0]}")
-            return
-        self.frames += 1
-        self.seconds += frame.status.seconds["step"]
-        self._files.write(image, placed, self._counts())
-
-    def _tell(self, stamp: int, status: Status) -> None:
-        self._worlds += status.frame == 0
-        if status.frame == 0 and status.budget_raised:
-            log.warning("the budget is below what the policy works with: raised to %d tokens", status.floor_tokens)
-        if status.event:
-            log.warning("image of %d ns: %s", stamp, status.event)
-
-    def _counts(self) -> InputCounts:
-        rejected = len(self._sequence.skipped)
-        return InputCounts(frames_received=self.frames + rejected, frames_rejected=rejected, resets=self._worlds - 1)
+    def _serve(self, message: Any) -> bool:
+        """Whether the stream took the image in."""
+        result = self._pipeline.process(message, self._config)
+        if isinstance(result, Placed):
+            self._frames += 1
+            self._seconds += result.frame.status.seconds["step"]
+            self._files.write(result, self._pipeline.status)
+        else:
+            self._skipped.append(complaint(message, result.reason))
+        return not isinstance(result, Rejected)
 
     def report(self, source: Path, output: Path) -> None:
         """Prints the totals and the files. Raises ValueError if no image could be used."""
-        skipped = self._sequence.skipped
-        if skipped:
-            log.warning("%d images skipped, the first: %s", len(skipped), skipped[0])
-        if self._sequence.damage:
-            log.warning("%s; what could be read is written", self._sequence.damage)
-        if not self.frames:
+        if self._skipped:
+            log.warning("%d images skipped, the first: %s", len(self._skipped), self._skipped[0])
+        if not self._frames:
             raise ValueError(f"no image of {source} could be used")
-        cache = self._stream.status.cache_bytes / 2**20
-        print(f"{self.frames} frames, {len(skipped)} images skipped")
-        print(f"{self.seconds / self.frames:.3f} s per frame, {cache:.1f} MiB of cache")
+        print(f"{self._frames} frames, {len(self._skipped)} images skipped")
+        cache = self._pipeline.status.step.cache_bytes / MIB
+        print(f"{self._seconds / self._frames:.3f} s per frame, {cache:.1f} MiB of cache")
         for path in written_files(output):
             print(path)
 
 
-def _others(placement: Placement, config: NodeConfig, reference: str) -> dict[str, Listener]:
-    """Topics of the bag that the placement needs, with what takes their messages."""
-    others: dict[str, Listener] = {}
+def _bag_topics(config: NodeConfig, reference: str) -> dict[str, str]:
+    """What the placement needs -> topic of the bag; `reference` is that of the robot's odometry or depth."""
     wanted = references(config)
     if reference and not any(name.startswith("reference/") for name in wanted):
         raise ValueError(f"scale.source {config.scale.source} does not use a reference topic: leave it out")
-    for name in wanted:
-        if name.startswith("reference/") and not reference:
-            raise ValueError(f"scale.source {config.scale.source}: name the topic of the bag with --reference")
-        topic = reference if name.startswith("reference/") else name
-        others[topic] = Listener(REFERENCES[name], partial(hand_over, placement, name))
-    return others
+    topics = {name: reference if name.startswith("reference/") else name for name in wanted}
+    if not all(topics.values()):
+        raise ValueError(f"scale.source {config.scale.source}: name the topic of the bag with --reference")
+    return topics
 
 
-def _usable(sequence: ImageSequence, source: Path) -> Iterator[InputImage]:
-    """The images of a sequence that has at least one."""
-    images = iter(sequence)
-    first = next(images, None)
-    if first is None:
-        reason = " ".join([*sequence.skipped[:1], sequence.damage]) or "it is empty"
-        raise ValueError(f"{source} has no image that can be used: {reason}")
-    return chain([first], images)
-
-
-def _progress(images: Iterable[InputImage], length: int | None, max_frames: int | None) -> Iterable[InputImage]:
-    limits = [limit for limit in (length, max_frames) if limit is not None]
-    return tqdm(images, total=min(limits, default=None), unit="frame")
+def _usable(source: Source, path: Path) -> Iterator[tuple[str, Any]]:
+    """The messages of a source that has at least one image that can be decoded."""
+    messages, read, reason = iter(source), [], ""
+    for topic, message in messages:
+        read.append((topic, message))
+        if topic == IMAGE:
+            try:
+                decode_image(message)
+                return chain(read, messages)
+            except ValueError as error:
+                reason = reason or complaint(message, str(error))
+    raise ValueError(f"{path} has no image that can be used: {reason or source.damage or 'it is empty'}")
 
 
 @contextmanager

@@ -21,13 +21,13 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import quaternion_xyzw, transform
 from xsvggt_ros.installation import package_file
 from xsvggt_ros.messages.bag import NewBag
-from xsvggt_ros.messages.conversions import TOPICS, FrameMessages, InputCounts, Performance
+from xsvggt_ros.messages.topics import TOPICS, FrameMessages
 from xsvggt_ros.placement.placement import Placed
-from xsvggt_ros.replay.sources import InputImage
-from xsvggt_ros.stream import Frame
+from xsvggt_ros.status import Status
 
 NODE_NAME = "/stream"  # of stream.launch.py: what "~" stands for in topic names
 DEPTH_SCALE = 1000  # steps of a depth image per unit of depth, as in 7-Scenes and Open3D's default
@@ -53,14 +53,14 @@ class ReplayFiles:
         self._depth.mkdir()
         self._bag = TopicBag(folder / "bag", config)
 
-    def write(self, image: InputImage, placed: Placed, counts: InputCounts) -> None:
-        """Adds a frame and the image it is of."""
+    def write(self, placed: Placed, status: Status) -> None:
+        """Adds a frame, and the status after it."""
         if placed.starts:
             self._start_world()
         for file in self._open:
-            file.write(image.stamp_ns, placed)
+            file.write(placed)
         write_depth(self._depth / f"{self._frames:06d}.png", placed.frame, self._config.output.confidence_threshold)
-        self._bag.write(image, placed, counts)
+        self._bag.write(placed, status)
         self._frames += 1
 
     def close(self) -> None:
@@ -133,9 +133,9 @@ class TrajectoryFile:
         child = config.base_frame or "camera (optical axes)"
         self._write(f"# t x y z qx qy qz qw: {child} in {_world(config)}")
 
-    def write(self, stamp: int, placed: Placed) -> None:
+    def write(self, placed: Placed) -> None:
         T_odom_child = placed.T_odom_child
-        seconds, nanoseconds = divmod(stamp, 1_000_000_000)
+        seconds, nanoseconds = divmod(placed.stamp_ns, 1_000_000_000)
         numbers = np.concatenate([T_odom_child[:3, 3], quaternion_xyzw(T_odom_child[:3, :3])])
         self._write(f"{seconds}.{nanoseconds:09d} {' '.join(f'{number:.9f}' for number in numbers)}")
 
@@ -161,7 +161,7 @@ class CloudFile:
         self._count_at = len(start.encode())
         _append(self._file, f"{start}{self._count:012d}\n{properties}end_header\n".encode())
 
-    def write(self, stamp: int, placed: Placed) -> None:
+    def write(self, placed: Placed) -> None:
         frame, stride = placed.frame, self._config.point_stride
         valid = frame.confidence[::stride, ::stride] >= self._config.confidence_threshold  # [h, w]
         points = frame.points_cam()[::stride, ::stride][valid]  # [N, 3]
@@ -206,18 +206,13 @@ class TopicBag:
         self._messages = FrameMessages(types.types.__getitem__)
         self._bag = NewBag(path, {_full_name(topic): kind for topic, kind in TOPICS.items()}, types)
 
-    def write(self, image: InputImage, placed: Placed, counts: InputCounts) -> None:
-        stamp = image.stamp_ns
-        makers = self._messages.convert(placed, stamp, image.frame_id, self._config)
-        for topic, make in makers.items():
-            self._bag.write(_full_name(topic), stamp, make())
+    def write(self, placed: Placed, status: Status) -> None:
+        for topic, make in self._messages.convert(placed, self._config).items():
+            self._bag.write(_full_name(topic), placed.stamp_ns, make())
         # Without the times that it took: the files of two runs are the same.
-        status = placed.frame.status
-        status = replace(status, seconds=dict.fromkeys(status.seconds, 0.0))
-        message = self._messages.status(
-            status, stamp, image.frame_id, scale=placed.scale, counts=counts, performance=Performance()
-        )
-        self._bag.write(_full_name("~/status"), stamp, message)
+        step = replace(status.step, seconds=dict.fromkeys(status.step.seconds, 0.0))
+        message = self._messages.status(replace(status, step=step), placed.stamp_ns, placed.camera)
+        self._bag.write(_full_name("~/status"), placed.stamp_ns, message)
 
     def close(self) -> None:
         self._bag.close()

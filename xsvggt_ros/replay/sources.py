@@ -1,97 +1,111 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of one camera in order, from a folder, a video or a rosbag2."""
+"""What a folder, a video or a rosbag2 holds of one camera, as the messages that a node would have received."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import cv2
-import numpy as np
 
-from xsvggt_ros.camera import Rectifier
+from xsvggt_ros.frame import InputImage
 from xsvggt_ros.messages.bag import Bag, DamagedBag, is_bag, open_bag
-from xsvggt_ros.messages.conversions import decode_image, stamp_ns
+from xsvggt_ros.messages.decode import FRAME_ID, CameraDecoder, Damaged, stamp_ns
+from xsvggt_ros.messages.topics import CAMERA_INFO, CAMERA_INFO_TYPE, IMAGE, IMAGE_TYPES, REFERENCES, TF, TF_STATIC
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
-CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
-STATIC = "/tf_static"
-FRAME_ID = "camera"  # where the source names none
 FOLDER_RATE = 30.0  # images per second
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class InputImage:
-    """One image of a camera."""
-
-    stamp_ns: int
-    image: np.ndarray  # uint8 [H, W, 3], RGB
-    intrinsics: np.ndarray | None  # float64 [3, 3] of that image, where the source has them
-    frame_id: str
+Messages = Iterator[tuple[str, Any]]  # topic, as messages.topics names it, and message
 
 
 @dataclass(frozen=True)
-class Listener:
-    """Takes the messages of a topic, which must be of that type; raises ValueError for those that it cannot use."""
+class ImageFile:
+    """The bytes of an image file as the CompressedImage that a camera would have sent of it."""
 
-    kind: str
-    take: Callable[[Any], None]
+    header: Any
+    format: str
+    data: bytes
+    name: str
 
 
-class ImageSequence:
-    """Iterates once over the images that can be used, every `stride`-th of the source.
+class Source:
+    """Iterates once over a recording's messages, in order; of the images, over every `stride`-th.
 
-    An image that cannot be decoded is left out, and the reason noted in `skipped`. Where the source
-    breaks off, the sequence ends and `damage` says why.
+    /tf_static and the first camera_info come before all else: they hold for the whole recording. Where the recording
+    breaks off, the messages end and `damage` says why.
     """
 
-    def __init__(self, loaders: Iterable[Callable[[], InputImage]], length: int | None, stride: int) -> None:
+    def __init__(self, messages: Messages, length: int | None, stride: int) -> None:
         self.length = None if length is None else -(-length // stride)  # images, where known beforehand
-        self.skipped: list[str] = []
         self.damage = ""
-        self._loaders = islice(loaders, 0, None, stride)
+        self._messages = messages
 
-    def __iter__(self) -> Iterator[InputImage]:
+    def __iter__(self) -> Messages:
         try:
-            for load in self._loaders:
-                try:
-                    image = load()
-                except ValueError as error:
-                    self.skipped.append(str(error))
-                else:
-                    yield image
+            yield from self._messages
         except DamagedBag as error:
             self.damage = str(error)
 
 
-def open_sequence(
+class Images:
+    """Iterates once over the images of a source that can be used; `skipped` says why others cannot.
+
+    rectify: undo the distortion that the source's camera_info states.
+    """
+
+    def __init__(self, source: Source, rectify: bool = True) -> None:
+        self.skipped: list[str] = []
+        self._source = source
+        self._rectify = rectify
+
+    def __iter__(self) -> Iterator[InputImage]:
+        camera = CameraDecoder(warn=log.warning)
+        for topic, message in self._source:
+            if topic == CAMERA_INFO:
+                camera.camera_info = message
+            if topic != IMAGE:
+                continue
+            try:
+                yield camera.decode(message, self._rectify)
+            except ValueError as error:
+                self.skipped.append(complaint(message, str(error)))
+
+
+def complaint(message: Any, reason: str) -> str:
+    """Why an image is not used, with what tells it from the others."""
+    name = getattr(message, "name", "")
+    if not name:
+        with suppress(ValueError, AttributeError):  # it has no stamp, and that is the reason
+            name = f"image of {stamp_ns(message.header)} ns"
+    return f"{name}: {reason}" if name else reason
+
+
+def open_source(
     path: Path,
     *,
     rate: float | None = None,
     topic: str = "",
     stride: int = 1,
-    rectify: bool = True,
-    others: Mapping[str, Listener] | None = None,
-) -> AbstractContextManager[ImageSequence]:
-    """The images of a folder, a video file, or a rosbag2 (folder, .mcap or .db3).
+    references: Mapping[str, str] | None = None,
+) -> AbstractContextManager[Source]:
+    """What a folder, a video file, or a rosbag2 (folder, .mcap or .db3) holds.
 
     A folder is read in natural order of its file names; of one that has `*.color.*` files, as RGB-D
     recordings do, only those. Image i is stamped i / rate seconds; a video's own rate is the default,
     and 30 a second in a folder. A bag's images keep their stamps, frame and CameraInfo; `topic` is its
-    image topic, by default the first. Unless `rectify` is false, they are rectified by their CameraInfo.
-    others: topics of a bag that are read along, each with what takes its messages; /tf_static beforehand. One that
-    cannot be decoded or used is ignored, with a warning.
+    image topic, by default the first.
+    references: topic of messages.topics.REFERENCES -> topic of the bag that is read along under that name; one of its
+    messages that cannot be decoded is ignored, with a warning.
 
     Raises FileNotFoundError or ValueError, with the fix, where there are no images to be read.
     """
@@ -104,25 +118,26 @@ def open_sequence(
     if is_bag(path):
         if rate is not None:
             raise ValueError(f"{path} is a bag, whose images have stamps: leave the rate out")
-        return _bag(path, topic, stride, rectify, others or {})
+        return _bag(path, topic, stride, references or {})
     if topic:
         raise ValueError(f"{path} is not a bag: leave the topic out")
-    if others:
+    if references:
         raise ValueError(
-            f"{path} is not a bag, which alone has {', '.join(others)}: leave out the settings that need it"
+            f"{path} is not a bag, which alone has {', '.join(references.values())}: "
+            "leave out the settings that need it"
         )
     return _folder(path, rate, stride) if path.is_dir() else _video(path, rate, stride)
 
 
 @contextmanager
-def _folder(path: Path, rate: float | None, stride: int) -> Iterator[ImageSequence]:
+def _folder(path: Path, rate: float | None, stride: int) -> Iterator[Source]:
     files = sorted((f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES), key=_natural_order)
     files = [file for file in files if ".color." in file.name] or files
     if not files:
         raise ValueError(f"{path} has no images ({' '.join(IMAGE_SUFFIXES)}) and is no rosbag2")
     step = 1e9 / (rate or FOLDER_RATE)
-    loaders = (partial(_image_file, file, round(i * step)) for i, file in enumerate(files))
-    yield ImageSequence(loaders, len(files), stride)
+    images = ((IMAGE, _image_file(files[i], round(i * step))) for i in range(0, len(files), stride))
+    yield Source(images, len(files), stride)
 
 
 def _natural_order(path: Path) -> list[tuple[int, str]]:
@@ -130,17 +145,17 @@ def _natural_order(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def _image_file(path: Path, stamp: int) -> InputImage:
-    # Decoded as the CompressedImage that a camera would have sent of it.
-    message = SimpleNamespace(format=path.suffix[1:], data=path.read_bytes())
-    try:
-        return InputImage(stamp, decode_image(message), None, FRAME_ID)
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
+def _image_file(path: Path, stamp: int) -> ImageFile:
+    return ImageFile(_header(stamp), path.suffix[1:], path.read_bytes(), path.name)
+
+
+def _header(stamp: int) -> Any:
+    sec, nanosec = divmod(stamp, 1_000_000_000)
+    return SimpleNamespace(stamp=SimpleNamespace(sec=sec, nanosec=nanosec), frame_id=FRAME_ID)
 
 
 @contextmanager
-def _video(path: Path, rate: float | None, stride: int) -> Iterator[ImageSequence]:
+def _video(path: Path, rate: float | None, stride: int) -> Iterator[Source]:
     capture = cv2.VideoCapture(str(path))
     try:
         if not capture.isOpened():
@@ -148,64 +163,97 @@ def _video(path: Path, rate: float | None, stride: int) -> Iterator[ImageSequenc
         rate = rate or capture.get(cv2.CAP_PROP_FPS)
         if not rate > 0:
             raise ValueError(f"{path} does not say how many images a second it has: give the rate")
-        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        yield ImageSequence(_video_loaders(capture, 1e9 / rate), count if count > 0 else None, stride)
+        length = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        yield Source(_video_images(capture, 1e9 / rate, stride), length if length > 0 else None, stride)
     finally:
         capture.release()
 
 
-def _video_loaders(capture: cv2.VideoCapture, step: float) -> Iterator[Callable[[], InputImage]]:
-    index = 0
-    while capture.grab():
-        yield partial(_video_image, capture, index, round(index * step))
-        index += 1
+def _video_images(capture: cv2.VideoCapture, step: float, stride: int) -> Messages:
+    for index in count():
+        if not capture.grab():
+            return
+        if index % stride == 0:
+            yield IMAGE, _video_image(capture, index, round(index * step))
 
 
-def _video_image(capture: cv2.VideoCapture, index: int, stamp: int) -> InputImage:
+def _video_image(capture: cv2.VideoCapture, index: int, stamp: int) -> Any:
+    """As the Image that a camera would have sent of it."""
     decoded, bgr = capture.retrieve()
     if not decoded:
-        raise ValueError(f"image {index} of the video cannot be decoded")
-    return InputImage(stamp, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), None, FRAME_ID)
+        return Damaged(f"image {index} of the video cannot be decoded")
+    height, width = bgr.shape[:2]
+    return SimpleNamespace(
+        header=_header(stamp),
+        height=height,
+        width=width,
+        encoding="bgr8",
+        is_bigendian=0,
+        step=3 * width,
+        data=bgr.reshape(-1),
+    )
 
 
 @contextmanager
-def _bag(path: Path, topic: str, stride: int, rectify: bool, others: Mapping[str, Listener]) -> Iterator[ImageSequence]:
+def _bag(path: Path, topic: str, stride: int, references: Mapping[str, str]) -> Iterator[Source]:
     with open_bag(path) as bag:
         topic = _image_topic(bag, topic)
-        _check_topics(bag, others)
-        camera = _Camera(bag, topic, rectify)
-        yield ImageSequence(_bag_loaders(bag, topic, camera, others), bag.counts.get(topic), stride)
+        _check_topics(bag, references)
+        yield Source(_bag_messages(bag, topic, stride, references), bag.counts.get(topic), stride)
 
 
-def _bag_loaders(
-    bag: Bag, topic: str, camera: _Camera, others: Mapping[str, Listener]
-) -> Iterator[Callable[[], InputImage]]:
-    if STATIC in others:
-        with suppress(DamagedBag):  # reading the images will say so
-            for name, message in bag.messages([STATIC]):
-                _hand_over(bag, name, message, others[name])
-    for name, message in bag.messages([topic, *(name for name in others if name != STATIC)]):
-        if name == topic:
-            yield partial(camera.load, message)
-        else:
-            _hand_over(bag, name, message, others[name])
+def _bag_messages(bag: Bag, topic: str, stride: int, references: Mapping[str, str]) -> Messages:
+    names = {in_bag: name for name, in_bag in references.items()}
+    with suppress(DamagedBag):  # reading the images will say so
+        yield from _first_info(bag, topic)
+        if TF_STATIC in names:
+            yield from _decoded(bag, bag.messages([TF_STATIC]), names)
+    images = count()
+    for in_bag, data in bag.messages([topic, *(name for name in names if name != TF_STATIC)]):
+        if in_bag != topic:
+            yield from _decoded(bag, [(in_bag, data)], names)
+        elif next(images) % stride == 0:
+            yield IMAGE, _bag_image(bag, topic, data)
 
 
-def _hand_over(bag: Bag, topic: str, message: bytes, listener: Listener) -> None:
+def _bag_image(bag: Bag, topic: str, data: bytes) -> Any:
     try:
-        listener.take(bag.decode(topic, message))
+        return bag.decode(topic, data)
     except ValueError as error:
-        log.warning("%s ignored: %s", topic, error)
+        return Damaged(str(error))
 
 
-def _check_topics(bag: Bag, others: Mapping[str, Listener]) -> None:
-    missing = [name for name in others if name not in bag.topics and not name.startswith("/tf")]
+def _first_info(bag: Bag, topic: str) -> Messages:
+    """CameraInfo beside the image topic, as image_transport names it: the first holds for the whole bag."""
+    info = f"{topic.removesuffix('/compressed').rpartition('/')[0]}/camera_info"
+    if bag.topics.get(info) != CAMERA_INFO_TYPE:
+        return
+    for message in bag.messages([info]):
+        yield from _decoded(bag, [message], {info: CAMERA_INFO})
+        return
+
+
+def _decoded(bag: Bag, messages: Iterable[tuple[str, bytes]], names: Mapping[str, str]) -> Messages:
+    """Those that can be decoded, under their names."""
+    for topic, data in messages:
+        try:
+            message = bag.decode(topic, data)
+        except ValueError as error:
+            log.warning("%s ignored: %s", names[topic], error)
+        else:
+            yield names[topic], message
+
+
+def _check_topics(bag: Bag, references: Mapping[str, str]) -> None:
+    optional = (TF, TF_STATIC)
+    missing = [topic for name, topic in references.items() if topic not in bag.topics and name not in optional]
     if missing:
         there = ", ".join(f"{name} ({kind})" for name, kind in bag.topics.items())
         raise ValueError(f"{bag.path} has no topic {' '.join(missing)}; topics in it: {there}")
-    for name, listener in others.items():
-        if bag.topics.get(name, listener.kind) != listener.kind:
-            raise ValueError(f"{name} of {bag.path} is a {bag.topics[name]}, it must be a {listener.kind}")
+    for name, topic in references.items():
+        kind = REFERENCES[name]
+        if bag.topics.get(topic, kind) != kind:
+            raise ValueError(f"{topic} of {bag.path} is a {bag.topics[topic]}, it must be a {kind}")
 
 
 def _image_topic(bag: Bag, topic: str) -> str:
@@ -216,50 +264,3 @@ def _image_topic(bag: Bag, topic: str) -> str:
     if not topic and len(there) > 1:
         log.warning("using %s; image topics in %s: %s", there[0], bag.path, listed)
     return topic or there[0]
-
-
-class _Camera:
-    """The messages of one image topic as images, with the camera's calibration where the bag has one."""
-
-    def __init__(self, bag: Bag, topic: str, rectify: bool) -> None:
-        self._bag = bag
-        self._topic = topic
-        self._rectify = rectify
-        self._rectifier = Rectifier()
-        self._info = self._first_info()
-        self._info_error = ""
-
-    def load(self, message: bytes) -> InputImage:
-        msg = self._bag.decode(self._topic, message)
-        stamp = stamp_ns(msg.header)
-        try:
-            image = decode_image(msg)
-        except ValueError as error:
-            raise ValueError(f"image of {stamp} ns: {error}") from error
-        return InputImage(stamp, *self._rectified(image), msg.header.frame_id or FRAME_ID)
-
-    def _first_info(self) -> Any:
-        """CameraInfo beside the image topic, as image_transport names it: the first holds for the whole bag."""
-        base = self._topic.removesuffix("/compressed").rpartition("/")[0]
-        info = f"{base}/camera_info"
-        if self._bag.topics.get(info) != CAMERA_INFO_TYPE:
-            return None
-        try:
-            message = next(self._bag.messages([info]), None)
-            return None if message is None else self._bag.decode(*message)
-        except DamagedBag:  # reading the images will say so
-            return None
-        except ValueError as error:
-            log.warning("camera_info ignored: %s", error)
-            return None
-
-    def _rectified(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        if self._info is None:
-            return image, None
-        try:
-            return self._rectifier(image, self._info, self._rectify)
-        except ValueError as error:
-            if str(error) != self._info_error:
-                self._info_error = str(error)
-                log.warning("camera_info ignored: %s", error)
-            return image, None

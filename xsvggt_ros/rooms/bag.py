@@ -5,20 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.messages.bag import TYPES, NewBag
-from xsvggt_ros.messages.conversions import FrameMessages
-from xsvggt_ros.placement.placement import Placed
-from xsvggt_ros.placement.scale import ScaleStatus
-from xsvggt_ros.replay.sources import FRAME_ID
+from xsvggt_ros.messages.decode import FRAME_ID
+from xsvggt_ros.messages.encode import Encoder
 from xsvggt_ros.rooms.sequence import RoomFrame
-from xsvggt_ros.stream import Frame, Status
 
 TOPICS = {
     "/camera/image_raw": "sensor_msgs/msg/Image",  # rgb8
@@ -27,7 +20,7 @@ TOPICS = {
     "/camera/depth/camera_info": "sensor_msgs/msg/CameraInfo",
     "/tf": "tf2_msgs/msg/TFMessage",  # the camera's optical frame in the room
 }
-CONFIG = NodeConfig(world_frame="room")
+ROOM = "room"  # TF frame
 
 
 def write_bag(frames: Iterable[RoomFrame], path: Path) -> None:
@@ -37,35 +30,20 @@ def write_bag(frames: Iterable[RoomFrame], path: Path) -> None:
     """
     if path.exists():
         raise ValueError(f"{path} exists already: choose another folder")
-    messages = FrameMessages(TYPES.types.__getitem__)
+    encoder = Encoder(TYPES.types.__getitem__)
     with closing(NewBag(path, TOPICS)) as bag:
-        for index, frame in enumerate(frames):
-            for topic, message in _messages(messages, index, frame).items():
+        for frame in frames:
+            for topic, message in _messages(encoder, frame).items():
                 bag.write(topic, frame.stamp_ns, message)
 
 
-def _messages(messages: FrameMessages, index: int, frame: RoomFrame) -> dict[str, Any]:
-    made = messages.convert(_truth(index, frame), frame.stamp_ns, FRAME_ID, CONFIG)
-    depth, info = made["~/depth/image"](), made["~/depth/camera_info"]()
-    colour = replace(depth, encoding="rgb8", step=3 * depth.width, data=frame.rgb.reshape(-1))
+def _messages(encode: Encoder, frame: RoomFrame) -> dict[str, Any]:
+    camera = encode.header(frame.stamp_ns, FRAME_ID)
+    info = encode.camera_info(camera, frame.intrinsics, *frame.depth.shape)
     return {
-        "/camera/image_raw": colour,
+        "/camera/image_raw": encode.image(camera, frame.rgb),
         "/camera/camera_info": info,
-        "/camera/depth/image": depth,
+        "/camera/depth/image": encode.image(camera, frame.depth),
         "/camera/depth/camera_info": info,
-        "/tf": made["/tf"](),
+        "/tf": encode.transform(encode.header(frame.stamp_ns, ROOM), FRAME_ID, frame.T_room_cam),
     }
-
-
-def _truth(index: int, frame: RoomFrame) -> Placed:
-    """What a perfect stream would say."""
-    perfect = Frame(
-        index=index,
-        T_first_cam=frame.T_room_cam,
-        intrinsics=frame.intrinsics,
-        depth=frame.depth,
-        confidence=np.ones_like(frame.depth),
-        image=frame.rgb,
-        status=Status(),
-    )
-    return Placed(perfect, frame.T_room_cam, frame.T_room_cam, FRAME_ID, ScaleStatus())

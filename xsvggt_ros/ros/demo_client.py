@@ -28,18 +28,19 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from xsvggt_ros.demo.recording import Answer, Played
+from xsvggt_ros.frame import InputImage
 from xsvggt_ros.geometry import rigid, rotation_matrix
-from xsvggt_ros.messages.conversions import TOPICS, InputCounts, stamp_ns
-from xsvggt_ros.replay.sources import InputImage
+from xsvggt_ros.messages.decode import stamp_ns
+from xsvggt_ros.messages.topics import TOPICS
 from xsvggt_ros.ros.node import message_class
-from xsvggt_ros.stream import Status
+from xsvggt_ros.status import ImageCounts, StepStatus
 
 NODE = "stream"
 READY_S = 120.0  # for discovery and for loading the model
 RESEND_S = 0.5  # between images while the node is not known to be ready
 ANSWER_S = 10.0  # for a service, and for the last image
 POLL_S = 0.1  # between two looks at whether to go on
-COUNTS = [f.name for f in fields(InputCounts)]
+COUNTS = [f.name for f in fields(ImageCounts)]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class DemoClient:
         self._parameters = AsyncParameterClient(node, NODE)
         self._arrivals: list[Arrival] = []
         self._warm_up: list[int] = []  # stamps of the images sent before the start
-        self._counts = InputCounts()  # as of the newest status
+        self._counts = ImageCounts()  # as of the newest status
         self._newest = 0  # its stamp [ns]
         # Messages that were generated here come last: without introspection they leave an error behind, which rmw
         # would print at the next subscription.
@@ -152,7 +153,7 @@ class DemoClient:
         if topic == "~/status":
             status = arrival.decoded()
             self._newest = stamp_ns(status.header)
-            self._counts = InputCounts(**{name: getattr(status, name) for name in COUNTS})
+            self._counts = ImageCounts(**{name: getattr(status, name) for name in COUNTS})
 
     def _spin_until(self, end: float) -> None:
         self._alive()
@@ -200,8 +201,8 @@ class DemoClient:
         return outputs
 
 
-def _difference(after: InputCounts, before: InputCounts) -> InputCounts:
-    return InputCounts(**{name: getattr(after, name) - getattr(before, name) for name in COUNTS})
+def _difference(after: ImageCounts, before: ImageCounts) -> ImageCounts:
+    return ImageCounts(**{name: getattr(after, name) - getattr(before, name) for name in COUNTS})
 
 
 def _answer(image: int, latency: float, messages: dict[str, Any]) -> Answer:
@@ -230,7 +231,7 @@ def _floats(image: Any) -> np.ndarray:
     return np.frombuffer(image.data, "<f4").reshape(image.height, image.width)
 
 
-def _status(message: Any) -> Status:
-    same = {f.name: getattr(message, f.name) for f in fields(Status) if f.name != "seconds"}
+def _status(message: Any) -> StepStatus:
+    same = {f.name: getattr(message, f.name) for f in fields(StepStatus) if f.name != "seconds"}
     names = (name for name in message.get_fields_and_field_types() if name.endswith("_seconds"))
-    return Status(**same, seconds={name.removesuffix("_seconds"): getattr(message, name) for name in names})
+    return StepStatus(**same, seconds={name.removesuffix("_seconds"): getattr(message, name) for name in names})

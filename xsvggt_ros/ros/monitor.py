@@ -6,17 +6,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from statistics import median
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from xsvggt_ros.messages.conversions import InputCounts, Performance
-
-if TYPE_CHECKING:
-    from xsvggt_ros.ros.worker import Worker
+from xsvggt_ros.ros.load_shedding import LEVELS
+from xsvggt_ros.status import ImageCounts, Performance, Status
 
 WINDOW_S = 5.0  # over which images are counted; a silence as long is none any more
 STEPS = 100  # of which median and worst are taken
@@ -42,7 +40,6 @@ class Monitor:
         self._since = 0.0  # when they began to come without such a pause
         self._steps: deque[float] = deque(maxlen=STEPS)
         self._age = 0.0
-        self._reported = InputCounts()
 
     def received(self, now: float) -> None:
         """An image has come."""
@@ -59,7 +56,7 @@ class Monitor:
             self._age = age_seconds
 
     def performance(self) -> Performance:
-        """Of the last seconds and steps; zeros where there were none. The rung is not known here."""
+        """Of the last seconds and steps; zeros where there were none. The level of load shedding is not known here."""
         with self._lock:
             return Performance(
                 input_rate=self._input_rate(self._clock()),
@@ -74,12 +71,6 @@ class Monitor:
             self._forget(self._clock())
             return not self._arrivals
 
-    def news(self, counts: InputCounts) -> dict[str, int]:
-        """How much each of the counts has grown since the last call."""
-        with self._lock:
-            before, self._reported = asdict(self._reported), counts
-        return {name: count - before[name] for name, count in asdict(counts).items()}
-
     def _forget(self, now: float) -> None:
         while self._arrivals and self._arrivals[0] <= now - WINDOW_S:
             self._arrivals.popleft()
@@ -93,47 +84,39 @@ class Monitor:
         return (len(self._arrivals) - (span < WINDOW_S)) / span
 
 
-def diagnostic(name: str, worker: Worker | None, idle: str = "") -> DiagnosticStatus:
+def diagnostic(name: str, status: Status | None, before: ImageCounts, idle: str = "") -> DiagnosticStatus:
     """The node's entry in /diagnostics: its level, a sentence, and all it knows as values.
 
     STALE without images, ERROR while the cache is smaller than configured for want of memory, WARN if images
-    were lost since the last call, or outputs are missing or thinned. idle: why it does not work on images, if so.
+    were lost since `before` was counted, or outputs are missing or thinned.
+    idle: why it does not work on images, if so.
     """
-    if worker is None:
+    if status is None:
         return DiagnosticStatus(level=DiagnosticStatus.STALE, name=name, message=idle)
-    counts = worker.counts()
-    news = worker.monitor.news(counts)
-    verdicts = [(DiagnosticStatus.STALE, idle)] if idle else _verdicts(worker, news)
+    verdicts = [(DiagnosticStatus.STALE, idle)] if idle else _verdicts(status, before)
     level = max((level for level, _ in verdicts), default=DiagnosticStatus.OK)
-    performance = replace(worker.monitor.performance(), rung=worker.rung.number)
-    values = asdict(performance) | _flat(asdict(worker.status)) | asdict(worker.placement.scale) | asdict(counts)
     return DiagnosticStatus(
         level=level,
         name=name,
         message="; ".join(sentence for _, sentence in verdicts) or "every image is used",
-        values=[KeyValue(key=key, value=_text(value)) for key, value in values.items()],
+        values=[KeyValue(key=key, value=_text(value)) for key, value in status.figures().items()],
     )
 
 
-def _verdicts(worker: Worker, news: dict[str, int]) -> list[tuple[bytes, str]]:
+def _verdicts(status: Status, before: ImageCounts) -> list[tuple[bytes, str]]:
     """(level, sentence) of all there is to say, the worst first."""
     found = []
-    if worker.monitor.silent():
+    if status.silent:
         found.append((DiagnosticStatus.STALE, f"no image for {WINDOW_S:.0f} s"))
-    if worker.shortage:
-        found.append((DiagnosticStatus.ERROR, worker.shortage))
-    if worker.missing:
-        found.append((DiagnosticStatus.WARN, f"nothing published: {worker.missing}"))
-    if worker.rung.number:
-        found.append((DiagnosticStatus.WARN, f"too slow for target_latency_ms: {worker.rung.description}"))
-    found += [(level, f"{news[cause]} images {why}") for cause, (level, why) in UNUSED.items() if news[cause]]
-    return found
-
-
-def _flat(status: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a Status, the seconds of each stage among them."""
-    seconds = {f"{stage}_seconds": value for stage, value in status.pop("seconds").items()}
-    return status | seconds
+    if status.shortage:
+        found.append((DiagnosticStatus.ERROR, status.shortage))
+    if status.missing:
+        found.append((DiagnosticStatus.WARN, f"nothing published: {status.missing}"))
+    if shed_level := status.performance.shed_level:
+        found.append((DiagnosticStatus.WARN, f"too slow for target_latency_ms: {LEVELS[shed_level].description}"))
+    now, then = asdict(status.images), asdict(before)
+    news = {cause: now[cause] - then[cause] for cause in UNUSED}
+    return found + [(level, f"{news[cause]} images {why}") for cause, (level, why) in UNUSED.items() if news[cause]]
 
 
 def _text(value: Any) -> str:

@@ -30,15 +30,24 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profi
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo
 from std_srvs.srv import SetBool, Trigger
 
-from xsvggt_ros.messages.conversions import TOPICS, hand_over
-from xsvggt_ros.placement.placement import REFERENCES, references
+from xsvggt_ros.messages.topics import (
+    CAMERA_INFO,
+    CAMERA_INFO_TYPE,
+    IMAGE,
+    IMAGE_TYPES,
+    REFERENCES,
+    TF,
+    TF_STATIC,
+    TOPICS,
+    references,
+)
 from xsvggt_ros.ros.monitor import diagnostic
 from xsvggt_ros.ros.parameters import Parameters
-from xsvggt_ros.ros.silence import IMAGE_TYPES, why_silent
-from xsvggt_ros.ros.worker import THROTTLE_S, Worker
+from xsvggt_ros.ros.silence import why_silent
+from xsvggt_ros.ros.worker import Worker
+from xsvggt_ros.status import ImageCounts
 from xsvggt_ros.stream import GeometryStream
 
 try:
@@ -65,7 +74,7 @@ def message_class(name: str) -> Any:
     return getattr(import_module(f"{package}.msg"), kind)
 
 
-def said(transition: Transition) -> Transition:
+def log_failure(transition: Transition) -> Transition:
     """The transition, which says why it failed: rclpy would swallow that."""
 
     @wraps(transition)
@@ -100,6 +109,7 @@ class StreamNode(LifecycleNode):
         self._serving: Future[None] | None = None
         self._images: Subscription | None = None
         self._others: list[Subscription] = []
+        self._diagnosed = ImageCounts()  # at the last diagnosis
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(SetBool, "~/enable", self._on_enable)
         self._outputs = {
@@ -133,7 +143,7 @@ class StreamNode(LifecycleNode):
         """What ended the worker, if something has."""
         return self._serving.exception() if self._serving and self._serving.done() else None
 
-    @said
+    @log_failure
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         config = self.settings.config
         pool = ThreadPoolExecutor(max_workers=1)
@@ -155,39 +165,39 @@ class StreamNode(LifecycleNode):
             self.get_logger().warning("scale.source is none: the mounting's metres are mixed with the model's own unit")
         return super().on_configure(state)
 
-    @said
+    @log_failure
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         config = self.settings.config
         self._silences = self._received_before = 0
         self._publishers_reliable = True
         self._images = self._subscribe_to_images()
-        self._subscribe(CameraInfo, "camera_info", self._on_camera_info, qos_profile_sensor_data)
+        self._subscribe(CAMERA_INFO_TYPE, CAMERA_INFO, qos_profile_sensor_data)
         for topic in references(config):
-            qos = {"/tf": TRANSFORMS, "/tf_static": STATIC_TRANSFORMS}.get(topic, qos_profile_sensor_data)
-            self._subscribe(message_class(REFERENCES[topic]), topic, partial(self._on_reference, topic), qos)
+            qos = {TF: TRANSFORMS, TF_STATIC: STATIC_TRANSFORMS}.get(topic, qos_profile_sensor_data)
+            self._subscribe(REFERENCES[topic], topic, qos)
         for timer in self._searching:
             timer.reset()
         return super().on_activate(state)
 
-    @said
+    @log_failure
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._unsubscribe()
         if self._worker:
-            self._worker.mailbox.clear()
+            self._worker.clear()
         return super().on_deactivate(state)
 
-    @said
+    @log_failure
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.release()
         return super().on_cleanup(state)
 
-    @said
+    @log_failure
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.release()
         self.finished = True
         return super().on_shutdown(state)
 
-    @said
+    @log_failure
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.release()
         return super().on_error(state)
@@ -196,7 +206,7 @@ class StreamNode(LifecycleNode):
         """Ends the worker after the step at hand, and gives its memory back."""
         self._unsubscribe()
         if self._worker and self._serving:
-            self._worker.mailbox.close()
+            self._worker.close()
             self._serving.exception()  # waits
         self._worker = self._serving = None
         self.settings.in_use = False
@@ -206,8 +216,11 @@ class StreamNode(LifecycleNode):
 
     # Input
 
-    def _subscribe(self, kind: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile) -> None:
-        self._others.append(self.create_subscription(kind, topic, callback, qos, qos_overriding_options=OVERRIDABLE))
+    def _subscribe(self, kind: str, topic: str, qos: QoSProfile) -> None:
+        receive = partial(self._receive, topic)
+        self._others.append(
+            self.create_subscription(message_class(kind), topic, receive, qos, qos_overriding_options=OVERRIDABLE)
+        )
 
     def _unsubscribe(self) -> None:
         for timer in self._searching:
@@ -222,12 +235,12 @@ class StreamNode(LifecycleNode):
         # The mailbox drops images, not the middleware: so they are counted, and `queue` can change live.
         qos = QoSProfile(depth=config.queue_size, reliability=AS_PUBLISHED)
         # As image_transport does: remapping `image` is enough for both transports.
-        topic = self.resolve_topic_name("image") + "/compressed" * (config.image_transport == "compressed")
+        topic = self.resolve_topic_name(IMAGE) + "/compressed" * (config.image_transport == "compressed")
         subscribe = partial(
             self.create_subscription,
             message_class(self._image_type()),
             topic,
-            self._on_image,
+            partial(self._receive, IMAGE),
             qos,
             qos_overriding_options=OVERRIDABLE,
         )
@@ -239,30 +252,18 @@ class StreamNode(LifecycleNode):
     def _image_type(self) -> str:
         return next(kind for kind, name in IMAGE_TYPES.items() if name == self.settings.config.image_transport)
 
-    def _on_image(self, msg: Any) -> None:
-        if self._enabled and self._worker:
-            self._worker.receive_image(msg, self.settings.config)
+    def _receive(self, topic: str, msg: Any) -> None:
+        if self._worker and (self._enabled or topic != IMAGE):
+            self._worker.receive(topic, msg)
 
     def _on_lost(self, event: Any) -> None:
         if self._worker:
             self._worker.lost += event.total_count_change
 
-    def _on_camera_info(self, msg: CameraInfo) -> None:
-        if self._worker:
-            self._worker.camera_info = msg
-
-    def _on_reference(self, topic: str, msg: Any) -> None:
-        if not self._worker:
-            return
-        try:
-            hand_over(self._worker.placement, topic, msg)
-        except ValueError as error:
-            self.get_logger().warning(f"{topic} ignored: {error}", throttle_duration_sec=THROTTLE_S)
-
     def _on_time_went_back(self, jump: TimeJump) -> None:
         """The transforms of the time to come are of another run of the bag. The images' stamps reset the stream."""
         if self._worker:
-            self._worker.placement.transforms.clear()
+            self._worker.time_restarted()
 
     def _on_publishers_timer(self) -> None:
         """Subscribes anew when publishers came whose reliability another subscription would suit better.
@@ -281,7 +282,7 @@ class StreamNode(LifecycleNode):
 
     def _on_silence_timer(self) -> None:
         assert self._images and self._worker
-        received = self._worker.mailbox.received
+        received = self._worker.status().images.frames_received
         silent = self._enabled and received == self._received_before
         self._received_before = received
         if silent and self._silences % SILENCE_REPEAT == 0:
@@ -293,7 +294,7 @@ class StreamNode(LifecycleNode):
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._worker:
-            self._worker.ask_reset()
+            self._worker.reset()
         response.success = self._worker is not None
         response.message = "the next image starts a new world" if self._worker else "the node is not configured"
         return response
@@ -311,7 +312,9 @@ class StreamNode(LifecycleNode):
         idle = "images are ignored: ~/enable" if not self._enabled else ""
         if not self._images:
             idle = "not active" if self._worker else "not configured"
-        array = DiagnosticArray(status=[diagnostic(self.get_fully_qualified_name(), self._worker, idle)])
+        status = self._worker.status() if self._worker else None
+        array = DiagnosticArray(status=[diagnostic(self.get_fully_qualified_name(), status, self._diagnosed, idle)])
+        self._diagnosed = status.images if status else ImageCounts()
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
 

@@ -8,7 +8,7 @@ from rclpy.qos import QoSCompatibility, qos_check_compatible
 from rclpy.subscription import Subscription
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
-IMAGE_TYPES = {"sensor_msgs/msg/Image": "raw", "sensor_msgs/msg/CompressedImage": "compressed"}  # -> image_transport
+from xsvggt_ros.messages.topics import IMAGE_TYPES
 
 
 def why_silent(node: Node, images: Subscription, kind: str, lost: int) -> str:

@@ -5,7 +5,7 @@ from xsvggt_ros.config import ScaleConfig
 from xsvggt_ros.placement.scale.depth import ReferenceDepth
 from xsvggt_ros.placement.scale.ground import CameraHeight
 from xsvggt_ros.placement.scale.motion import ReferenceMotion
-from xsvggt_ros.placement.scale.ratio import Fixed, RunningRatio, ScaleSource, ScaleStatus
+from xsvggt_ros.placement.scale.ratio import Fixed, RunningRatio, ScaleSource
 from xsvggt_ros.placement.scale.track import MetricTrack
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "ReferenceMotion",
     "RunningRatio",
     "ScaleSource",
-    "ScaleStatus",
     "make_scale",
 ]
 

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xsvggt_ros.config import ScaleConfig
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
-from xsvggt_ros.placement.scale.ratio import RunningRatio, ScaleStatus
+from xsvggt_ros.placement.scale.ratio import RunningRatio
 from xsvggt_ros.placement.timeline import Timeline
 from xsvggt_ros.preprocess import Resize
-from xsvggt_ros.stream import Frame
+from xsvggt_ros.status import ScaleStatus
 
 PATCH = 14  # pixels, of every model
 NEAR_NS = 50_000_000  # between a frame's stamp and its depth image's

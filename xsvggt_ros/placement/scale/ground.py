@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xsvggt_ros.config import ScaleConfig
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
-from xsvggt_ros.placement.scale.ratio import DEVIATIONS_PER_MAD, RunningRatio, ScaleStatus
-from xsvggt_ros.stream import Frame
+from xsvggt_ros.placement.scale.ratio import DEVIATIONS_PER_MAD, RunningRatio
+from xsvggt_ros.status import ScaleStatus
 
 CELLS = 20  # that the image's shorter side is divided into, at least
 LEVEL = np.cos(np.deg2rad(25.0))  # how much the ground may slope, or the camera that is taken as level tilt

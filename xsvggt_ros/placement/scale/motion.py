@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from xsvggt_ros.config import ScaleConfig
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array, interpolate
-from xsvggt_ros.placement.scale.ratio import RunningRatio, ScaleStatus
+from xsvggt_ros.placement.scale.ratio import RunningRatio
 from xsvggt_ros.placement.timeline import Timeline
-from xsvggt_ros.stream import Frame
+from xsvggt_ros.status import ScaleStatus
 
 POSES = 10_000  # of the reference kept, 10 s at 1 kHz
 FRAMES = 1_000  # that wait for the reference, at most

@@ -4,28 +4,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from xsvggt_ros.config import ScaleConfig
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
-from xsvggt_ros.stream import Frame
+from xsvggt_ros.status import ScaleStatus
 
 MIN_MEASUREMENTS = 3
 LEAST = 1e-6  # ratio; neither it nor its inverse is a measurement
 DEVIATIONS_PER_MAD = 1.4826  # of a normal distribution
-
-
-@dataclass(frozen=True)
-class ScaleStatus:
-    """How many metres the model's unit is, and how sure that is; the fields are those of msg/StreamStatus.msg."""
-
-    scale_source: str = "none"
-    scale: float = 1.0  # metres per unit; NaN while unknown
-    scale_spread: float = math.nan  # robust standard deviation of the measurements' logarithms; NaN: unknown
-    scale_measurements: int = 0  # since the world began; the newest `scale.window` of them count
 
 
 class ScaleSource(Protocol):

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import rigid
-from xsvggt_ros.stream import Frame
 
 
 class MetricTrack:

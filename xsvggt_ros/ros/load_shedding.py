@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of its outputs the node gives up, rung by rung, to stay within a latency."""
+"""Which of its outputs the node gives up, level by level, to stay within a latency."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from statistics import median
 
 RECENT = 7  # frames whose median latency counts: fewer than half of them being late changes nothing
 EASE = 0.7  # of the target: below that there is room for more
-PATIENCE = 20  # frames with that much room before a rung down; twice as many after each relapse
-MOST_PATIENCE = 64 * PATIENCE  # also how long a rung must have held for the next one up not to be a relapse
+PATIENCE = 20  # frames with that much room before a level down; twice as many after each relapse
+MOST_PATIENCE = 64 * PATIENCE  # also how long a level must have held for the next one up not to be a relapse
 
 
 @dataclass(frozen=True)
-class Rung:
-    """What is given up: on each rung what is on the one before, and something more."""
+class Level:
+    """What is given up: on each level what is on the one before, and something more."""
 
     number: int = 0
     description: str = "nothing is given up"
@@ -24,23 +24,25 @@ class Rung:
     budget: float = 1.0  # fraction of the cache's budget
 
 
-RUNGS = (
-    Rung(),
-    Rung(1, "points at half the resolution", point_stride=2),
-    Rung(2, "points at a quarter of the resolution", point_stride=4),
-    Rung(3, "few points; images and points of every 2nd frame", point_stride=4, publish_every=2),
-    Rung(4, "few points; images and points of every 4th frame", point_stride=4, publish_every=4),
-    Rung(5, "few points, every 4th frame; half the cache budget", point_stride=4, publish_every=4, budget=0.5),
-    Rung(6, "few points, every 4th frame; a quarter of the cache budget", point_stride=4, publish_every=4, budget=0.25),
+LEVELS = (
+    Level(),
+    Level(1, "points at half the resolution", point_stride=2),
+    Level(2, "points at a quarter of the resolution", point_stride=4),
+    Level(3, "few points; images and points of every 2nd frame", point_stride=4, publish_every=2),
+    Level(4, "few points; images and points of every 4th frame", point_stride=4, publish_every=4),
+    Level(5, "few points, every 4th frame; half the cache budget", point_stride=4, publish_every=4, budget=0.5),
+    Level(
+        6, "few points, every 4th frame; a quarter of the cache budget", point_stride=4, publish_every=4, budget=0.25
+    ),
 )
 
 
 class LoadShedding:
-    """Chooses the rung from the latencies of the frames so far.
+    """Chooses the level from the latencies of the frames so far.
 
     Up while the median of the latest frames is above the target. Down once it has been below EASE of the target
     for PATIENCE frames; where that proves wrong, the wait for the next try doubles. So a load that lies
-    between two rungs is tried ever more rarely, and one that is gone is forgotten a few seconds later.
+    between two levels is tried ever more rarely, and one that is gone is forgotten a few seconds later.
     """
 
     def __init__(self) -> None:
@@ -50,27 +52,27 @@ class LoadShedding:
         self._start_again()
 
     def _start_again(self) -> None:
-        """Frames of another rung say nothing about this one."""
+        """Frames of another level say nothing about this one."""
         self._latencies: deque[float] = deque(maxlen=RECENT)
-        self._frames = 0  # on this rung
+        self._frames = 0  # on this level
         self._calm = 0  # of them, without interruption, with room for more
 
-    def update(self, latency_s: float, target_ms: float) -> Rung:
-        """The rung for the frames to come, after one that took latency_s, seconds. target_ms 0: never give up."""
+    def update(self, latency_s: float, target_ms: float) -> Level:
+        """The level for the frames to come, after one that took latency_s, seconds. target_ms 0: never give up."""
         if not target_ms:
             self._number, self._patience, self._came_down = 0, PATIENCE, False
             self._start_again()
-            return RUNGS[0]
+            return LEVELS[0]
         self._frames += 1
         self._latencies.append(latency_s)
         if len(self._latencies) == RECENT:
             self._judge(median(self._latencies) * 1000 / target_ms)
-        return RUNGS[self._number]
+        return LEVELS[self._number]
 
     def _judge(self, load: float) -> None:
         """load: latency relative to the target."""
         self._calm = self._calm + 1 if load < EASE else 0
-        if load > 1 and self._number + 1 < len(RUNGS):
+        if load > 1 and self._number + 1 < len(LEVELS):
             self._up()
         elif self._calm >= self._patience and self._number:
             self._down()

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One way from a message to a placed frame, and what becomes of messages that lead nowhere."""
+
+import logging
+
+import numpy as np
+import pytest
+from support.caches import Shortage
+from support.recordings import SECOND, camera_info, picture, raw_image
+
+from xsvggt_ros.config import NodeConfig, changed
+from xsvggt_ros.pipeline import Pipeline, Rejected, Unplaced
+from xsvggt_ros.placement.placement import Placed
+from xsvggt_ros.stream import GeometryStream
+
+K = np.array([[50.0, 0, 31.5], [0, 51.0, 23.5], [0, 0, 1]])
+SMALL = changed(NodeConfig(), {"image_width": 56, "dtype": "float32"})
+LOG = logging.getLogger("pipeline under test")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return GeometryStream(SMALL.stream).model
+
+
+def pipeline_of(model, config=SMALL):
+    return Pipeline(GeometryStream(config.stream, model), config, LOG)
+
+
+def test_an_image_is_what_the_stream_says_of_it_with_the_images_stamp_and_frame(model):
+    placed = pipeline_of(model).process(raw_image(picture(0), 7 * SECOND), SMALL)
+    frame = GeometryStream(SMALL.stream, model).step(picture(0))
+    assert isinstance(placed, Placed)
+    assert (placed.stamp_ns, placed.camera, placed.child) == (7 * SECOND, "cam_optical", "cam_optical")
+    np.testing.assert_array_equal(placed.frame.depth, frame.depth)
+    np.testing.assert_array_equal(placed.frame.T_first_cam, frame.T_first_cam)
+
+
+def test_camera_info_gives_the_intrinsics_of_the_images_after_it(model):
+    pipeline = pipeline_of(model)
+    before = pipeline.process(raw_image(picture(0), 0), SMALL).frame.intrinsics
+    pipeline.receive("camera_info", camera_info(K))
+    after = pipeline.process(raw_image(picture(1), 1), SMALL).frame.intrinsics
+    assert after[0, 0] == pytest.approx(K[0, 0] * 56 / 64) != before[0, 0]
+
+
+def test_every_image_is_counted_once_by_what_became_of_it(model):
+    pipeline = pipeline_of(model)
+    pipeline.process(raw_image(picture(0), 0), SMALL)
+    repeated = pipeline.process(raw_image(picture(1), 0), SMALL)
+    unknown = pipeline.process(raw_image(picture(1), 1, encoding="secret8"), SMALL)
+    with Shortage(0):
+        failed = pipeline.process(raw_image(picture(1), 2), SMALL)
+    assert isinstance(repeated, Rejected) and "that of the image before" in repeated.reason and not repeated.failed
+    assert isinstance(unknown, Rejected) and "secret8" in unknown.reason and not unknown.failed
+    assert isinstance(failed, Rejected) and failed.failed and failed.reason == pipeline.status.shortage
+    counts = pipeline.status.images
+    assert (counts.frames_received, counts.frames_rejected, counts.frames_failed) == (4, 2, 1)
+
+
+def test_a_frame_without_a_place_says_what_is_missing_until_it_has_one(model):
+    config = changed(SMALL, {"base_frame": "base_link"})
+    pipeline = pipeline_of(model, config)
+    result = pipeline.process(raw_image(picture(0), 0), config)
+    assert isinstance(result, Unplaced) and "mounting on base_link is not known" in result.reason
+    assert pipeline.status.missing == result.reason
+    assert (pipeline.status.images.frames_unplaced, pipeline.status.step.frame) == (1, 0)
+    assert isinstance(pipeline.process(raw_image(picture(1), 1), SMALL), Placed)
+    assert not pipeline.status.missing
+
+
+def test_time_that_restarts_and_a_reset_start_new_worlds(model):
+    pipeline = pipeline_of(model)
+    for stamp in (0, 5, 6, 2, 3):
+        pipeline.process(raw_image(picture(0), stamp), SMALL)
+    assert (pipeline.status.images.resets, pipeline.status.step.frame) == (1, 1)
+    pipeline.reset()
+    pipeline.process(raw_image(picture(0), 4), SMALL)
+    assert (pipeline.status.images.resets, pipeline.status.step.event) == (2, "asked for by ~/reset")
+
+
+def test_settings_reach_the_cache_between_two_images(model):
+    pipeline = pipeline_of(model)
+    pipeline.process(raw_image(picture(0), 0), SMALL)
+    small = changed(SMALL, {"cache.budget_tokens": 40, "cache.key_bits": 8})
+    pipeline.process(raw_image(picture(1), 1), small)
+    assert (pipeline.status.step.budget_tokens, pipeline.status.step.key_bits) == (40, 8)
+
+
+def test_a_reference_that_cannot_be_used_is_said_once_in_a_while(model, caplog):
+    config = changed(SMALL, {"scale.source": "depth"})
+    pipeline = pipeline_of(model, config)
+    for _ in range(3):
+        pipeline.receive("reference/depth", raw_image(picture(0), 0))
+    assert [record.message.split(":")[0] for record in caplog.records] == ["reference/depth ignored"]

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes into a step of the stream, and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xsvggt_ros import geometry
+from xsvggt_ros.status import StepStatus
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """One image of a camera."""
+
+    stamp_ns: int
+    image: NDArray[np.uint8]  # [H, W, 3], RGB
+    intrinsics: NDArray[np.float64] | None  # [3, 3] of that image, where they are known
+    frame_id: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the stream says about one image, at the network's resolution (h, w). Units are the model's."""
+
+    index: int  # from 0 at the start of the stream or its last reset
+    T_first_cam: NDArray[np.float64]  # [4, 4], optical axes; first: the camera at index 0
+    intrinsics: NDArray[np.float64]  # [3, 3], the given ones or else the predicted
+    depth: NDArray[np.float32]  # [h, w], along the optical axis, finite and positive
+    confidence: NDArray[np.float32]  # [h, w], at least 1
+    image: NDArray[np.uint8]  # [h, w, 3], RGB
+    status: StepStatus
+    predicted_points: NDArray[np.float32] | None = None  # [h, w, 3], first camera's frame; by the point head if it runs
+
+    def points_cam(self) -> NDArray[np.float32]:
+        """Points [h, w, 3] in the camera's optical frame."""
+        if self.predicted_points is None:
+            return geometry.unproject(self.depth, self.intrinsics)
+        return geometry.transform(geometry.inverse(self.T_first_cam), self.predicted_points)
+
+    def points_world(self) -> NDArray[np.float32]:
+        """Points [h, w, 3] in the first camera's frame, which is the stream's world."""
+        if self.predicted_points is None:
+            return geometry.transform(self.T_first_cam, self.points_cam())
+        return self.predicted_points

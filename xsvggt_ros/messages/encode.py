@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays -> ROS messages."""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from typing import Any
+
+import numpy as np
+
+from xsvggt_ros.geometry import quaternion_xyzw
+from xsvggt_ros.placement.covariance import UNKNOWN_VARIANCE
+
+ENCODINGS = {("float32", 2): "32FC1", ("uint8", 3): "rgb8"}  # dtype and dimensions of an array -> of its Image
+
+
+class Encoder:
+    """Makes messages of one kind of classes.
+
+    message_class: gives the class of a message type name, for example "sensor_msgs/msg/Image", from
+    rclpy's packages or from a rosbags typestore.
+    """
+
+    def __init__(self, message_class: Callable[[str], Any]) -> None:
+        self._class = message_class
+        # rosbags' classes are dataclasses and hold ndarrays; rclpy's would convert an ndarray value by value.
+        self._sequence = np.asarray if is_dataclass(message_class("sensor_msgs/msg/Image")) else _array
+
+    def header(self, stamp_ns: int, frame_id: str) -> Any:
+        sec, nanosec = divmod(stamp_ns, 1_000_000_000)
+        time = self._make("builtin_interfaces/msg/Time", sec=sec, nanosec=nanosec)
+        return self._make("std_msgs/msg/Header", stamp=time, frame_id=frame_id)
+
+    def pose(self, T: np.ndarray) -> Any:
+        """Pose of a transform [4, 4]."""
+        return self._make(
+            "geometry_msgs/msg/Pose",
+            position=self._vector("geometry_msgs/msg/Point", T[:3, 3]),
+            orientation=self._vector("geometry_msgs/msg/Quaternion", quaternion_xyzw(T[:3, :3])),
+        )
+
+    def pose_stamped(self, header: Any, pose: Any) -> Any:
+        return self._make("geometry_msgs/msg/PoseStamped", header=header, pose=pose)
+
+    def path(self, header: Any, poses: list[Any]) -> Any:
+        return self._make("nav_msgs/msg/Path", header=header, poses=list(poses))
+
+    def transform(self, header: Any, child: str, T: np.ndarray) -> Any:
+        """TFMessage of one transform [4, 4], from the child to the header's frame."""
+        transform = self._make(
+            "geometry_msgs/msg/Transform",
+            translation=self._vector("geometry_msgs/msg/Vector3", T[:3, 3]),
+            rotation=self._vector("geometry_msgs/msg/Quaternion", quaternion_xyzw(T[:3, :3])),
+        )
+        stamped = self._make(
+            "geometry_msgs/msg/TransformStamped", header=header, child_frame_id=child, transform=transform
+        )
+        return self._make("tf2_msgs/msg/TFMessage", transforms=[stamped])
+
+    def odometry(self, header: Any, child: str, pose: Any, covariance: np.ndarray) -> Any:
+        """Odometry whose twist is unknown; covariance [36] of the pose."""
+        zero = self._vector("geometry_msgs/msg/Vector3", (0, 0, 0))
+        twist = self._make("geometry_msgs/msg/Twist", linear=zero, angular=zero)
+        unknown = np.diag(np.full(6, UNKNOWN_VARIANCE)).ravel()
+        return self._make(
+            "nav_msgs/msg/Odometry",
+            header=header,
+            child_frame_id=child,
+            pose=self._make("geometry_msgs/msg/PoseWithCovariance", pose=pose, covariance=covariance),
+            twist=self._make("geometry_msgs/msg/TwistWithCovariance", twist=twist, covariance=unknown),
+        )
+
+    def image(self, header: Any, values: np.ndarray) -> Any:
+        """Image of float32 [h, w] or of RGB uint8 [h, w, 3]."""
+        height, width = values.shape[:2]
+        return self._make(
+            "sensor_msgs/msg/Image",
+            header=header,
+            height=height,
+            width=width,
+            encoding=ENCODINGS[values.dtype.name, values.ndim],
+            is_bigendian=0,
+            step=values[0].nbytes,
+            data=self._bytes(values.astype(values.dtype.newbyteorder("<"), copy=False)),
+        )
+
+    def camera_info(self, header: Any, intrinsics: np.ndarray, height: int, width: int) -> Any:
+        """CameraInfo of an image without distortion."""
+        roi = self._make(
+            "sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
+        )
+        return self._make(
+            "sensor_msgs/msg/CameraInfo",
+            header=header,
+            height=height,
+            width=width,
+            distortion_model="plumb_bob",
+            d=self._sequence(np.zeros(5)),
+            k=intrinsics.ravel(),
+            r=np.eye(3).ravel(),
+            p=np.hstack([intrinsics, np.zeros((3, 1))]).ravel(),
+            binning_x=0,
+            binning_y=0,
+            roi=roi,
+        )
+
+    def points(self, header: Any, points: np.ndarray, colours: np.ndarray) -> Any:
+        """Organised PointCloud2 x y z rgb of float32 [h, w, 3], NaN: none, and RGB uint8 [h, w, 3]."""
+        height, width = points.shape[:2]
+        cloud = np.empty((height, width, 4), "<f4")
+        cloud[..., :3] = points
+        # The fourth float carries the integer 0x00RRGGBB: blue comes first in memory.
+        cloud[..., 3] = 0
+        cloud.view(np.uint8)[..., 12:15] = colours[..., ::-1]
+        return self._make(
+            "sensor_msgs/msg/PointCloud2",
+            header=header,
+            height=height,
+            width=width,
+            fields=[self._float_field(name, 4 * i) for i, name in enumerate(("x", "y", "z", "rgb"))],
+            is_bigendian=False,
+            point_step=16,
+            row_step=16 * width,
+            data=self._bytes(cloud),
+            is_dense=False,
+        )
+
+    def status(self, header: Any, figures: dict[str, Any]) -> Any:
+        return self._make("xsvggt_ros/msg/StreamStatus", header=header, **figures)
+
+    def _make(self, name: str, **values: Any) -> Any:
+        return self._class(name)(**values)
+
+    def _vector(self, name: str, values: Any) -> Any:
+        return self._make(name, **dict(zip("xyzw", map(float, values), strict=False)))
+
+    def _float_field(self, name: str, offset: int) -> Any:
+        field = self._class("sensor_msgs/msg/PointField")
+        return field(name=name, offset=offset, datatype=field.FLOAT32, count=1)
+
+    def _bytes(self, values: np.ndarray) -> Any:
+        return self._sequence(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+
+
+def _array(values: np.ndarray) -> array.array:
+    """The values in one copy, uint8 or float64."""
+    copy = array.array(values.dtype.char)
+    copy.frombytes(values.view(np.uint8).data)
+    return copy

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which topics there are, and what a placed frame sends on each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.frame import Frame
+from xsvggt_ros.geometry import inverse
+from xsvggt_ros.messages.encode import Encoder
+from xsvggt_ros.placement.covariance import pose_covariance
+from xsvggt_ros.placement.placement import Placed
+from xsvggt_ros.status import Status
+
+# Names of what comes in, as before remapping. A recording's topics are given these names as they are read.
+IMAGE, CAMERA_INFO, TF, TF_STATIC = "image", "camera_info", "/tf", "/tf_static"
+ODOMETRY, DEPTH = "reference/odometry", "reference/depth"
+IMAGE_TYPES = {"sensor_msgs/msg/Image": "raw", "sensor_msgs/msg/CompressedImage": "compressed"}  # -> image_transport
+CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
+REFERENCES = {  # topic -> message type of what a placement may listen to
+    TF: "tf2_msgs/msg/TFMessage",
+    TF_STATIC: "tf2_msgs/msg/TFMessage",
+    ODOMETRY: "nav_msgs/msg/Odometry",
+    DEPTH: "sensor_msgs/msg/Image",
+}
+# Output topic -> message type. The node publishes these and a replay writes them.
+TOPICS = {
+    "/tf": "tf2_msgs/msg/TFMessage",
+    "~/depth/image": "sensor_msgs/msg/Image",
+    "~/depth/camera_info": "sensor_msgs/msg/CameraInfo",
+    "~/confidence/image": "sensor_msgs/msg/Image",
+    "~/points": "sensor_msgs/msg/PointCloud2",
+    "~/odometry": "nav_msgs/msg/Odometry",
+    "~/path": "nav_msgs/msg/Path",
+    "~/status": "xsvggt_ros/msg/StreamStatus",
+}
+
+
+def references(config: NodeConfig) -> list[str]:
+    """The topics of REFERENCES that the settings make necessary."""
+    source = config.scale.source
+    transforms = [TF, TF_STATIC] if config.base_frame or source == "tf" else []
+    return transforms + [topic for topic in (ODOMETRY, DEPTH) if topic == f"reference/{source}"]
+
+
+class FrameMessages:
+    """Makes the output messages of frames, for the topics of `TOPICS`; message_class as in Encoder."""
+
+    def __init__(self, message_class: Callable[[str], Any]) -> None:
+        self._encoder = Encoder(message_class)
+        self._path: list[Any] = []
+
+    def convert(self, placed: Placed, config: NodeConfig) -> dict[str, Callable[[], Any]]:
+        """{topic: function that makes its message}, so that only what is wanted is made; ~/status is not among them.
+
+        Poses go from `config.world_frame` (x forward, y left, z up) to the placed frame's child; points and depth are
+        in the camera's optical frame. Stamps are the image's. /tf is left out unless `config.publish_tf`.
+        """
+        encode, frame = self._encoder, placed.frame
+        camera = encode.header(placed.stamp_ns, placed.camera)
+        world = encode.header(placed.stamp_ns, config.world_frame)
+        pose = encode.pose(placed.T_odom_child)
+        self._extend_path(placed, encode.pose_stamped(world, pose), config.path_length)
+        mask = partial(_nan_mask, frame, config.output.confidence_threshold)
+        topics = {
+            "/tf": lambda: self._transform(placed, config),
+            "~/depth/image": lambda: encode.image(camera, frame.depth * mask()),
+            "~/depth/camera_info": lambda: encode.camera_info(camera, frame.intrinsics, *frame.depth.shape),
+            "~/confidence/image": lambda: encode.image(camera, frame.confidence),
+            "~/points": lambda: self._points(camera, frame, mask(), config.output.point_stride),
+            "~/odometry": lambda: encode.odometry(world, placed.child, pose, pose_covariance(placed)),
+            "~/path": lambda: encode.path(world, self._path),
+        }
+        if not config.publish_tf:
+            del topics["/tf"]
+        return topics
+
+    def status(self, status: Status, stamp_ns: int, camera: str) -> Any:
+        """The message of ~/status; stamp and frame_id are the image's."""
+        return self._encoder.status(self._encoder.header(stamp_ns, camera), status.figures())
+
+    def _extend_path(self, placed: Placed, pose: Any, length: int) -> None:
+        if placed.starts:
+            self._path.clear()
+        self._path.append(pose)
+        del self._path[:-length]
+
+    def _transform(self, placed: Placed, config: NodeConfig) -> Any:
+        parent, child, T = config.world_frame, placed.child, placed.T_odom_child
+        if config.invert_tf:
+            parent, child, T = child, parent, inverse(T)
+        return self._encoder.transform(self._encoder.header(placed.stamp_ns, parent), child, T)
+
+    def _points(self, header: Any, frame: Frame, mask: np.ndarray, stride: int) -> Any:
+        thin = (slice(None, None, stride),) * 2
+        return self._encoder.points(header, frame.points_cam()[thin] * mask[thin][..., None], frame.image[thin])
+
+
+def _nan_mask(frame: Frame, threshold: float) -> np.ndarray:
+    """Factor of depth and points, float32 [h, w]: 1, or NaN where the confidence is below the threshold."""
+    return np.where(frame.confidence >= threshold, np.float32(1), np.float32(np.nan))

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One camera's messages to placed frames: decoded, rectified, stepped, placed, counted. Node and replay share it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from threading import Event
+from typing import Any, Protocol
+
+from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.frame import Frame, InputImage
+from xsvggt_ros.messages.decode import CameraDecoder, decode_depth, decode_pose, stamp_ns
+from xsvggt_ros.messages.topics import CAMERA_INFO, DEPTH, TF, TF_STATIC
+from xsvggt_ros.placement.placement import NotPlaced, Placed, Placement
+from xsvggt_ros.status import Status, StepStatus
+from xsvggt_ros.stream import GeometryStream, OutOfMemory
+
+THROTTLE_S = 5.0  # between two warnings about the same topic
+MIB = 2**20
+
+
+class Logger(Protocol):
+    """rclpy's logger, or Python's."""
+
+    def info(self, message: str) -> Any: ...
+    def warning(self, message: str) -> Any: ...
+    def error(self, message: str) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Unplaced:
+    """An image that the stream took in, though its frame cannot be placed: `reason` says what is missing."""
+
+    stamp_ns: int
+    camera: str  # frame_id of the image
+    frame: Frame
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An image that the stream did not take in."""
+
+    reason: str
+    failed: bool = False  # for want of memory; else the image is unusable
+
+
+class Pipeline:
+    """Serves the messages of one stream, in order.
+
+    `process` belongs to one thread; the other methods may be called from another. `status` is that after the newest
+    image.
+    """
+
+    def __init__(self, stream: GeometryStream, config: NodeConfig, log: Logger) -> None:
+        self._stream = stream
+        self._log = log
+        self._camera = CameraDecoder(warn=log.warning)
+        self._placement = Placement(config)
+        self._cache = config.stream.cache
+        self._reset_asked = Event()
+        self._worlds = 0
+        self._warned_at: dict[str, float] = {}
+        self.status = Status(scale=self._placement.scale)
+
+    def receive(self, topic: str, message: Any) -> None:
+        """Takes a message of camera_info or of one of the topics.REFERENCES; one that cannot be used is said."""
+        try:
+            if topic == CAMERA_INFO:
+                self._camera.camera_info = message
+            else:
+                hand_over(self._placement, topic, message)
+        except ValueError as error:
+            now = time.monotonic()
+            if now - self._warned_at.get(topic, -THROTTLE_S) >= THROTTLE_S:
+                self._warned_at[topic] = now
+                self._log.warning(f"{topic} ignored: {error}")
+
+    def reset(self) -> None:
+        """The next image starts a new world."""
+        self._reset_asked.set()
+
+    def time_restarted(self) -> None:
+        """The transforms to come are of another time. (The images' own stamps reset the stream.)"""
+        self._placement.transforms.clear()
+
+    def limit(self, fraction: float) -> None:
+        """Holds the cache to a fraction of its budget; the thread of `process` calls it, between two images."""
+        try:
+            self._stream.limit(fraction)
+        except ValueError as error:
+            self._log.error(f"cache budget not changed: {error}")
+
+    def process(self, message: Any, config: NodeConfig) -> Placed | Unplaced | Rejected:
+        """Takes the next image, a sensor_msgs Image or CompressedImage, under the settings now in force."""
+        try:
+            image = self._camera.decode(message, config.rectify)
+            self._apply(config)
+            frame = self._stream.step(image.image, image.intrinsics, image.stamp_ns)
+        except ValueError as error:
+            return self._rejected(Rejected(str(error)))
+        except OutOfMemory as error:
+            return self._rejected(Rejected(str(error), failed=True))
+        self._tell(frame.status)
+        return self._placed(frame, image, config)
+
+    def _apply(self, config: NodeConfig) -> None:
+        """What users asked for since the last image."""
+        if self._reset_asked.is_set():
+            self._reset_asked.clear()
+            self._stream.reset("asked for by ~/reset")
+        if config.stream.cache != self._cache:
+            self._cache = config.stream.cache
+            try:
+                self._stream.reconfigure(self._cache)
+            except ValueError as error:
+                self._log.error(f"cache settings not applied: {error}")
+
+    def _rejected(self, result: Rejected) -> Rejected:
+        self._count("frames_failed" if result.failed else "frames_rejected")
+        return result
+
+    def _placed(self, frame: Frame, image: InputImage, config: NodeConfig) -> Placed | Unplaced:
+        self._worlds += frame.index == 0
+        result: Placed | Unplaced
+        try:
+            result = self._placement.place(frame, image.stamp_ns, image.frame_id, config)
+            self._count(step=frame.status)
+        except NotPlaced as error:
+            result = Unplaced(image.stamp_ns, image.frame_id, frame, error.args[0])
+            self._count("frames_unplaced", step=frame.status, missing=result.reason)
+        return result
+
+    def _count(self, cause: str = "", step: StepStatus | None = None, missing: str = "") -> None:
+        """Takes the newest image into the status; cause: the count of why nothing came of it."""
+        counts, before = self.status.images, self.status
+        more = {name: getattr(counts, name) + 1 for name in ("frames_received", cause) if name}
+        images = replace(counts, **more, resets=max(0, self._worlds - 1))
+        status = replace(before, images=images, shortage=self._stream.shortage)
+        if step is not None:
+            status = replace(status, step=step, scale=self._placement.scale, missing=missing)
+        self.status = status
+
+    def _tell(self, step: StepStatus) -> None:
+        """Says what the cache is whenever that may be news."""
+        first = step.frame == 0
+        if first and step.event:
+            self._log.warning(f"a new world starts: {step.event}")
+        if (first or step.event) and step.budget_raised:
+            self._log.warning(f"the budget is below what the policy works with: raised to {step.floor_tokens} tokens")
+        if first or step.event:
+            self._log.info(
+                f"cache: {step.policy}, {step.budget_tokens or 'unlimited'} tokens per layer, "
+                f"{step.key_bits} bit keys, {step.value_bits} bit values, {step.cache_bytes / MIB:.2f} MiB"
+            )
+
+
+def hand_over(placement: Placement, topic: str, message: Any) -> None:
+    """Gives the placement a message of one of topics.REFERENCES. Raises ValueError for one that cannot be used."""
+    if topic in (TF, TF_STATIC):
+        placement.receive_transforms(message.transforms, static=topic == TF_STATIC)
+    elif topic == DEPTH:
+        placement.receive_depth(stamp_ns(message.header), decode_depth(message))
+    else:
+        placement.receive_pose(stamp_ns(message.header), decode_pose(message))

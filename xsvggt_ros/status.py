@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What there is to say after an image: one snapshot, of which ~/status and /diagnostics are functions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StepStatus:
+    """What a step of the stream cost and what the cache holds after it."""
+
+    frame: int = 0
+    event: str = ""
+    policy: str = ""
+    tokens: int = 0
+    budget_tokens: int = 0
+    floor_tokens: int = 0
+    budget_raised: bool = False
+    evicted_tokens: int = 0
+    key_bits: int = 16
+    value_bits: int = 16
+    cache_bytes: int = 0
+    scratch_bytes: int = 0
+    camera_frames: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage, and "step" for all of it
+
+
+@dataclass(frozen=True)
+class ScaleStatus:
+    """How many metres the model's unit is, and how sure that is."""
+
+    scale_source: str = "none"
+    scale: float = 1.0  # metres per unit; NaN while unknown
+    scale_spread: float = math.nan  # robust standard deviation of the measurements' logarithms; NaN: unknown
+    scale_measurements: int = 0  # since the world began; the newest `scale.window` of them count
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """What became of the input images."""
+
+    frames_received: int = 0
+    frames_replaced: int = 0
+    frames_refused: int = 0
+    frames_lost: int = 0
+    frames_rejected: int = 0
+    frames_unplaced: int = 0
+    frames_failed: int = 0
+    resets: int = 0
+
+
+@dataclass(frozen=True)
+class Performance:
+    """How a node keeps up; zeros in a replay, which is in no hurry."""
+
+    input_rate: float = 0.0
+    step_median_seconds: float = 0.0
+    step_worst_seconds: float = 0.0
+    age_seconds: float = 0.0
+    shed_level: int = 0
+
+
+@dataclass(frozen=True)
+class Status:
+    """All of it at one moment."""
+
+    step: StepStatus = StepStatus()  # of the newest frame
+    scale: ScaleStatus = ScaleStatus()
+    images: ImageCounts = ImageCounts()
+    performance: Performance = Performance()
+    missing: str = ""  # why the newest frame could not be placed; empty: it could
+    shortage: str = ""  # why the cache is smaller than configured, since memory ran out; empty: it is not
+    silent: bool = False  # whether images have stopped coming
+
+    def figures(self) -> dict[str, Any]:
+        """{name: value} of everything that is counted or measured: the fields of msg/StreamStatus.msg."""
+        step = asdict(self.step)
+        seconds = {f"{stage}_seconds": float(value) for stage, value in step.pop("seconds").items()}
+        return step | seconds | asdict(self.scale) | asdict(self.images) | asdict(self.performance)
