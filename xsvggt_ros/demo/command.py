@@ -31,7 +31,7 @@ from xsvggt_ros.frame import Frame, InputImage
 from xsvggt_ros.installation import package_file
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.preprocess import Resize
-from xsvggt_ros.replay.command import stop_signals
+from xsvggt_ros.replay.signals import stop_signals
 from xsvggt_ros.stream import GeometryStream
 
 PASSED_ON = ("weights", "model", "device", "dtype", "attention", "image_width", "queue")

@@ -33,6 +33,7 @@ NODE_NAME = "/stream"  # of stream.launch.py: what "~" stands for in topic names
 DEPTH_SCALE = 1000  # steps of a depth image per unit of depth, as in 7-Scenes and Open3D's default
 STATUS_TYPE = "xsvggt_ros/msg/StreamStatus"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk that is full says, or a quota
+MIB = 2**20
 PATTERNS = ("trajectory*.txt", "cloud*.ply", "depth", "bag")  # all that a replay writes into its folder
 
 
@@ -47,7 +48,9 @@ class ReplayFiles:
         self._folder = folder
         self._config = config
         self._worlds = 0
-        self._frames = 0
+        self.frames = 0
+        self._seconds = 0.0  # in the stream's steps
+        self._cache_bytes = 0
         self._open: list[TrajectoryFile | CloudFile] = []
         self._depth = folder / "depth"
         self._depth.mkdir()
@@ -59,9 +62,16 @@ class ReplayFiles:
             self._start_world()
         for file in self._open:
             file.write(placed)
-        write_depth(self._depth / f"{self._frames:06d}.png", placed.frame, self._config.output.confidence_threshold)
+        write_depth(self._depth / f"{self.frames:06d}.png", placed.frame, self._config.output.confidence_threshold)
         self._bag.write(placed, status)
-        self._frames += 1
+        self.frames += 1
+        self._seconds += status.step.seconds["step"]
+        self._cache_bytes = status.step.cache_bytes
+
+    def summary(self) -> str:
+        """What the frames took, at least one, and the files, a line each."""
+        figures = f"{self._seconds / self.frames:.3f} s per frame, {self._cache_bytes / MIB:.1f} MiB of cache"
+        return "\n".join([figures, *map(str, written_files(self._folder))])
 
     def close(self) -> None:
         """Finishes every file, even if one of them cannot be."""

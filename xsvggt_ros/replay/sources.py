@@ -3,22 +3,33 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import cv2
 
+from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.frame import InputImage
 from xsvggt_ros.messages.bag import Bag, DamagedBag, is_bag, open_bag
-from xsvggt_ros.messages.decode import FRAME_ID, CameraDecoder, Damaged, stamp_ns
-from xsvggt_ros.messages.topics import CAMERA_INFO, CAMERA_INFO_TYPE, IMAGE, IMAGE_TYPES, REFERENCES, TF, TF_STATIC
+from xsvggt_ros.messages.decode import FRAME_ID, CameraDecoder, Damaged, decode_image, stamp_ns
+from xsvggt_ros.messages.topics import (
+    CAMERA_INFO,
+    CAMERA_INFO_TYPE,
+    IMAGE,
+    IMAGE_TYPES,
+    REFERENCES,
+    TF,
+    TF_STATIC,
+    references,
+)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 FOLDER_RATE = 30.0  # images per second
@@ -90,6 +101,21 @@ def complaint(message: Any, reason: str) -> str:
     return f"{name}: {reason}" if name else reason
 
 
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """The recording, and what is read of it."""
+    parser.add_argument(
+        "input", type=Path, help="folder of images, video file, or rosbag2 (folder, .mcap or .db3), whole or cut off"
+    )
+    parser.add_argument("--stride", type=int, default=1, metavar="N", help="use every N-th image (default: 1)")
+    parser.add_argument(
+        "--rate", type=float, metavar="HZ", help="images per second (default: the video's own, 30 for a folder)"
+    )
+    parser.add_argument("--topic", default="", help="image topic of a bag (default: the first)")
+    parser.add_argument(
+        "--reference", default="", metavar="TOPIC", help="odometry or depth topic of a bag that scale.source names"
+    )
+
+
 def open_source(
     path: Path,
     *,
@@ -127,6 +153,34 @@ def open_source(
             "leave out the settings that need it"
         )
     return _folder(path, rate, stride) if path.is_dir() else _video(path, rate, stride)
+
+
+def bag_topics(config: NodeConfig, reference: str) -> dict[str, str]:
+    """What the placement needs -> topic of the bag; `reference` is that of the robot's odometry or depth.
+
+    Raises ValueError, with the fix, where `reference` is missing or needless.
+    """
+    wanted = references(config)
+    if reference and not any(name.startswith("reference/") for name in wanted):
+        raise ValueError(f"scale.source {config.scale.source} does not use a reference topic: leave it out")
+    topics = {name: reference if name.startswith("reference/") else name for name in wanted}
+    if not all(topics.values()):
+        raise ValueError(f"scale.source {config.scale.source}: name the topic of the bag with --reference")
+    return topics
+
+
+def usable(source: Source, path: Path) -> Iterator[tuple[str, Any]]:
+    """The messages of a source that has at least one image that can be decoded. Raises ValueError if it has none."""
+    messages, read, reason = iter(source), [], ""
+    for topic, message in messages:
+        read.append((topic, message))
+        if topic == IMAGE:
+            try:
+                decode_image(message)
+                return chain(read, messages)
+            except ValueError as error:
+                reason = reason or complaint(message, str(error))
+    raise ValueError(f"{path} has no image that can be used: {reason or source.damage or 'it is empty'}")
 
 
 @contextmanager

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
+from xsvggt_ros.config import NodeConfig
+
+# What is published less often: the outputs that are large.
+DENSE_TOPICS = ("~/depth/image", "~/depth/camera_info", "~/confidence/image", "~/points")
 RECENT = 7  # frames whose median latency counts: fewer than half of them being late changes nothing
 EASE = 0.7  # of the target: below that there is room for more
 PATIENCE = 20  # frames with that much room before a level down; twice as many after each relapse
@@ -22,6 +26,13 @@ class Level:
     point_stride: int = 1  # times the stride that is set
     publish_every: int = 1  # n-th frame's depth, confidence and points
     budget: float = 1.0  # fraction of the cache's budget
+
+    def thinned(self, config: NodeConfig) -> NodeConfig:
+        """The settings with this level's stride of the points."""
+        if self.point_stride == 1:  # a configuration is checked when it is made, which takes its time
+            return config
+        stride = config.output.point_stride * self.point_stride
+        return replace(config, output=replace(config.output, point_stride=stride))
 
 
 LEVELS = (
@@ -51,6 +62,11 @@ class LoadShedding:
         self._came_down = False
         self._start_again()
 
+    @property
+    def level(self) -> Level:
+        """That of the frames to come."""
+        return LEVELS[self._number]
+
     def _start_again(self) -> None:
         """Frames of another level say nothing about this one."""
         self._latencies: deque[float] = deque(maxlen=RECENT)
@@ -62,12 +78,12 @@ class LoadShedding:
         if not target_ms:
             self._number, self._patience, self._came_down = 0, PATIENCE, False
             self._start_again()
-            return LEVELS[0]
+            return self.level
         self._frames += 1
         self._latencies.append(latency_s)
         if len(self._latencies) == RECENT:
             self._judge(median(self._latencies) * 1000 / target_ms)
-        return LEVELS[self._number]
+        return self.level
 
     def _judge(self, load: float) -> None:
         """load: latency relative to the target."""

@@ -12,21 +12,18 @@ from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.messages.topics import IMAGE, FrameMessages
 from xsvggt_ros.pipeline import THROTTLE_S, Pipeline, Rejected, Unplaced
 from xsvggt_ros.placement.placement import Placed
-from xsvggt_ros.ros.load_shedding import LEVELS, LoadShedding
+from xsvggt_ros.ros.load_shedding import DENSE_TOPICS, LoadShedding
 from xsvggt_ros.ros.mailbox import Mailbox
 from xsvggt_ros.ros.monitor import Monitor
 from xsvggt_ros.status import Status
 from xsvggt_ros.stream import GeometryStream
-
-# What load shedding publishes less often: the outputs that are large.
-DENSE_TOPICS = ("~/depth/image", "~/depth/camera_info", "~/confidence/image", "~/points")
 
 
 class Worker:
     """Serves the images of its mailbox with one stream until the mailbox closes.
 
     settings: its `config` is the configuration in force, read once per image. publish(topic, make): sends a
-    message if someone listens. All methods but `run` are for the node's thread.
+    message if someone listens. `run` is for a thread of its own, all else for the node's.
     """
 
     def __init__(
@@ -46,7 +43,9 @@ class Worker:
         self._mailbox: Mailbox[tuple[float, Any]] = Mailbox()  # time of arrival (monotonic) and message
         self._monitor = Monitor()
         self._load = LoadShedding()
-        self._level = LEVELS[0]
+        # What the node's thread may ask for.
+        self.reset, self.time_restarted = self._pipeline.reset, self._pipeline.time_restarted
+        self.clear, self.close = self._mailbox.clear, self._mailbox.close
 
     def receive(self, topic: str, message: Any) -> None:
         """Puts an image into the mailbox; any other message goes to the pipeline at once."""
@@ -56,22 +55,6 @@ class Worker:
         now, config = time.monotonic(), self._settings.config
         self._monitor.received(now)
         self._mailbox.put((now, message), limit=config.queue_size if config.queue == "all" else None)
-
-    def reset(self) -> None:
-        """The next image starts a new world."""
-        self._pipeline.reset()
-
-    def time_restarted(self) -> None:
-        """The node's clock jumped back."""
-        self._pipeline.time_restarted()
-
-    def clear(self) -> None:
-        """Forgets the images that wait."""
-        self._mailbox.clear()
-
-    def close(self) -> None:
-        """Ends `run` after the step at hand."""
-        self._mailbox.close()
 
     def status(self) -> Status:
         """All there is to say now."""
@@ -83,7 +66,7 @@ class Worker:
             frames_refused=mailbox.refused,
             frames_lost=self.lost,
         )
-        performance = replace(self._monitor.performance(), shed_level=self._level.number)
+        performance = replace(self._monitor.performance(), shed_level=self._load.level.number)
         return replace(status, images=images, performance=performance, silent=self._monitor.silent())
 
     def run(self) -> None:
@@ -115,21 +98,15 @@ class Worker:
         self._shed_load(age, config)
 
     def _publish_frame(self, placed: Placed, config: NodeConfig) -> None:
-        dense = placed.frame.index % self._level.publish_every == 0
-        for topic, make in self._messages.convert(placed, self._thinned(config)).items():
-            if dense or topic not in DENSE_TOPICS:
+        level = self._load.level
+        for topic, make in self._messages.convert(placed, level.thinned(config)).items():
+            if topic not in DENSE_TOPICS or placed.frame.index % level.publish_every == 0:
                 self._publish(topic, make)
 
-    def _thinned(self, config: NodeConfig) -> NodeConfig:
-        if self._level.point_stride == 1:  # a configuration is checked when it is made, which takes its time
-            return config
-        stride = config.output.point_stride * self._level.point_stride
-        return replace(config, output=replace(config.output, point_stride=stride))
-
     def _shed_load(self, age: float, config: NodeConfig) -> None:
+        before = self._load.level
         level = self._load.update(age, config.target_latency_ms)
-        if level != self._level:
+        if level != before:
             target = f"target_latency_ms {config.target_latency_ms:.0f}"
             self._log.warning(f"latency against {target}: now {level.description}")
             self._pipeline.limit(level.budget)
-            self._level = level
