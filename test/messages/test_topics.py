@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Placed frames to messages, of rclpy's classes and of rosbags'."""
+
+import numpy as np
+import pytest
+from support.messages import COUNTS, PERFORMANCE, SCALE, STAMP, TYPES, convert, rclpy_class
+
+from xsvggt_ros.config import NodeConfig, OutputConfig
+from xsvggt_ros.geometry import rigid, ros_pose, rotation_matrix
+from xsvggt_ros.messages.decode import stamp_ns
+from xsvggt_ros.messages.topics import TOPICS, FrameMessages
+
+
+def cloud_of(msg):
+    """x y z float32 [h, w, 3] and rgb uint8 [h, w, 3] of a PointCloud2, read by its own description."""
+    assert [(f.name, f.datatype, f.count) for f in msg.fields] == [(n, 7, 1) for n in ("x", "y", "z", "rgb")]
+    layout = {f.name: ("<f4" if f.name != "rgb" else "<u4", f.offset) for f in msg.fields}
+    names, (formats, offsets) = list(layout), zip(*layout.values(), strict=True)
+    dtype = np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": msg.point_step})
+    points = np.frombuffer(msg.data, np.uint8).reshape(msg.height, msg.row_step).view(dtype)
+    packed = points["rgb"]
+    return np.stack([points[n] for n in "xyz"], -1), np.stack([packed >> s & 255 for s in (16, 8, 0)], -1)
+
+
+def test_one_message_per_topic_with_the_stamp_and_frame_of_its_image(message_class, frame):
+    made = convert(FrameMessages(message_class), frame)
+    assert list(made) == list(TOPICS)
+    frames = {"~/odometry": "odom", "~/path": "odom"}
+    for topic, msg in made.items():
+        header = msg.transforms[0].header if topic == "/tf" else msg.header
+        assert stamp_ns(header) == STAMP
+        assert header.frame_id == ("odom" if topic == "/tf" else frames.get(topic, "lens"))
+        assert isinstance(msg, message_class(TOPICS[topic]))
+
+
+def test_both_libraries_write_the_same_messages(frame):
+    serialization = pytest.importorskip("rclpy.serialization")
+    config = NodeConfig(output=OutputConfig(confidence_threshold=1.5, point_stride=3))
+    ours, theirs = (convert(FrameMessages(c), frame, config) for c in (rclpy_class, lambda name: TYPES.types[name]))
+    for topic, name in TOPICS.items():
+        decoded = TYPES.deserialize_cdr(serialization.serialize_message(ours[topic]), name)
+        assert bytes(TYPES.serialize_cdr(decoded, name)) == bytes(TYPES.serialize_cdr(theirs[topic], name)), topic
+
+
+def test_depth_and_confidence_images(message_class, frame):
+    made = convert(FrameMessages(message_class), frame, NodeConfig(output=OutputConfig(confidence_threshold=2.0)))
+    for topic in ("~/depth/image", "~/confidence/image"):
+        msg = made[topic]
+        assert (msg.height, msg.width, msg.encoding, msg.step, msg.is_bigendian) == (6, 8, "32FC1", 32, 0)
+    depth, confidence = (
+        np.frombuffer(made[f"~/{t}/image"].data, np.float32).reshape(6, 8) for t in ("depth", "confidence")
+    )
+    assert np.array_equal(confidence, frame.confidence)
+    assert np.array_equal(np.isnan(depth), frame.confidence < 2.0)
+    assert np.array_equal(depth[frame.confidence >= 2.0], frame.depth[frame.confidence >= 2.0])
+
+
+def test_camera_info_describes_the_depth_image(message_class, frame):
+    msg = convert(FrameMessages(message_class), frame)["~/depth/camera_info"]
+    assert (msg.height, msg.width, msg.distortion_model, list(msg.d)) == (6, 8, "plumb_bob", [0.0] * 5)
+    assert np.array_equal(np.reshape(msg.r, (3, 3)), np.eye(3))
+    assert np.array_equal(np.reshape(msg.p, (3, 4)), np.c_[frame.intrinsics, np.zeros(3)])
+
+
+@pytest.mark.parametrize("stride", [1, 2, 5, 100])
+def test_points_are_the_unprojected_depth_in_the_colours_of_the_image(message_class, frame, stride):
+    config = NodeConfig(output=OutputConfig(confidence_threshold=2.0, point_stride=stride))
+    made = convert(FrameMessages(message_class), frame, config)
+    msg = made["~/points"]
+    xyz, rgb = cloud_of(msg)
+    depth = np.frombuffer(made["~/depth/image"].data, np.float32).reshape(6, 8)
+    K = np.reshape(made["~/depth/camera_info"].k, (3, 3))
+    v, u = np.indices(depth.shape)
+    expected = np.stack([(u - K[0, 2]) / K[0, 0] * depth, (v - K[1, 2]) / K[1, 1] * depth, depth], -1)
+    valid = np.isfinite(depth)[..., None]
+    np.testing.assert_allclose(xyz, np.where(valid, expected, np.nan)[::stride, ::stride], rtol=1e-6)
+    assert np.array_equal(rgb, frame.image[::stride, ::stride])
+    assert not msg.is_dense
+
+
+def test_tf_odometry_and_path_agree_on_the_pose(message_class, frame):
+    made = convert(FrameMessages(message_class), frame)
+    (stamped,) = made["/tf"].transforms
+    odometry, pose = made["~/odometry"], made["~/path"].poses[-1].pose
+    T_odom_cam = ros_pose(frame.T_first_cam)
+    for position, rotation in (
+        (stamped.transform.translation, stamped.transform.rotation),
+        (odometry.pose.pose.position, odometry.pose.pose.orientation),
+        (pose.position, pose.orientation),
+    ):
+        np.testing.assert_allclose([position.x, position.y, position.z], T_odom_cam[:3, 3])
+        quaternion = np.array([rotation.x, rotation.y, rotation.z, rotation.w])
+        np.testing.assert_allclose(rotation_matrix(quaternion), T_odom_cam[:3, :3], atol=1e-12)
+    assert stamped.child_frame_id == odometry.child_frame_id == "lens"
+
+
+def test_frames_and_tf_follow_the_settings(message_class, frame):
+    config = NodeConfig(world_frame="map", publish_tf=False)
+    made = convert(FrameMessages(message_class), frame, config, child="base_link")
+    assert "/tf" not in made
+    assert (made["~/odometry"].header.frame_id, made["~/odometry"].child_frame_id) == ("map", "base_link")
+    assert made["~/points"].header.frame_id == "lens"
+
+
+def test_inverted_tf_is_the_inverse(message_class, frame):
+    (usual,), (inverted,) = (
+        convert(FrameMessages(message_class), frame, NodeConfig(invert_tf=invert))["/tf"].transforms
+        for invert in (False, True)
+    )
+    assert (usual.header.frame_id, usual.child_frame_id) == ("odom", "lens")
+    assert (inverted.header.frame_id, inverted.child_frame_id) == ("lens", "odom")
+    np.testing.assert_allclose(matrix(inverted.transform) @ matrix(usual.transform), np.eye(4), atol=1e-12)
+
+
+def matrix(transform):
+    p, q = transform.translation, transform.rotation
+    return rigid(rotation_matrix(np.array([q.x, q.y, q.z, q.w])), np.array([p.x, p.y, p.z]))
+
+
+def test_path_is_bounded_and_ends_with_its_world(message_class, frame):
+    messages = FrameMessages(message_class)
+    config = NodeConfig(path_length=3)
+    stamps = [stamp_ns(p.header) for n in range(5) for p in convert(messages, frame, config, n)["~/path"].poses][-3:]
+    assert stamps == [2, 3, 4]
+    assert len(convert(messages, frame, NodeConfig(path_length=1))["~/path"].poses) == 1
+    assert len(convert(messages, frame)["~/path"].poses) == 2
+    assert len(convert(messages, frame, starts=True)["~/path"].poses) == 1
+
+
+def test_status_carries_every_figure(message_class, frame):
+    msg = convert(FrameMessages(message_class), frame)["~/status"]
+    for name, value in vars(frame.status).items():
+        if name != "seconds":
+            assert getattr(msg, name) == value
+    assert {stage: getattr(msg, f"{stage}_seconds") for stage in frame.status.seconds} == frame.status.seconds
+    for values in (COUNTS, PERFORMANCE, SCALE):
+        for name, value in vars(values).items():
+            assert getattr(msg, name) == value, name
