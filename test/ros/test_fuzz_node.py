@@ -46,10 +46,10 @@ class Judge:
         size, time = self._size_of(msg), msg.header.stamp
         stamp = time.sec * 10**9 + time.nanosec
         usable = size is not None and time.sec >= 0 and time.nanosec < 10**9 and stamp != self._stamp
-        self._stamp = stamp if usable else self._stamp
         # At least one row of patches, and no line.
         if usable and round(size[0] * WIDTH / size[1] / 14) and size[0] <= STEEPEST * size[1]:
             self.answered.append(stamp)
+            self._stamp = stamp  # an image that was refused left the stream as it was
         else:
             self.rejected += 1
 
