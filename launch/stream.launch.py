@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stream node, and on request RViz and a bag: `ros2 launch xsvggt_ros stream.launch.py --show-args`."""
 
-import re
 import shlex
 from pathlib import Path
 
-import yaml
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, EmitEvent, ExecuteProcess, OpaqueFunction
@@ -14,6 +12,10 @@ from launch.events.process import ShutdownProcess
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
+
+from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.parameters_file import facts
+from xsvggt_ros.settings import settings
 
 CONFIG = Path(get_package_share_directory("xsvggt_ros"), "config")
 BOOLEAN = ["true", "false", "True", "False"]  # other launch files pass Python's words
@@ -41,16 +43,8 @@ DISPLAYED = ("points", "depth/image", "path", "odometry")  # topics of the node 
 KILL_AFTER_S = "20"  # a step that runs is waited for, and takes seconds with a large model on a CPU
 
 
-def node_parameters() -> dict[str, tuple[type, str]]:
-    """{name: (type, description)} of every parameter of the node, read from the installed stream.yaml."""
-    text = (CONFIG / "stream.yaml").read_text()
-    defaults = yaml.safe_load(text)["/**"]["ros__parameters"]
-    comments = re.findall(r"((?: +# .*\n)+) +([\w.]+):", text)
-    return {name: (type(defaults[name]), " ".join(re.findall(r"# (.*)", about))) for about, name in comments}
-
-
 def arguments() -> list[DeclareLaunchArgument]:
-    overrides = {name: ("", f"{about} Empty: as in params_file.") for name, (_, about) in node_parameters().items()}
+    overrides = {s.name: ("", f"{s.description} {facts(s)} Empty: as in params_file.") for s in settings(NodeConfig)}
     return [
         DeclareLaunchArgument(name, default_value=default, description=about, choices=CHOICES.get(name))
         for name, (default, about) in (ARGUMENTS | overrides).items()
@@ -60,9 +54,9 @@ def arguments() -> list[DeclareLaunchArgument]:
 def stream_node(given: dict[str, str], sim_time: dict[str, bool], companions: list[ExecuteProcess]) -> Node:
     """The node; when it ends for good, so do its companions, but not the launch file that may include this one."""
     overrides = {
-        name: ParameterValue(LaunchConfiguration(name), value_type=kind)
-        for name, (kind, _) in node_parameters().items()
-        if given[name]
+        setting.name: ParameterValue(LaunchConfiguration(setting.name), value_type=setting.type)
+        for setting in settings(NodeConfig)
+        if given[setting.name]
     }
     respawn = true(given["respawn"])
     end = [EmitEvent(event=ShutdownProcess(process_matcher=matches_action(process))) for process in companions]

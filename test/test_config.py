@@ -4,7 +4,8 @@ import math
 import pytest
 
 from xsvggt_ros.cache.policies import make_policy
-from xsvggt_ros.config import POLICIES, CacheConfig, NodeConfig, StreamConfig, changed, settings, values
+from xsvggt_ros.config import POLICIES, CacheConfig, NodeConfig, StreamConfig
+from xsvggt_ros.settings import changed, settings, values
 
 
 def test_every_setting_says_what_it_is():

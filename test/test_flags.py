@@ -3,8 +3,9 @@ import argparse
 
 import pytest
 
-from xsvggt_ros.config import NodeConfig, changed, settings
+from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.flags import add_settings, given_settings
+from xsvggt_ros.settings import changed, settings
 
 SETTINGS = settings(NodeConfig)
 

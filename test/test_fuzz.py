@@ -24,7 +24,7 @@ from support import fuzz
 from tf2_msgs.msg import TFMessage
 
 from xsvggt_ros.camera import Rectifier
-from xsvggt_ros.config import NodeConfig, changed
+from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import rigid, unproject
 from xsvggt_ros.messages.decode import decode_depth, decode_image, decode_pose, stamp_ns
@@ -33,6 +33,7 @@ from xsvggt_ros.pipeline import hand_over
 from xsvggt_ros.placement.placement import NotPlaced, Placement
 from xsvggt_ros.placement.tf_buffer import TransformBuffer
 from xsvggt_ros.preprocess import Resize
+from xsvggt_ros.settings import changed
 from xsvggt_ros.status import StepStatus
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value", "ignore:divide by zero")

@@ -18,8 +18,9 @@ from launch import LaunchDescription, LaunchService
 from launch.actions import ExecuteProcess, GroupAction, IncludeLaunchDescription, Shutdown
 from launch_ros.actions import PushRosNamespace
 
-from xsvggt_ros.config import NodeConfig, settings, values
+from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.placement.placement import REFERENCES
+from xsvggt_ros.settings import settings, values
 
 LAUNCH_FILE = ROOT / "launch" / "stream.launch.py"
 REFERENCE_TOPICS = [topic for topic in REFERENCES if not topic.startswith("/")]

@@ -5,8 +5,9 @@ import pytest
 import yaml
 from support.paths import ROOT
 
-from xsvggt_ros.config import NodeConfig, settings, values
+from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.parameters_file import markdown_table, run, yaml_text
+from xsvggt_ros.settings import settings, values
 
 
 def test_yaml_file_in_the_repository_is_up_to_date():

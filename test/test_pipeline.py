@@ -8,9 +8,10 @@ import pytest
 from support.caches import Shortage
 from support.recordings import SECOND, camera_info, picture, raw_image
 
-from xsvggt_ros.config import NodeConfig, changed
+from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.pipeline import Pipeline, Rejected, Unplaced
 from xsvggt_ros.placement.placement import Placed
+from xsvggt_ros.settings import changed
 from xsvggt_ros.stream import GeometryStream
 
 K = np.array([[50.0, 0, 31.5], [0, 51.0, 23.5], [0, 0, 1]])

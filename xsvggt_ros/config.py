@@ -1,127 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every setting of the package, declared once.
 
-ROS parameters, command-line flags, `config/stream.yaml` and the README's table are all derived from
-the fields below; `settings` lists them, `changed` replaces some of them by name.
+ROS parameters, command-line flags, `config/stream.yaml`, the launch file's arguments and the table of parameters are
+all derived from the fields below.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, get_type_hints
+from dataclasses import dataclass
+
+from xsvggt_ros.settings import Checked, group, setting
 
 POLICIES = ("xstream", "sliding_window", "random", "full")
 BITS = (2, 4, 8, 16)
 
 
-def setting(
-    default: Any,
-    description: str,
-    *,
-    unit: str = "",
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: tuple | None = None,
-    live: bool = False,
-) -> Any:
-    """A dataclass field that knows what a user needs to know about it."""
-    about = dict(description=description, unit=unit, minimum=minimum, maximum=maximum)
-    return field(default=default, metadata=dict(about, choices=choices, live=live))
-
-
-def group(config: type, prefix: str = "") -> Any:
-    """A field that holds another group of settings, whose names get `prefix`."""
-    return field(default_factory=config, metadata=dict(prefix=prefix))
-
-
 @dataclass(frozen=True)
-class Setting:
-    """One setting under its public, dotted name."""
-
-    name: str
-    type: type[Any]
-    default: Any
-    description: str
-    unit: str
-    minimum: float | None
-    maximum: float | None
-    choices: tuple | None
-    live: bool
-
-    def check(self, value: Any) -> Any:
-        """The value in the setting's type. Raises ValueError with the reason if it is not allowed."""
-        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if type(value) is not self.type:
-            raise ValueError(f"{self.name} must be of type {self.type.__name__}, got {value!r}")
-        if self.choices and value not in self.choices:
-            raise ValueError(f"{self.name} must be one of {', '.join(map(str, self.choices))}, got {value!r}")
-        low, high = self.minimum, self.maximum
-        # Written so that NaN, which compares false with everything, is refused too.
-        if (low is not None and not value >= low) or (high is not None and not value <= high):
-            bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise ValueError(f"{self.name} must be {bounds}{' ' + self.unit if self.unit else ''}, got {value!r}")
-        return value
-
-
-def settings(config: type, prefix: str = "") -> list[Setting]:
-    """All settings of a configuration class, nested groups included, in order of declaration."""
-    types = get_type_hints(config)
-    found: list[Setting] = []
-    for f in fields(config):
-        if is_dataclass(types[f.name]):
-            found += settings(types[f.name], prefix + f.metadata["prefix"])
-        else:
-            found.append(Setting(name=prefix + f.name, type=types[f.name], default=f.default, **f.metadata))
-    return found
-
-
-def values(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{dotted name: value} of a configuration."""
-    found: dict[str, Any] = {}
-    for f in fields(config):
-        value = getattr(config, f.name)
-        found |= values(value, prefix + f.metadata["prefix"]) if is_dataclass(value) else {prefix + f.name: value}
-    return found
-
-
-def changed(config: Any, changes: dict[str, Any]) -> Any:
-    """The configuration with the named settings replaced.
-
-    Raises ValueError, naming the setting and the reason, for an unknown name or a value not allowed.
-    """
-    unknown = set(changes) - set(values(config))
-    if unknown:
-        raise ValueError(f"unknown setting: {', '.join(sorted(unknown))}")
-    return _changed(config, changes, "")
-
-
-def _changed(config: Any, changes: dict[str, Any], prefix: str) -> Any:
-    new: dict[str, Any] = {}
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if is_dataclass(value):
-            new[f.name] = _changed(value, changes, prefix + f.metadata["prefix"])
-        elif prefix + f.name in changes:
-            new[f.name] = changes[prefix + f.name]
-    try:
-        return dataclasses.replace(config, **new)
-    except ValueError as error:
-        raise ValueError(f"{prefix}{error}") from None
-
-
-class _Checked:
-    """Checks every field when a configuration is made, so that a bad one never exists."""
-
-    def __post_init__(self) -> None:
-        for s in settings(type(self)):
-            if s.name in self.__dict__:
-                object.__setattr__(self, s.name, s.check(getattr(self, s.name)))
-
-
-@dataclass(frozen=True)
-class CacheConfig(_Checked):
+class CacheConfig(Checked):
     """What the key/value cache may hold. Everything here changes live."""
 
     policy: str = setting(
@@ -182,7 +77,7 @@ class CacheConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class StreamConfig(_Checked):
+class StreamConfig(Checked):
     """The model and how it runs."""
 
     weights: str = setting(
@@ -216,7 +111,7 @@ class StreamConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class OutputConfig(_Checked):
+class OutputConfig(Checked):
     """What of a frame is given out."""
 
     confidence_threshold: float = setting(
@@ -226,7 +121,7 @@ class OutputConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class ScaleConfig(_Checked):
+class ScaleConfig(Checked):
     """How many metres the model's unit is."""
 
     source: str = setting(
@@ -258,7 +153,7 @@ class ScaleConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class NodeConfig(_Checked):
+class NodeConfig(Checked):
     """The ROS 2 node's own settings, and all the others it passes on."""
 
     autostart: bool = setting(True, "Configure and activate at start; false: wait for lifecycle transitions.")

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
-from xsvggt_ros.config import Setting
+from xsvggt_ros.settings import Setting
 
 
 def add_settings(parser: argparse.ArgumentParser, wanted: Iterable[Setting]) -> None:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's settings as text, `xsvggt parameters`: config/stream.yaml and the README's table."""
+"""The node's settings as text, `xsvggt parameters`: config/stream.yaml and the table of parameters."""
 
 import argparse
 import json
 import textwrap
 
-from xsvggt_ros.config import NodeConfig, Setting, settings
+from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.settings import Setting, settings
 
 HEADER = """\
 # Every parameter of the node, at its default; a file that sets some of them is enough.
@@ -50,11 +51,15 @@ def allowed(setting: Setting) -> str:
     return f"{low:.9g} to {high:.9g}"
 
 
+def facts(setting: Setting) -> str:
+    """What to know about a setting beside its description: allowed values, unit, whether it changes live."""
+    limits = f"Allowed: {allowed(setting)}. " if allowed(setting) else ""
+    unit = f"Unit: {setting.unit}. " if setting.unit else ""
+    return limits + unit + ("Changes live." if setting.live else "Read at start only.")
+
+
 def _yaml_entry(setting: Setting) -> str:
-    facts = [f"Allowed: {allowed(setting)}."] if allowed(setting) else []
-    facts += [f"Unit: {setting.unit}."] if setting.unit else []
-    facts += ["Changes live." if setting.live else "Read at start only."]
-    comment = [*textwrap.wrap(setting.description, 110), " ".join(facts)]
+    comment = [*textwrap.wrap(setting.description, 110), facts(setting)]
     lines = [*(f"# {line}" for line in comment), f"{setting.name}: {_scalar(setting.default)}"]
     return textwrap.indent("\n".join(lines), INDENT) + "\n"
 

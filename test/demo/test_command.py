@@ -6,8 +6,9 @@ import sys
 import numpy as np
 
 from xsvggt_ros.cli import main
-from xsvggt_ros.config import CacheConfig, NodeConfig, StreamConfig, changed
+from xsvggt_ros.config import CacheConfig, NodeConfig, StreamConfig
 from xsvggt_ros.demo.command import LATER, START, _memory
+from xsvggt_ros.settings import changed
 from xsvggt_ros.stream import GeometryStream
 
 

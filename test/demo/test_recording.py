@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from support.answers import DROPPED, LONGER, LONGER_LATER, NEARER, make_recording, shortened
 
-from xsvggt_ros.config import NodeConfig, changed, values
+from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.demo.recording import as_json, check
 from xsvggt_ros.geometry import R_WORLD_OPTICAL, inverse
+from xsvggt_ros.settings import changed, values
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from support.answers import NEARER, make_recording, shortened
 
-from xsvggt_ros.config import changed
 from xsvggt_ros.demo import figures, pictures
 from xsvggt_ros.demo.recording import Check, check
 from xsvggt_ros.demo.report import COLUMNS, headline, html
+from xsvggt_ros.settings import changed
 
 VOID = {"meta", "img", "source"}
 

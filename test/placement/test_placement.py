@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from xsvggt_ros.config import NodeConfig, ScaleConfig, changed
+from xsvggt_ros.config import NodeConfig, ScaleConfig
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import inverse, quaternion_xyzw, rigid, rotation_matrix, transform
 from xsvggt_ros.messages.topics import references
 from xsvggt_ros.placement.placement import NotPlaced, Placement
+from xsvggt_ros.settings import changed
 from xsvggt_ros.status import StepStatus
 
 SECOND = 1_000_000_000

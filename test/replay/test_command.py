@@ -12,12 +12,13 @@ from support.paths import SHARED
 from support.recordings import SECOND, encoded, image_bag, picture, raw_image, write_bag, write_folder
 
 from xsvggt_ros.cli import main
-from xsvggt_ros.config import StreamConfig, changed
+from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.geometry import quaternion_xyzw, ros_pose
 from xsvggt_ros.messages.topics import TOPICS
 from xsvggt_ros.replay import command as replay
 from xsvggt_ros.rooms import stream
 from xsvggt_ros.rooms.bag import write_bag as write_room
+from xsvggt_ros.settings import changed
 from xsvggt_ros.stream import GeometryStream
 
 FEW_TOKENS = ("--cache.budget_tokens", "500")

@@ -22,10 +22,11 @@ from support import fuzz
 from support.lifecycle import Lifecycle
 
 from xsvggt_ros.camera import Rectifier
-from xsvggt_ros.config import NodeConfig, settings, values
+from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.messages.decode import decode_image
 from xsvggt_ros.messages.topics import TOPICS
 from xsvggt_ros.preprocess import STEEPEST, Resize
+from xsvggt_ros.settings import settings, values
 
 WIDTH = 56  # of the network's input: small, so that a step is short
 # Its world has a name that no random frame has: an image of such a frame would not be placed.

@@ -7,8 +7,9 @@ import rclpy
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from xsvggt_ros.config import NodeConfig, changed, settings, values
+from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.ros.parameters import Parameters
+from xsvggt_ros.settings import changed, settings, values
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from xsvggt_ros.config import NodeConfig, changed
+from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.demo.errors import true_depth, unit
 from xsvggt_ros.demo.recording import Answer, Played, Recording
 from xsvggt_ros.frame import Frame, InputImage
 from xsvggt_ros.geometry import inverse, ros_pose
 from xsvggt_ros.rooms import RoomFrame
 from xsvggt_ros.rooms import stream as room
+from xsvggt_ros.settings import changed
 from xsvggt_ros.status import ImageCounts
 from xsvggt_ros.stream import GeometryStream
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from xsvggt_ros.config import NodeConfig, StreamConfig, changed, settings, values
+from xsvggt_ros.config import NodeConfig, StreamConfig
 from xsvggt_ros.demo.images import demo_sequence
 from xsvggt_ros.demo.recording import Recording, as_json, check
 from xsvggt_ros.demo.report import headline, html
@@ -32,6 +32,7 @@ from xsvggt_ros.installation import package_file
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.replay.signals import stop_signals
+from xsvggt_ros.settings import changed, settings, values
 from xsvggt_ros.stream import GeometryStream
 
 PASSED_ON = ("weights", "model", "device", "dtype", "attention", "image_width", "queue")

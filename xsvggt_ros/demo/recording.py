@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xsvggt_ros.config import NodeConfig, values
+from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.demo.errors import Errors, errors, trivial_errors, unit
 from xsvggt_ros.evaluation.metrics import PoseErrors, pose_errors
 from xsvggt_ros.frame import Frame, InputImage
 from xsvggt_ros.geometry import Array, inverse, ros_pose, unproject
 from xsvggt_ros.model.loading import RANDOM
 from xsvggt_ros.rooms import RoomFrame
+from xsvggt_ros.settings import values
 from xsvggt_ros.status import ImageCounts, StepStatus
 
 TOLERANCE = 1e-4  # relative; poses and points go through float32

@@ -10,11 +10,12 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from xsvggt_ros.config import NodeConfig, values
+from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.demo import figures, pictures
 from xsvggt_ros.demo.errors import relative_error
 from xsvggt_ros.demo.recording import Answer, Check, Recording
 from xsvggt_ros.model.loading import RANDOM
+from xsvggt_ros.settings import values
 
 COLUMNS = 5  # frames shown
 SHOWN_ERROR = 0.5  # relative depth error at the end of its colour scale

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from xsvggt_ros.config import StreamConfig, changed, settings
+from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.model.loading import RANDOM
+from xsvggt_ros.settings import changed, settings
 from xsvggt_ros.stream import GeometryStream, StageTimer
 
 SETTINGS = settings(StreamConfig)

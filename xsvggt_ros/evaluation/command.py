@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from xsvggt_ros.config import StreamConfig, changed, settings, values
+from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.evaluation.datasets import DATASETS, EvaluationSequence, room_sequences
 from xsvggt_ros.evaluation.evaluate import UNALIGNED, SequenceErrors, mean_errors, sequence_errors, standing_still
 from xsvggt_ros.evaluation.metrics import ALIGNMENTS
@@ -26,6 +26,7 @@ from xsvggt_ros.evaluation.table import Table, write_table
 from xsvggt_ros.evaluation.trace import Clouds, Gallery, Trace, follow
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.rooms.motion import MOTIONS
+from xsvggt_ros.settings import changed, settings, values
 from xsvggt_ros.stream import GeometryStream
 
 SETTINGS = settings(StreamConfig)

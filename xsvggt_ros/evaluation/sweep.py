@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from xsvggt_ros.cache import KVCache
-from xsvggt_ros.config import BITS, CacheConfig, StreamConfig, values
+from xsvggt_ros.config import BITS, CacheConfig, StreamConfig
 from xsvggt_ros.evaluation.caches import ComparedStream, CurrentFrameOnly, PublishedQuantiser
 from xsvggt_ros.evaluation.datasets import room_sequences
 from xsvggt_ros.evaluation.evaluate import UNALIGNED, depth_of, unaligned_pose_of
@@ -28,6 +28,7 @@ from xsvggt_ros.evaluation.trace import Trace
 from xsvggt_ros.model import StreamVGGT, load_model
 from xsvggt_ros.model.loading import open_device
 from xsvggt_ros.preprocess import Resize
+from xsvggt_ros.settings import values
 
 IMAGE_SIZE = (112, 84)  # of the rooms, width and height
 BUDGETS = (4, 8, 16)  # frames of tokens, beside the first and newest frame alone

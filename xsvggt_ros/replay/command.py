@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from xsvggt_ros.config import NodeConfig, changed, settings
+from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.messages.topics import IMAGE
 from xsvggt_ros.pipeline import Pipeline, Rejected
@@ -22,6 +22,7 @@ from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.replay.files import ReplayFiles, check_folder, explained
 from xsvggt_ros.replay.signals import INTERRUPTED, stop_signals
 from xsvggt_ros.replay.sources import add_source_arguments, bag_topics, complaint, open_source, usable
+from xsvggt_ros.settings import changed, settings
 from xsvggt_ros.stream import GeometryStream
 
 # Settings of the node that mean nothing without topics to receive from and send to.

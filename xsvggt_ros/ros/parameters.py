@@ -10,7 +10,8 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from xsvggt_ros.config import NodeConfig, Setting, changed, settings, values
+from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.settings import Setting, changed, settings, values
 
 _INT64_MAX = 2**63 - 1
 
