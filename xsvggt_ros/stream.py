@@ -15,8 +15,8 @@ from PIL import Image
 
 from xsvggt_ros import geometry
 from xsvggt_ros.cache import CacheShape, KVCache
-from xsvggt_ros.cache.kv_cache import out_of_memory
 from xsvggt_ros.config import CacheConfig, StreamConfig
+from xsvggt_ros.memory import MIB, OutOfMemory, memory_for
 from xsvggt_ros.model import StreamVGGT, load_model
 from xsvggt_ros.model.streamvggt import Predictions
 from xsvggt_ros.preprocess import Resize
@@ -68,10 +68,6 @@ class Frame:
         return self.predicted_points
 
 
-class OutOfMemory(RuntimeError):
-    """There was no memory for a step: its image is lost, the stream goes on with less. Says what was given up."""
-
-
 class GeometryStream:
     """Camera images, one after the other, to poses, depth and points in the first camera's frame.
 
@@ -99,7 +95,7 @@ class GeometryStream:
         per_frame = cache.shape.tokens_per_frame
         held = "all frames, in memory that grows"
         if cache.budget:
-            frames, mib = cache.budget / per_frame, cache.nbytes / 2**20
+            frames, mib = cache.budget / per_frame, cache.nbytes / MIB
             held = f"{cache.budget} tokens per layer = {frames:.1f} frames = {mib:.1f} MiB"
         return (
             f"{self.config.model} with {weights}, on {self.device}, {self.dtype}, "
@@ -130,7 +126,7 @@ class GeometryStream:
     def reconfigure(self, cache: CacheConfig) -> None:
         """Other policy, budget or bits from the next step on; the stream goes on, and a `limit` stays.
 
-        Raises ValueError if there is not the memory for it; nothing has changed then.
+        Raises OutOfMemory if there is not the memory for it; nothing has changed then.
         """
         self._switch(cache, self._fraction, "cache settings changed")
         self.shortage = ""
@@ -139,7 +135,7 @@ class GeometryStream:
         """Holds the cache to a fraction of its budget, above 0 to 1, from the next step on; 1 ends that.
 
         The least that the policy works with stays; policy full has no budget to hold it to.
-        Raises ValueError for another fraction, or if there is not the memory for it; nothing has changed then.
+        Raises ValueError for another fraction, OutOfMemory if there is not the memory for it; nothing has changed then.
         """
         if not 0 < fraction <= 1:
             raise ValueError(f"the fraction of the cache's budget must be above 0 and at most 1, got {fraction}")
@@ -151,23 +147,18 @@ class GeometryStream:
         """Takes in the next image, uint8 [H, W, 3] RGB; intrinsics [3, 3] are its camera matrix, if known.
 
         An image of another size than the last starts a new world, and the status says so.
-        Raises ValueError for a wrong shape or type, intrinsics that are no camera's, an image too small, or a cache
-        configured for more memory than there is; the stream stays as it was.
-        Raises OutOfMemory if memory runs out; the stream goes on with half the cache or, where even that finds no
-        memory and at a world's first image, in a new world. `shortage` says so until the cache is reconfigured.
+        Raises ValueError for a wrong shape or type, intrinsics that are no camera's, or an image too small; the stream
+        stays as it was. So it does at the OutOfMemory of a cache configured for more memory than there is.
+        Raises OutOfMemory if memory runs out later; the stream goes on with half the cache or, where even that finds
+        no memory and at a world's first image, in a new world. `shortage` says so until the cache is reconfigured.
         """
         resize = self._resize(image)
         known = None if intrinsics is None else resize.intrinsics(_camera_matrix(intrinsics))
         if self._size and self._size != image.shape:
             self.reset("image size changed from {1}x{0} to {3}x{2}: stream reset".format(*self._size[:2], *image.shape))
         self._size = image.shape
-        try:
+        with memory_for(self._make_do):
             return self._step(image, resize, known)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-        # Only here has the error let go of the step's arrays, which its traceback holds.
-        raise OutOfMemory(self._make_do())
 
     def _step(self, image: NDArray[np.uint8], resize: Resize, known: NDArray[np.float64] | None) -> Frame:
         timer = StageTimer(self.device)
@@ -181,8 +172,10 @@ class GeometryStream:
         self._event = ""
         return replace(frame, status=self.status)
 
-    def _make_do(self) -> str:
+    def _make_do(self, error: BaseException) -> str:
         """After a step that ran out of memory: goes on with less, and says with what."""
+        if self._cache is None and not self.shortage and isinstance(error, OutOfMemory):
+            return str(error)  # the settings ask for more than there is: they are the user's to change
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # memory kept for the sizes of before
         if self._T_first_model is None:  # a world without its first frame is none
@@ -205,7 +198,7 @@ class GeometryStream:
             return False
         try:
             self._cache.abandon_frame(self._in_force())
-        except ValueError:
+        except OutOfMemory:
             return False
         return self._cache.tokens > 0
 
@@ -231,12 +224,7 @@ class GeometryStream:
         return CacheShape.of(self.model.config, patches, self.dtype, camera_dtype)
 
     def _start(self, seen: tuple[int, ...]) -> KVCache:
-        try:
-            self._cache = KVCache(self._shape(*seen[:2]), self._in_force(), self.device)
-        except ValueError as error:
-            if self.shortage:  # no longer the user's settings: they fitted
-                raise MemoryError(str(error)) from None
-            raise
+        self._cache = KVCache(self._shape(*seen[:2]), self._in_force(), self.device)
         return self._cache
 
     def _frame(

@@ -11,11 +11,11 @@ import torch
 from xsvggt_ros.cache.policies import Policy
 from xsvggt_ros.cache.quantize import PARAMETER_DTYPE
 from xsvggt_ros.config import CacheConfig
+from xsvggt_ros.memory import MIB
 from xsvggt_ros.model.camera_head import ITERATIONS
 from xsvggt_ros.model.config import ModelConfig
 
 GROUP = 64  # tokens that share a key channel's scale and offset, at most
-MIB = 2**20
 
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 

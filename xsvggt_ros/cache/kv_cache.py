@@ -20,18 +20,10 @@ from xsvggt_ros.cache.policies import PastTokens, Policy, make_policy, query_sum
 from xsvggt_ros.cache.policies.base import PROTECTED
 from xsvggt_ros.cache.store import Store
 from xsvggt_ros.config import CacheConfig
+from xsvggt_ros.memory import memory_for
 from xsvggt_ros.model.blocks import Attend
 
 FRAMES_AT_FIRST = 8  # room that a cache without a budget starts with; it doubles as needed
-# What torch, its allocators and CUDA's libraries say in a plain RuntimeError.
-NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "bad_alloc", "ALLOC_FAILED")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that there was no memory, on the device or on the host."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in NO_MEMORY)
 
 
 class Contents(NamedTuple):
@@ -141,7 +133,7 @@ class KVCache:
     def abandon_frame(self, config: CacheConfig) -> None:
         """After a step that failed midway: forgets its frame, however far it came, and goes on with `config`.
 
-        Tokens that had to go for that frame stay lost, in every layer as many. Raises ValueError if there is
+        Tokens that had to go for that frame stay lost, in every layer as many. Raises OutOfMemory if there is
         not the memory for it; the cache is of no more use then.
         """
         self.camera.abandon_frame()
@@ -154,7 +146,7 @@ class KVCache:
         """Other policy, budget or bits from now on, between two frames; the stream goes on.
 
         A smaller budget is pruned to at once, by the new policy; other bits convert what is stored, once.
-        Raises ValueError if there is not the memory for it; nothing has changed then.
+        Raises OutOfMemory if there is not the memory for it; nothing has changed then.
         """
         self._switch(config, newest=self.frames - 1)
 
@@ -165,17 +157,13 @@ class KVCache:
         budget, raised = budget_in_force(self.shape, config, policy)
         capacity = budget or self._ample_capacity(policy)
         contents = None
-        try:
+        with memory_for(
+            f"no memory for a cache of {capacity} tokens beside the one in use; lower cache.budget_tokens, "
+            "cache.budget_mib or cache.camera_window, or use fewer bits"
+        ):
             if rebuild or layout(self.shape, config, policy, capacity) != self._store.layout:
                 contents = self._rebuilt(Store(self.shape, config, policy, capacity, self.device), policy, newest)
             self.camera.reconfigure(config)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            raise ValueError(
-                f"no memory to go over to a cache of {capacity} tokens; lower cache.budget_tokens, cache.budget_mib "
-                "or cache.camera_window, or use fewer bits"
-            ) from None
         # Nothing below needs memory: either all of it happens or nothing.
         self.config, self.policy = config, policy
         self.budget, self.budget_raised = budget, raised
@@ -184,14 +172,11 @@ class KVCache:
             self._hold(contents)
 
     def _grow(self) -> None:
-        """Makes room for another frame. Raises MemoryError if there is none; nothing has changed then."""
+        """Makes room for another frame; nothing has changed if there is no memory for it."""
         capacity = self._ample_capacity(self.policy)
         if capacity == self._store.capacity:
             return
-        try:
-            store = Store(self.shape, self.config, self.policy, capacity, self.device)
-        except ValueError as error:  # which blames the settings; here it is the stream's length
-            raise MemoryError(str(error)) from None
+        store = Store(self.shape, self.config, self.policy, capacity, self.device)
         self._hold(self._rebuilt(store, self.policy, self.frames))
 
     def _ample_capacity(self, policy: Policy) -> int:

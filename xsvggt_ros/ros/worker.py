@@ -136,7 +136,7 @@ class Worker:
             self._cache = config.stream.cache
             try:
                 self._stream.reconfigure(self._cache)
-            except ValueError as error:
+            except (ValueError, OutOfMemory) as error:
                 self._logger.error(f"cache settings not applied: {error}")
 
     def _report(self, status: Status) -> None:
@@ -201,6 +201,6 @@ class Worker:
         )
         try:
             self._stream.limit(rung.budget)
-        except ValueError as error:
+        except (ValueError, OutOfMemory) as error:
             self._logger.error(f"cache budget not changed: {error}")
         self.rung = rung
