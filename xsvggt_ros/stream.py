@@ -18,6 +18,8 @@ from xsvggt_ros.cache import CacheShape, KVCache
 from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.memory import MIB, OutOfMemory, memory_for
 from xsvggt_ros.model import StreamVGGT, load_model
+from xsvggt_ros.model.camera_head import ITERATIONS
+from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.model.streamvggt import Predictions
 from xsvggt_ros.preprocess import Resize
 
@@ -74,6 +76,8 @@ class GeometryStream:
     Raises ValueError or FileNotFoundError, with the remedy, for settings that cannot work.
     """
 
+    _cache_type: type[KVCache] = KVCache
+
     def __init__(self, config: StreamConfig | None = None, model: StreamVGGT | None = None):
         self.config = config or StreamConfig()
         self.model = model or load_model(self.config)
@@ -91,7 +95,7 @@ class GeometryStream:
         """What runs, and what the cache can hold, in one line. The number of tokens follows from the images: 4:3."""
         weights = self.config.weights or "the package's own weights, which know synthetic rooms only"
         resize = Resize.of(3 * self.width, 4 * self.width, self.width, self.model.config.patch_size)
-        cache = KVCache(self._shape(resize.height, resize.width), self._in_force(), torch.device("meta"))
+        cache = self._new_cache(resize.height, resize.width, torch.device("meta"))
         per_frame = cache.shape.tokens_per_frame
         held = "all frames, in memory that grows"
         if cache.budget:
@@ -99,7 +103,7 @@ class GeometryStream:
             held = f"{cache.budget} tokens per layer = {frames:.1f} frames = {mib:.1f} MiB"
         return (
             f"{self.config.model} with {weights}, on {self.device}, {self.dtype}, "
-            f"attention by {self.model.attend.__name__}; an image of 4:3 is {per_frame} tokens, "
+            f"attention by {self.model.kernel.__name__}; an image of 4:3 is {per_frame} tokens, "
             f"and the cache ({cache.config.policy}) keeps {held}"
         )
 
@@ -218,13 +222,15 @@ class GeometryStream:
             raise ValueError(f"an image must be a uint8 array [H, W, 3], got {got}")
         return Resize.of(image.shape[0], image.shape[1], self.width, self.model.config.patch_size)
 
-    def _shape(self, height: int, width: int) -> CacheShape:
+    def _new_cache(self, height: int, width: int, device: torch.device) -> KVCache:
         patches = (height // self.model.config.patch_size) * (width // self.model.config.patch_size)
         camera_dtype = self.model.camera_head.empty_pose_tokens.dtype
-        return CacheShape.of(self.model.config, patches, self.dtype, camera_dtype)
+        shape = cache_shape(self.model.config, patches, self.dtype, camera_dtype)
+        return self._cache_type(shape, self._in_force(), device, self.model.kernel, self.model.camera_kernel)
 
     def _start(self, seen: tuple[int, ...]) -> KVCache:
-        self._cache = KVCache(self._shape(*seen[:2]), self._in_force(), self.device)
+        height, width = seen[:2]
+        self._cache = self._new_cache(height, width, self.device)
         return self._cache
 
     def _frame(
@@ -265,6 +271,23 @@ class GeometryStream:
             scratch_bytes=cache.scratch_nbytes,
             camera_frames=cache.camera.frames,
         )
+
+
+def cache_shape(model: ModelConfig, patches: int, dtype: torch.dtype, camera_dtype: torch.dtype) -> CacheShape:
+    """Of the cache for a model at `patches` per frame, computing in `dtype` and its camera head in `camera_dtype`."""
+    return CacheShape(
+        layers=model.depth,
+        heads=model.heads,
+        head_dim=model.width // model.heads,
+        tokens_per_frame=model.specials + patches,
+        specials=model.specials,
+        camera_blocks=model.camera.depth,
+        camera_heads=model.camera.heads,
+        camera_head_dim=2 * model.width // model.camera.heads,
+        camera_iterations=ITERATIONS,
+        dtype=dtype,
+        camera_dtype=camera_dtype,
+    )
 
 
 def _scaled(cache: CacheConfig, fraction: float) -> CacheConfig:

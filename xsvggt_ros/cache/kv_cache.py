@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from xsvggt_ros.cache.budget import CacheShape, budget_in_force, key_groups, layout
-from xsvggt_ros.cache.camera_cache import CameraCache
+from xsvggt_ros.cache.camera_cache import CameraCache, Kernel
 from xsvggt_ros.cache.policies import PastTokens, Policy, make_policy, query_summary
 from xsvggt_ros.cache.policies.base import PROTECTED
 from xsvggt_ros.cache.store import Store
 from xsvggt_ros.config import CacheConfig
 from xsvggt_ros.memory import memory_for
-from xsvggt_ros.model.blocks import Attend
 
 FRAMES_AT_FIRST = 8  # room that a cache without a budget starts with; it doubles as needed
 
@@ -36,19 +35,22 @@ class Contents(NamedTuple):
 
 
 class KVCache:
-    """Past keys and values of one stream, batch 1."""
+    """Past keys and values of one stream, batch 1. The kernels are those of the global blocks and the camera head."""
 
-    def __init__(self, shape: CacheShape, config: CacheConfig, device: torch.device):
+    def __init__(
+        self, shape: CacheShape, config: CacheConfig, device: torch.device, kernel: Kernel, camera_kernel: Kernel
+    ):
         self.shape = shape
         self.config = config
         self.device = device
+        self.kernel = kernel
         self.policy = make_policy(config)
         # Tokens per layer, None: as many as come; and whether less than the policy's floor was asked for.
         self.budget, self.budget_raised = budget_in_force(shape, config, self.policy)
         self.frames = 0  # seen so far
         self.tokens = 0  # cached per layer
         self.evicted = 0  # per layer, by the last frame and by reconfiguring before it
-        self.camera = CameraCache(shape, config, device)
+        self.camera = CameraCache(shape, config, device, camera_kernel)
         self._pruned = 0  # by reconfiguring since the last frame
         self._groups_in_use = 0  # at most; known without asking the device
         capacity = self.budget or FRAMES_AT_FIRST * shape.tokens_per_frame
@@ -84,16 +86,12 @@ class KVCache:
 
     # --- a step -----------------------------------------------------------------------------------
 
-    def attend(self, layer: int, attend: Attend) -> Attend:
-        """Attention of a global block: the new frame to all cached tokens and itself, then the update."""
-
-        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self.view(layer, k[0], v[0])
-            out = attend(q, keys[None], values[None])
-            self.commit(layer, q[0], keys, values)
-            return out
-
-        return run
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """A global block: the new frame attends to all cached tokens and itself, then is taken in: [1, P, heads, d]."""
+        keys, values = self.view(layer, k[0], v[0])
+        out = self.kernel(q, keys[None], values[None])
+        self.commit(layer, q[0], keys, values)
+        return out
 
     def view(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [T + P, heads, d]: the cached ones, unpacked, then the new frame's, exact.
