@@ -35,6 +35,7 @@ from xsvggt_ros.model.encoder import resize_positions
 from xsvggt_ros.model.streamvggt import Predictions, StreamVGGT, inverse_log
 from xsvggt_ros.model.weights import load_weights
 from xsvggt_ros.preprocess import load_images
+from xsvggt_ros.stream import cache_shape
 
 FLOAT32 = 1e-5
 TRACK = 1e-3
@@ -225,7 +226,8 @@ class GoldenSet:
         """The frames of a case one by one, and the tokens cached per (layer, frame)."""
         images = self._images(name)[0]
         rows, columns = self.model.grid(images)
-        cache = KVCache(CacheShape.of(self.model.config, rows * columns, torch.float32, torch.float32), config, CPU)
+        shape = cache_shape(self.model.config, rows * columns, torch.float32, torch.float32)
+        cache = KVCache(shape, config, CPU, sdpa, sdpa)
         steps, kept = [], {}
         for t, image in enumerate(images):
             steps.append(frame_arrays(self.model.step(image, cache)))
@@ -272,7 +274,7 @@ class GoldenSet:
         q, k, v = self.model.aggregator.global_blocks[layer].attn.project(golden["x"][None], rope)
         checks = [close(name, x[0], token_major(golden[name])) for name, x in (("q", q), ("k", k), ("v", v))]
         cache, fillers = filled(past_k, past_v, q.shape[1], self._cache_config(case))
-        checks.append(close("attn_out", cache.attend(0, sdpa)(q, k, v).flatten(2), golden["attn_out"]))
+        checks.append(close("attn_out", cache.attend(0, q, k, v).flatten(2), golden["attn_out"]))
         if not case.startswith("prune"):
             return checks + quantised_step(golden)
         cache.end_frame()
@@ -329,6 +331,7 @@ def layer_shape(keys: Tensor, tokens_per_frame: int) -> CacheShape:
         camera_blocks=1,
         camera_heads=1,
         camera_head_dim=1,
+        camera_iterations=1,
         dtype=torch.float32,
         camera_dtype=torch.float32,
     )
@@ -347,7 +350,7 @@ def filled(keys: Tensor, values: Tensor, per_frame: int, config: CacheConfig) ->
     keys, values = (torch.cat([x[:end], filler, x[end:]]) for x in (keys, values))
     query = torch.zeros(per_frame, *keys.shape[1:])
     query[..., 0] = 1
-    cache = KVCache(layer_shape(keys, per_frame), config, CPU)
+    cache = KVCache(layer_shape(keys, per_frame), config, CPU, sdpa, sdpa)
     for k, v in zip(keys.split(per_frame), values.split(per_frame), strict=True):
         cache.commit(0, query, *cache.view(0, k, v))
         cache.end_frame()
@@ -368,7 +371,8 @@ def at_most(name: str, exact: Tensor, ours: Tensor, published: Tensor, factor: f
 
 def four_bits(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """What the cache gives back of one frame's keys and values [T, heads, d]."""
-    cache = KVCache(layer_shape(keys, keys.shape[0]), CacheConfig(policy="full", key_bits=4, value_bits=4), CPU)
+    config = CacheConfig(policy="full", key_bits=4, value_bits=4)
+    cache = KVCache(layer_shape(keys, keys.shape[0]), config, CPU, sdpa, sdpa)
     cache.commit(0, keys, *cache.view(0, keys, values))
     cache.end_frame()
     return cache.view(0, keys[:0], values[:0])

@@ -1,34 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A long stream does not grow: not the cache, not the process."""
+"""A shortage is one error, and no other error is taken for it."""
 
-from pathlib import Path
+import subprocess
+import sys
+import weakref
 
-import numpy as np
 import pytest
+import torch
 
-from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig
-
-PAGE = 4096
-STEPS = 2000
+from xsvggt_ros.memory import OutOfMemory, memory_for, out_of_memory
 
 
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+def test_errors_that_mean_no_memory_are_known():
+    with pytest.raises(RuntimeError) as cpu:
+        torch.empty(10**14)
+    for error in (
+        cpu.value,
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("std::bad_alloc"),
+    ):
+        assert out_of_memory(error), error
+    for error in (
+        RuntimeError("The size of tensor a (3) must match"),
+        RuntimeError("could not create a primitive"),  # oneDNN, which never works again in that thread
+        ValueError("out of memory"),
+    ):
+        assert not out_of_memory(error), error
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux' /proc to see the process's memory")
-def test_nothing_grows_between_step_20_and_step_2000():
-    cache = CacheConfig(budget_tokens=160, camera_window=8)
-    stream = GeometryStream(StreamConfig(image_width=56, cache=cache))
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (84, 112, 3), dtype=np.uint8)
-    held, resident = [], []
-    for step in range(STEPS):
-        status = stream.step(np.roll(image, step, axis=1)).status
-        if step >= 20:
-            held.append((status.cache_bytes, status.scratch_bytes, status.tokens, status.camera_frames))
-        if step in (200, STEPS - 1):
-            resident.append(resident_bytes())
-    assert len(set(held)) == 1
-    assert resident[1] - resident[0] < 8 * 2**20  # allocator noise; one frame kept per step would be 80 MB
+def failed_work(error: BaseException, held: list) -> None:
+    array = torch.zeros(3)
+    held.append(weakref.ref(array))
+    try:
+        raise error
+    finally:
+        array += 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory"), OutOfMemory("inner")])
+def test_a_shortage_becomes_one_error_that_says_what_is_to_be_said(error):
+    with pytest.raises(OutOfMemory, match="lower the budget") as raised, memory_for("no memory; lower the budget"):
+        raise error
+    assert raised.value.__suppress_context__
+
+
+def test_what_is_said_is_found_out_when_the_failed_work_has_let_go_of_its_memory():
+    held: list[weakref.ref] = []
+
+    def say(error: BaseException) -> str:
+        assert held[0]() is None
+        return f"{error}: half is left"
+
+    with pytest.raises(OutOfMemory, match="bad_alloc: half is left"), memory_for(say):
+        try:
+            failed_work(RuntimeError("std::bad_alloc"), held)
+        except RuntimeError as error:
+            raise OutOfMemory(str(error)) from None
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_other_errors_pass_as_they_are(kind):
+    error = kind("mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(kind) as raised, memory_for("no memory"):
+        raise error
+    assert raised.value is error
+
+
+def test_it_is_known_without_torch():
+    code = "import runpy, sys; runpy.run_path(sys.argv[1]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, sys.modules[memory_for.__module__].__file__], check=True)

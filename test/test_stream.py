@@ -9,9 +9,9 @@ from support.caches import Shortage
 from support.paths import ROOT
 
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig, geometry
+from xsvggt_ros.memory import OutOfMemory
 from xsvggt_ros.model import load_model
 from xsvggt_ros.status import StepStatus
-from xsvggt_ros.stream import OutOfMemory
 
 TOKENS = 53  # of a 112x84 frame
 
@@ -241,11 +241,11 @@ def test_a_step_that_finds_no_memory_halves_the_cache_and_the_stream_goes_on(mod
 def test_a_shortage_that_lasts_starts_a_new_world(model, policy):
     """Not even the smaller cache finds memory. The new world is what a fresh stream with that budget says."""
     config = dict(policy=policy, budget_tokens=6 * SMALL)
+    half = dict(budget_tokens=(4 if policy == "full" else 3) * SMALL)
+    fresh = small_stream_of(model, **half).step(image(9))
     whole = Shortage()
     with whole:
         small_stream_of(model, **config).step(image(0))
-    half = dict(budget_tokens=(4 if policy == "full" else 3) * SMALL)
-    fresh = small_stream_of(model, **half).step(image(9))
     for at in range(0, whole.calls, whole.calls // 8):
         stream = small_stream_of(model, **config)
         for seed in range(8):
@@ -259,11 +259,11 @@ def test_a_shortage_that_lasts_starts_a_new_world(model, policy):
 
 
 def test_a_first_image_that_finds_no_memory_is_as_if_it_had_never_come(model):
-    whole = Shortage()
-    with whole:
-        small_stream_of(model).step(image(0))
     fresh = small_stream_of(model, budget_tokens=3 * SMALL)
     expected = [fresh.step(image(seed)).depth for seed in (1, 2)]
+    whole = Shortage()  # of a step that finds the model's tables made, as all below do
+    with whole:
+        small_stream_of(model).step(image(0))
     for at in range(0, whole.calls, whole.calls // 9):
         stream = small_stream_of(model, budget_tokens=6 * SMALL)
         with pytest.raises(OutOfMemory, match="a new world starts"), Shortage(at):
@@ -298,8 +298,11 @@ def test_other_errors_of_a_step_are_not_taken_for_a_shortage(model, monkeypatch)
 
 
 def test_a_budget_beyond_memory_is_the_settings_fault(model):
-    with pytest.raises(ValueError, match=r"lower cache\.budget_tokens"):
-        small_stream_of(model, budget_tokens=10**12).step(image(0))
+    stream = small_stream_of(model, budget_tokens=10**12)
+    for _ in range(2):  # nothing is halved
+        with pytest.raises(OutOfMemory, match=r"no memory for a cache of 1000000000000 .* lower cache\.budget_tokens"):
+            stream.step(image(0))
+        assert not stream.shortage
 
 
 def test_a_limit_is_a_fraction_of_whatever_budget_there_is(model):
@@ -364,7 +367,7 @@ REAL_SHORTAGE = """
 import resource
 import numpy as np, torch
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig
-from xsvggt_ros.stream import OutOfMemory
+from xsvggt_ros.memory import OutOfMemory
 
 torch.set_num_threads(1)
 cache = CacheConfig(policy="full", key_bits=16, value_bits=16)

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser(arguments[:1]).parse_args(arguments)
     try:
         return args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         print(f"xsvggt {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

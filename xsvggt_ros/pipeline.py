@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.frame import Frame, InputImage
+from xsvggt_ros.memory import MIB, OutOfMemory
 from xsvggt_ros.messages.decode import CameraDecoder, decode_depth, decode_pose, stamp_ns
 from xsvggt_ros.messages.topics import CAMERA_INFO, DEPTH, TF, TF_STATIC
 from xsvggt_ros.placement.placement import NotPlaced, Placed, Placement
 from xsvggt_ros.status import Status, StepStatus
-from xsvggt_ros.stream import GeometryStream, OutOfMemory
+from xsvggt_ros.stream import GeometryStream
 
 THROTTLE_S = 5.0  # between two warnings about the same topic
-MIB = 2**20
 
 
 class Logger(Protocol):
@@ -89,7 +89,7 @@ class Pipeline:
         """Holds the cache to a fraction of its budget; the thread of `process` calls it, between two images."""
         try:
             self._stream.limit(fraction)
-        except ValueError as error:
+        except OutOfMemory as error:
             self._log.error(f"cache budget not changed: {error}")
 
     def process(self, message: Any, config: NodeConfig) -> Placed | Unplaced | Rejected:
@@ -114,7 +114,7 @@ class Pipeline:
             self._cache = config.stream.cache
             try:
                 self._stream.reconfigure(self._cache)
-            except ValueError as error:
+            except OutOfMemory as error:
                 self._log.error(f"cache settings not applied: {error}")
 
     def _rejected(self, result: Rejected) -> Rejected:

@@ -15,17 +15,15 @@ from PIL import Image
 
 from xsvggt_ros import geometry
 from xsvggt_ros.cache import CacheShape, KVCache
-from xsvggt_ros.cache.kv_cache import out_of_memory
 from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.frame import Frame
+from xsvggt_ros.memory import MIB, OutOfMemory, memory_for
 from xsvggt_ros.model import StreamVGGT, load_model
+from xsvggt_ros.model.camera_head import ITERATIONS
+from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.model.streamvggt import Predictions
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.status import StepStatus
-
-
-class OutOfMemory(RuntimeError):
-    """There was no memory for a step: its image is lost, the stream goes on with less. Says what was given up."""
 
 
 class GeometryStream:
@@ -33,6 +31,8 @@ class GeometryStream:
 
     Raises ValueError or FileNotFoundError, with the remedy, for settings that cannot work.
     """
+
+    _cache_type: type[KVCache] = KVCache
 
     def __init__(self, config: StreamConfig | None = None, model: StreamVGGT | None = None):
         self.config = config or StreamConfig()
@@ -51,15 +51,15 @@ class GeometryStream:
         """What runs, and what the cache can hold, in one line. The number of tokens follows from the images: 4:3."""
         weights = self.config.weights or "the package's own weights, which know synthetic rooms only"
         resize = Resize.of(3 * self.width, 4 * self.width, self.width, self.model.config.patch_size)
-        cache = KVCache(self._shape(resize.height, resize.width), self._in_force(), torch.device("meta"))
+        cache = self._new_cache(resize.height, resize.width, torch.device("meta"))
         per_frame = cache.shape.tokens_per_frame
         held = "all frames, in memory that grows"
         if cache.budget:
-            frames, mib = cache.budget / per_frame, cache.nbytes / 2**20
+            frames, mib = cache.budget / per_frame, cache.nbytes / MIB
             held = f"{cache.budget} tokens per layer = {frames:.1f} frames = {mib:.1f} MiB"
         return (
             f"{self.config.model} with {weights}, on {self.device}, {self.dtype}, "
-            f"attention by {self.model.attend.__name__}; an image of 4:3 is {per_frame} tokens, "
+            f"attention by {self.model.kernel.__name__}; an image of 4:3 is {per_frame} tokens, "
             f"and the cache ({cache.config.policy}) keeps {held}"
         )
 
@@ -73,7 +73,7 @@ class GeometryStream:
     def reconfigure(self, cache: CacheConfig) -> None:
         """Other policy, budget or bits from the next step on; the stream goes on, and a `limit` stays.
 
-        Raises ValueError if there is not the memory for it; nothing has changed then.
+        Raises OutOfMemory if there is not the memory for it; nothing has changed then.
         """
         self._switch(cache, self._fraction, "cache settings changed")
         self.shortage = ""
@@ -82,7 +82,7 @@ class GeometryStream:
         """Holds the cache to a fraction of its budget, above 0 to 1, from the next step on; 1 ends that.
 
         The least that the policy works with stays; policy full has no budget to hold it to.
-        Raises ValueError for another fraction, or if there is not the memory for it; nothing has changed then.
+        Raises ValueError for another fraction, OutOfMemory if there is not the memory for it; nothing has changed then.
         """
         if not 0 < fraction <= 1:
             raise ValueError(f"the fraction of the cache's budget must be above 0 and at most 1, got {fraction}")
@@ -100,10 +100,11 @@ class GeometryStream:
 
         An image of another size than the last, or of a stamp (nanoseconds) before the last, starts a new world, and
         the status says so.
-        Raises ValueError for a wrong shape or type, intrinsics that are no camera's, an image too small, the stamp of
-        the image before it, or a cache configured for more memory than there is; the stream stays as it was.
-        Raises OutOfMemory if memory runs out; the stream goes on with half the cache or, where even that finds no
-        memory and at a world's first image, in a new world. `shortage` says so until the cache is reconfigured.
+        Raises ValueError for a wrong shape or type, intrinsics that are no camera's, an image too small, or the stamp
+        of the image before it; the stream stays as it was. So it does at the OutOfMemory of a cache configured for more
+        memory than there is.
+        Raises OutOfMemory if memory runs out later; the stream goes on with half the cache or, where even that finds
+        no memory and at a world's first image, in a new world. `shortage` says so until the cache is reconfigured.
         """
         resize = self._resize(image)
         known = None if intrinsics is None else resize.intrinsics(_camera_matrix(intrinsics))
@@ -112,13 +113,8 @@ class GeometryStream:
         if self._size and self._size != image.shape:
             self.reset("image size changed from {1}x{0} to {3}x{2}: stream reset".format(*self._size[:2], *image.shape))
         self._size = image.shape
-        try:
+        with memory_for(self._make_do):
             return self._step(image, resize, known)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-        # Only here has the error let go of the step's arrays, which its traceback holds.
-        raise OutOfMemory(self._make_do())
 
     def _advance(self, stamp_ns: int) -> None:
         """Time goes on, or back: then a new world starts."""
@@ -140,8 +136,10 @@ class GeometryStream:
         self._event = ""
         return replace(frame, status=self.status)
 
-    def _make_do(self) -> str:
+    def _make_do(self, error: BaseException) -> str:
         """After a step that ran out of memory: goes on with less, and says with what."""
+        if self._cache is None and not self.shortage and isinstance(error, OutOfMemory):
+            return str(error)  # the settings ask for more than there is: they are the user's to change
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # memory kept for the sizes of before
         if self._T_first_model is None:  # a world without its first frame is none
@@ -164,7 +162,7 @@ class GeometryStream:
             return False
         try:
             self._cache.abandon_frame(self._in_force())
-        except ValueError:
+        except OutOfMemory:
             return False
         return self._cache.tokens > 0
 
@@ -184,18 +182,15 @@ class GeometryStream:
             raise ValueError(f"an image must be a uint8 array [H, W, 3], got {got}")
         return Resize.of(image.shape[0], image.shape[1], self.width, self.model.config.patch_size)
 
-    def _shape(self, height: int, width: int) -> CacheShape:
+    def _new_cache(self, height: int, width: int, device: torch.device) -> KVCache:
         patches = (height // self.model.config.patch_size) * (width // self.model.config.patch_size)
         camera_dtype = self.model.camera_head.empty_pose_tokens.dtype
-        return CacheShape.of(self.model.config, patches, self.dtype, camera_dtype)
+        shape = cache_shape(self.model.config, patches, self.dtype, camera_dtype)
+        return self._cache_type(shape, self._in_force(), device, self.model.kernel, self.model.camera_kernel)
 
     def _start(self, seen: tuple[int, ...]) -> KVCache:
-        try:
-            self._cache = KVCache(self._shape(*seen[:2]), self._in_force(), self.device)
-        except ValueError as error:
-            if self.shortage:  # no longer the user's settings: they fitted
-                raise MemoryError(str(error)) from None
-            raise
+        height, width = seen[:2]
+        self._cache = self._new_cache(height, width, self.device)
         return self._cache
 
     def _frame(
@@ -236,6 +231,23 @@ class GeometryStream:
             scratch_bytes=cache.scratch_nbytes,
             camera_frames=cache.camera.frames,
         )
+
+
+def cache_shape(model: ModelConfig, patches: int, dtype: torch.dtype, camera_dtype: torch.dtype) -> CacheShape:
+    """Of the cache for a model at `patches` per frame, computing in `dtype` and its camera head in `camera_dtype`."""
+    return CacheShape(
+        layers=model.depth,
+        heads=model.heads,
+        head_dim=model.width // model.heads,
+        tokens_per_frame=model.specials + patches,
+        specials=model.specials,
+        camera_blocks=model.camera.depth,
+        camera_heads=model.camera.heads,
+        camera_head_dim=2 * model.width // model.camera.heads,
+        camera_iterations=ITERATIONS,
+        dtype=dtype,
+        camera_dtype=camera_dtype,
+    )
 
 
 def _scaled(cache: CacheConfig, fraction: float) -> CacheConfig:

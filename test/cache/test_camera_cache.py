@@ -6,26 +6,25 @@ from support.caches import CPU, shape_of
 from xsvggt_ros.cache.camera_cache import CameraCache
 from xsvggt_ros.config import CacheConfig
 from xsvggt_ros.model.attention import sdpa
-from xsvggt_ros.model.camera_head import ITERATIONS
 
 
 class Twin:
     """A camera cache beside plain lists of everything."""
 
     def __init__(self, window: int):
-        self.cache = CameraCache(shape_of(30), CacheConfig(camera_window=window), CPU)
+        self.cache = CameraCache(shape_of(30), CacheConfig(camera_window=window), CPU, sdpa)
         self.generator = torch.Generator().manual_seed(0)
         self.kept: list[list[tuple[torch.Tensor, torch.Tensor]]] = []  # per frame, its iterations' k and v
 
     def frame(self, window: int) -> None:
         entries: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.kept.append(entries)
-        for _ in range(ITERATIONS):
+        for _ in range(self.cache.shape.camera_iterations):
             q, k, v = torch.randn((3, 1, 1, 2, 32), generator=self.generator)
             entries.append((k, v))
             keys, values = (torch.cat(part, dim=1) for part in zip(*(e for f in self.kept for e in f), strict=True))
             for block in range(2):
-                torch.testing.assert_close(self.cache.attend(block, sdpa)(q, k, v), sdpa(q, keys, values))
+                torch.testing.assert_close(self.cache.attend(block, q, k, v), sdpa(q, keys, values))
         self.cache.end_frame()
         if window:
             self.kept = self.kept[:1] + self.kept[1:][-window:]

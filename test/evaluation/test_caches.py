@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.caches import cache_of, shape_of
 from support.paths import SHARED
 
-from xsvggt_ros.cache import CacheShape
+from xsvggt_ros.cache import KVCache
 from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.evaluation.caches import ComparedStream, CurrentFrameOnly, PublishedQuantiser, quantised
 from xsvggt_ros.model import load_model
 
-CPU = torch.device("cpu")
 GOLDENS = SHARED / "reference/goldens/units.safetensors"
 TOKENS = 17  # of a frame
 
@@ -65,9 +65,9 @@ def test_the_published_scheme_gives_the_published_numbers():
 
 @pytest.mark.parametrize("policy", ["full", "xstream"])
 def test_every_token_is_quantised_again_in_every_frame(policy):
-    shape = CacheShape(1, 2, 64, TOKENS, 5, 1, 1, 8, torch.float32, torch.float32)
+    shape = shape_of(TOKENS, layers=1)
     config = CacheConfig(policy=policy, budget_tokens=4 * TOKENS, key_bits=16, value_bits=16)
-    cache = PublishedQuantiser(shape, config, CPU)
+    cache = cache_of(shape, config, kind=PublishedQuantiser)
     generator = torch.Generator().manual_seed(0)
     keys = values = torch.zeros(0, 2, 64)  # by age
     ids = torch.zeros(0, dtype=torch.long)
@@ -90,6 +90,6 @@ def test_the_published_scheme_moves_what_a_stream_says(model):
     cache = CacheConfig(policy="full", key_bits=16, value_bits=16, camera_window=0)
     exact, published = (
         [s.step(image).depth for image in images(3)][-1]
-        for s in (stream(model, cache, kind) for kind in (CurrentFrameOnly.__base__, PublishedQuantiser))
+        for s in (stream(model, cache, kind) for kind in (KVCache, PublishedQuantiser))
     )
     assert 0 < np.abs(exact - published).max() < 0.5 * np.abs(exact).max()

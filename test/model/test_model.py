@@ -3,15 +3,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.caches import CPU, cache_of
 
-from xsvggt_ros.cache import CacheShape, KVCache
+from xsvggt_ros.cache import KVCache
 from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.model import StreamVGGT, load_model
-from xsvggt_ros.model.attention import MANY, attention_backend, frame_causal, matmul_by_head, sdpa
+from xsvggt_ros.model.attention import MANY, WholeSequence, attention_backend, matmul_by_head, sdpa
 from xsvggt_ros.model.config import MODELS, TrackConfig
 from xsvggt_ros.model.loading import RANDOM
+from xsvggt_ros.stream import cache_shape
 
-CPU = torch.device("cpu")
 EXACT = CacheConfig(policy="full", key_bits=16, value_bits=16, camera_window=0)
 
 
@@ -26,7 +27,7 @@ def images(frames: int, height: int = 84, width: int = 112) -> torch.Tensor:
 
 def cache_for(model: StreamVGGT, frames: torch.Tensor, config: CacheConfig = EXACT) -> KVCache:
     rows, columns = model.grid(frames)
-    return KVCache(CacheShape.of(model.config, rows * columns, torch.float32, torch.float32), config, CPU)
+    return cache_of(cache_shape(model.config, rows * columns, torch.float32, torch.float32), config)
 
 
 @torch.inference_mode()
@@ -110,7 +111,7 @@ def test_frame_causal_is_a_block_triangular_mask():
     scores = torch.einsum("bthd,bnhd->bhtn", q, k) / 8**0.5
     scores = scores.masked_fill(frame[:, None] < frame, float("-inf"))
     expected = torch.einsum("bhtn,bnhd->bthd", scores.softmax(-1), v)
-    torch.testing.assert_close(frame_causal(sdpa, 4)(q, k, v), expected)
+    torch.testing.assert_close(WholeSequence(sdpa, 4).attend(0, q, k, v), expected)
 
 
 def test_flash_attention_that_cannot_run_says_why():
@@ -137,8 +138,8 @@ def test_full_size_steps_on_the_meta_device():
     with torch.device("meta"), torch.inference_mode():
         full = StreamVGGT(MODELS["streamvggt"], heads=("point",)).bfloat16()
         full.camera_head.float()
-        shape = CacheShape.of(full.config, 28 * 37, torch.bfloat16, torch.float32)
-        cache = KVCache(shape, CacheConfig(budget_tokens=2082), torch.device("meta"))
+        shape = cache_shape(full.config, 28 * 37, torch.bfloat16, torch.float32)
+        cache = cache_of(shape, CacheConfig(budget_tokens=2082), torch.device("meta"))
         for _ in range(4):
             prediction = full.step(torch.empty(3, 392, 518), cache)
     assert prediction.depth.shape == (1, 1, 392, 518)

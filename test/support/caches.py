@@ -4,7 +4,9 @@
 import torch
 from torch.overrides import TorchFunctionMode
 
-from xsvggt_ros.cache import CacheShape
+from xsvggt_ros.cache import CacheShape, KVCache
+from xsvggt_ros.config import CacheConfig
+from xsvggt_ros.model.attention import sdpa
 
 CPU = torch.device("cpu")
 
@@ -19,9 +21,16 @@ def shape_of(tokens_per_frame: int, layers: int = 2, dtype: torch.dtype = torch.
         camera_blocks=2,
         camera_heads=2,
         camera_head_dim=32,
+        camera_iterations=4,
         dtype=dtype,
         camera_dtype=torch.float32,
     )
+
+
+def cache_of(
+    shape: CacheShape, config: CacheConfig, device: torch.device = CPU, kind: type[KVCache] = KVCache
+) -> KVCache:
+    return kind(shape, config, device, sdpa, sdpa)
 
 
 class Shortage(TorchFunctionMode):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from xsvggt_ros.cache.budget import CacheShape
 from xsvggt_ros.cache.camera_cache import CameraCache
 from xsvggt_ros.cli import main
 from xsvggt_ros.config import CacheConfig, StreamConfig
@@ -15,6 +14,7 @@ from xsvggt_ros.geometry import decode_pose, inverse
 from xsvggt_ros.model import load_model
 from xsvggt_ros.model.attention import sdpa
 from xsvggt_ros.model.config import MODELS
+from xsvggt_ros.stream import cache_shape
 from xsvggt_ros.training import trainer as trainer_module
 from xsvggt_ros.training.batches import held_out_batch, training_batch
 from xsvggt_ros.training.losses import depth_loss, points_loss, pose_loss
@@ -114,12 +114,12 @@ def test_poses_are_trained_as_a_stream_computes_them():
     torch.nn.init.normal_(head.pose_branch.fc2.weight, std=0.02)
     head.pose_branch.fc2.bias.data[7:] = 2.0  # fields of view stay positive: the activation has no part in this
     tokens = torch.randn(1, 6, 384, generator=torch.manual_seed(0))
-    shape = CacheShape.of(model.config, 48, torch.float32, torch.float32)
-    cache = CameraCache(shape, CacheConfig(), CPU)
+    shape = cache_shape(model.config, 48, torch.float32, torch.float32)
+    cache = CameraCache(shape, CacheConfig(), CPU, sdpa)
     streamed = []
     with torch.no_grad():
         for frame in range(6):
-            streamed.append(head(tokens[:, frame : frame + 1], lambda block: cache.attend(block, sdpa)))
+            streamed.append(head(tokens[:, frame : frame + 1], cache))
             cache.end_frame()
     trained = streamed_poses(head, tokens)
     torch.testing.assert_close(trained, torch.cat(streamed, 2), rtol=1e-4, atol=1e-5)

@@ -11,11 +11,9 @@ import torch
 from xsvggt_ros.cache.policies import Policy
 from xsvggt_ros.cache.quantize import PARAMETER_DTYPE
 from xsvggt_ros.config import CacheConfig
-from xsvggt_ros.model.camera_head import ITERATIONS
-from xsvggt_ros.model.config import ModelConfig
+from xsvggt_ros.memory import MIB
 
 GROUP = 64  # tokens that share a key channel's scale and offset, at most
-MIB = 2**20
 
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -32,24 +30,9 @@ class CacheShape:
     camera_blocks: int
     camera_heads: int
     camera_head_dim: int
+    camera_iterations: int
     dtype: torch.dtype
     camera_dtype: torch.dtype
-
-    @classmethod
-    def of(cls, model: ModelConfig, patches: int, dtype: torch.dtype, camera_dtype: torch.dtype) -> CacheShape:
-        """Of a model at `patches` per frame."""
-        return cls(
-            layers=model.depth,
-            heads=model.heads,
-            head_dim=model.width // model.heads,
-            tokens_per_frame=model.specials + patches,
-            specials=model.specials,
-            camera_blocks=model.camera.depth,
-            camera_heads=model.camera.heads,
-            camera_head_dim=2 * model.width // model.camera.heads,
-            dtype=dtype,
-            camera_dtype=camera_dtype,
-        )
 
     @property
     def groups_per_frame(self) -> int:
@@ -100,7 +83,7 @@ def layout(shape: CacheShape, config: CacheConfig, policy: Policy, tokens: int) 
 
 def camera_layout(shape: CacheShape, frames: int) -> tuple[tuple[int, ...], torch.dtype]:
     """Of the camera head's keys and values for a number of frames, one entry per iteration."""
-    slots = frames * ITERATIONS
+    slots = frames * shape.camera_iterations
     return (shape.camera_blocks, 2, slots, shape.camera_heads, shape.camera_head_dim), shape.camera_dtype
 
 

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from xsvggt_ros.cache.budget import CacheShape, camera_frames, camera_layout
 from xsvggt_ros.config import CacheConfig
-from xsvggt_ros.model.blocks import Attend
-from xsvggt_ros.model.camera_head import ITERATIONS
+
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]  # softmax attention of q [B, T, heads, d] to k and v
 
 
 class CameraCache:
@@ -19,27 +21,24 @@ class CameraCache:
     see is always a prefix of the buffer.
     """
 
-    def __init__(self, shape: CacheShape, config: CacheConfig, device: torch.device):
+    def __init__(self, shape: CacheShape, config: CacheConfig, device: torch.device, kernel: Kernel):
         self.shape = shape
         self.window = config.camera_window
         self.device = device
+        self.kernel = kernel
         self.frames = 0  # finished and kept
         self._oldest = 1  # slot of the oldest frame but the first
         self._entries = [0] * shape.camera_blocks  # of the frame being computed, per block
         self.buffer = self._allocate(camera_frames(config))  # [blocks, 2, slots, heads, d]
 
-    def attend(self, block: int, attend: Attend) -> Attend:
-        """Attention of one trunk block's query in one iteration to everything so far, its own key included."""
-
-        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            end = self.frames * ITERATIONS + self._entries[block]
-            self.buffer[block, 0, end] = k[0, 0]
-            self.buffer[block, 1, end] = v[0, 0]
-            self._entries[block] += 1
-            keys, values = self.buffer[block, :, : end + 1]
-            return attend(q, keys[None], values[None])
-
-        return run
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One trunk block's query in one iteration, to everything so far, its own key included: [1, 1, heads, d]."""
+        end = self.frames * self.shape.camera_iterations + self._entries[layer]
+        self.buffer[layer, 0, end] = k[0, 0]
+        self.buffer[layer, 1, end] = v[0, 0]
+        self._entries[layer] += 1
+        keys, values = self.buffer[layer, :, : end + 1]
+        return self.kernel(q, keys[None], values[None])
 
     def end_frame(self) -> None:
         """Keeps the frame just computed."""
@@ -48,7 +47,7 @@ class CameraCache:
         elif not self.window or self.frames <= self.window:
             self.frames += 1
         else:
-            self._frame(self._oldest).copy_(self._frame(self.frames))
+            self._frame(self.buffer, self._oldest).copy_(self._frame(self.buffer, self.frames))
             self._oldest = self._oldest % self.window + 1
         self._entries = [0] * self.shape.camera_blocks
 
@@ -71,20 +70,17 @@ class CameraCache:
 
     @property
     def _capacity(self) -> int:
-        return self.buffer.shape[2] // ITERATIONS
+        return self.buffer.shape[2] // self.shape.camera_iterations
 
-    def _frame(self, slot: int) -> Tensor:
-        return _entries(self.buffer, slot)
+    def _frame(self, buffer: Tensor, slot: int) -> Tensor:
+        """Of one frame [blocks, 2, iterations, heads, d]."""
+        iterations = self.shape.camera_iterations
+        return buffer[:, :, slot * iterations : (slot + 1) * iterations]
 
     def _rebuild(self, frames: int, kept: list[int] | range) -> None:
         """Moves some frames to a buffer with room for `frames`; nothing has changed if there is no memory for it."""
         buffer = self._allocate(frames)
         for slot, old in enumerate(kept):
-            _entries(buffer, slot).copy_(self._frame(old))
+            self._frame(buffer, slot).copy_(self._frame(self.buffer, old))
         self.buffer = buffer
         self.frames, self._oldest = len(kept), 1
-
-
-def _entries(buffer: Tensor, slot: int) -> Tensor:
-    """Of one frame [blocks, 2, iterations, heads, d]."""
-    return buffer[:, :, slot * ITERATIONS : (slot + 1) * ITERATIONS]

@@ -15,23 +15,14 @@ import torch
 from torch import Tensor
 
 from xsvggt_ros.cache.budget import CacheShape, budget_in_force, key_groups, layout
-from xsvggt_ros.cache.camera_cache import CameraCache
+from xsvggt_ros.cache.camera_cache import CameraCache, Kernel
 from xsvggt_ros.cache.policies import PastTokens, Policy, make_policy, query_summary
 from xsvggt_ros.cache.policies.base import PROTECTED
 from xsvggt_ros.cache.store import Store
 from xsvggt_ros.config import CacheConfig
-from xsvggt_ros.model.blocks import Attend
+from xsvggt_ros.memory import memory_for
 
 FRAMES_AT_FIRST = 8  # room that a cache without a budget starts with; it doubles as needed
-# What torch, its allocators and CUDA's libraries say in a plain RuntimeError.
-NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "bad_alloc", "ALLOC_FAILED")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that there was no memory, on the device or on the host."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in NO_MEMORY)
 
 
 class Contents(NamedTuple):
@@ -44,19 +35,22 @@ class Contents(NamedTuple):
 
 
 class KVCache:
-    """Past keys and values of one stream, batch 1."""
+    """Past keys and values of one stream, batch 1. The kernels are those of the global blocks and the camera head."""
 
-    def __init__(self, shape: CacheShape, config: CacheConfig, device: torch.device):
+    def __init__(
+        self, shape: CacheShape, config: CacheConfig, device: torch.device, kernel: Kernel, camera_kernel: Kernel
+    ):
         self.shape = shape
         self.config = config
         self.device = device
+        self.kernel = kernel
         self.policy = make_policy(config)
         # Tokens per layer, None: as many as come; and whether less than the policy's floor was asked for.
         self.budget, self.budget_raised = budget_in_force(shape, config, self.policy)
         self.frames = 0  # seen so far
         self.tokens = 0  # cached per layer
         self.evicted = 0  # per layer, by the last frame and by reconfiguring before it
-        self.camera = CameraCache(shape, config, device)
+        self.camera = CameraCache(shape, config, device, camera_kernel)
         self._pruned = 0  # by reconfiguring since the last frame
         self._groups_in_use = 0  # at most; known without asking the device
         capacity = self.budget or FRAMES_AT_FIRST * shape.tokens_per_frame
@@ -92,16 +86,12 @@ class KVCache:
 
     # --- a step -----------------------------------------------------------------------------------
 
-    def attend(self, layer: int, attend: Attend) -> Attend:
-        """Attention of a global block: the new frame to all cached tokens and itself, then the update."""
-
-        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self.view(layer, k[0], v[0])
-            out = attend(q, keys[None], values[None])
-            self.commit(layer, q[0], keys, values)
-            return out
-
-        return run
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """A global block: the new frame attends to all cached tokens and itself, then is taken in: [1, P, heads, d]."""
+        keys, values = self.view(layer, k[0], v[0])
+        out = self.kernel(q, keys[None], values[None])
+        self.commit(layer, q[0], keys, values)
+        return out
 
     def view(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [T + P, heads, d]: the cached ones, unpacked, then the new frame's, exact.
@@ -141,7 +131,7 @@ class KVCache:
     def abandon_frame(self, config: CacheConfig) -> None:
         """After a step that failed midway: forgets its frame, however far it came, and goes on with `config`.
 
-        Tokens that had to go for that frame stay lost, in every layer as many. Raises ValueError if there is
+        Tokens that had to go for that frame stay lost, in every layer as many. Raises OutOfMemory if there is
         not the memory for it; the cache is of no more use then.
         """
         self.camera.abandon_frame()
@@ -154,7 +144,7 @@ class KVCache:
         """Other policy, budget or bits from now on, between two frames; the stream goes on.
 
         A smaller budget is pruned to at once, by the new policy; other bits convert what is stored, once.
-        Raises ValueError if there is not the memory for it; nothing has changed then.
+        Raises OutOfMemory if there is not the memory for it; nothing has changed then.
         """
         self._switch(config, newest=self.frames - 1)
 
@@ -165,17 +155,13 @@ class KVCache:
         budget, raised = budget_in_force(self.shape, config, policy)
         capacity = budget or self._ample_capacity(policy)
         contents = None
-        try:
+        with memory_for(
+            f"no memory for a cache of {capacity} tokens beside the one in use; lower cache.budget_tokens, "
+            "cache.budget_mib or cache.camera_window, or use fewer bits"
+        ):
             if rebuild or layout(self.shape, config, policy, capacity) != self._store.layout:
                 contents = self._rebuilt(Store(self.shape, config, policy, capacity, self.device), policy, newest)
             self.camera.reconfigure(config)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            raise ValueError(
-                f"no memory to go over to a cache of {capacity} tokens; lower cache.budget_tokens, cache.budget_mib "
-                "or cache.camera_window, or use fewer bits"
-            ) from None
         # Nothing below needs memory: either all of it happens or nothing.
         self.config, self.policy = config, policy
         self.budget, self.budget_raised = budget, raised
@@ -184,14 +170,11 @@ class KVCache:
             self._hold(contents)
 
     def _grow(self) -> None:
-        """Makes room for another frame. Raises MemoryError if there is none; nothing has changed then."""
+        """Makes room for another frame; nothing has changed if there is no memory for it."""
         capacity = self._ample_capacity(self.policy)
         if capacity == self._store.capacity:
             return
-        try:
-            store = Store(self.shape, self.config, self.policy, capacity, self.device)
-        except ValueError as error:  # which blames the settings; here it is the stream's length
-            raise MemoryError(str(error)) from None
+        store = Store(self.shape, self.config, self.policy, capacity, self.device)
         self._hold(self._rebuilt(store, self.policy, self.frames))
 
     def _ample_capacity(self, policy: Policy) -> int:

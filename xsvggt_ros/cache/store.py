@@ -6,16 +6,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.budget import MIB, CacheShape, key_groups, layout, nbytes
+from xsvggt_ros.cache.budget import CacheShape, key_groups, layout, nbytes
 from xsvggt_ros.cache.policies import Policy
 from xsvggt_ros.cache.quantize import dequantize, quantize_per_channel, quantize_per_token
 from xsvggt_ros.config import CacheConfig
+from xsvggt_ros.memory import MIB, memory_for
 
 
 class Store:
     """Tensors for `capacity` tokens per layer. Which slots are in use is the caller's business.
 
-    Raises ValueError, with the remedy, if there is not the memory for them.
+    Raises OutOfMemory, with the remedy, if there is not the memory for them.
 
     Keys below 16 bits share a scale and offset per channel within a group: tokens of one frame, consecutive
     there when they entered. The groups' parameters are a table of fixed size; a token knows its group.
@@ -28,15 +29,13 @@ class Store:
         self.value_bits = config.value_bits
         self.groups = key_groups(shape, policy, capacity)
         self.layout = layout(shape, config, policy, capacity)
-        try:
+        with memory_for(
+            f"no memory for a cache of {capacity} tokens ({nbytes(self.layout) / MIB:.0f} MiB); "
+            "lower cache.budget_tokens, set cache.budget_mib, or use fewer bits"
+        ):
             self.tensors = {
                 name: torch.zeros(size, dtype=dtype, device=device) for name, (size, dtype) in self.layout.items()
             }
-        except RuntimeError:  # what torch raises when there is no memory
-            raise ValueError(
-                f"no memory for a cache of {capacity} tokens ({nbytes(self.layout) / MIB:.0f} MiB); "
-                "lower cache.budget_tokens, set cache.budget_mib, or use fewer bits"
-            ) from None
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]

@@ -13,6 +13,7 @@ import torch
 
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.flags import add_settings, given_settings
+from xsvggt_ros.memory import MIB
 from xsvggt_ros.model.loading import RANDOM
 from xsvggt_ros.settings import changed, settings
 from xsvggt_ros.stream import GeometryStream, StageTimer
@@ -22,7 +23,6 @@ IMAGE_SIZE = (480, 640)  # rows, columns; 518x392 for the published model
 GEMM = (1041, 1024, 4096)  # rows, inner, columns: the first layer of an MLP of the published model at 518x392
 GEMM_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 GEMM_REPEATS = 30
-MIB = 2**20
 
 
 @dataclass(frozen=True)

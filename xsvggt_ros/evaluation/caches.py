@@ -10,7 +10,6 @@ from torch.nn.functional import pad
 from xsvggt_ros.cache import KVCache
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.model import StreamVGGT
-from xsvggt_ros.model.blocks import Attend
 from xsvggt_ros.stream import GeometryStream
 
 PUBLISHED_GROUP = 64  # tokens, or channels of a value, that share a scale
@@ -25,8 +24,8 @@ class CurrentFrameOnly(KVCache):
     def tensors(self) -> list[Tensor]:
         return [self.camera.buffer]
 
-    def attend(self, layer: int, attend: Attend) -> Attend:
-        return attend
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.kernel(q, k, v)
 
     def end_frame(self) -> None:
         self.frames += 1
@@ -76,7 +75,7 @@ class ComparedStream(GeometryStream):
     """A stream with a cache of the given kind."""
 
     def __init__(self, config: StreamConfig, model: StreamVGGT, kind: type[KVCache]):
-        self._kind = kind
+        self._cache_type = kind
         super().__init__(config, model)
 
     @property
@@ -84,8 +83,3 @@ class ComparedStream(GeometryStream):
         """Bytes of the cache without the camera head's, after at least one step."""
         assert self._cache is not None
         return self._cache.nbytes - self._cache.camera.buffer.nbytes
-
-    def _start(self, seen: tuple[int, ...]) -> KVCache:
-        usual = super()._start(seen)
-        self._cache = self._kind(usual.shape, usual.config, usual.device)
-        return self._cache

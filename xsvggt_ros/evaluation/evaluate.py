@@ -21,8 +21,8 @@ from xsvggt_ros.evaluation.metrics import (
 from xsvggt_ros.evaluation.points import PointErrors, align_points, point_errors
 from xsvggt_ros.evaluation.trace import Clouds, Trace
 from xsvggt_ros.geometry import Array
+from xsvggt_ros.memory import MIB
 
-MIB = 2**20
 UNALIGNED = "none"  # of metrics.ALIGNMENTS
 
 

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from xsvggt_ros.evaluation.evaluate import MIB, UNALIGNED
+from xsvggt_ros.evaluation.evaluate import UNALIGNED
 from xsvggt_ros.evaluation.metrics import depth_scale, umeyama
 from xsvggt_ros.evaluation.sweep import FLOOR, FULL, PRUNING, ROWS
 from xsvggt_ros.evaluation.table import Line, Table
 from xsvggt_ros.evaluation.trace import Gallery, Trace
 from xsvggt_ros.geometry import Array
+from xsvggt_ros.memory import MIB
 
 BLUE, RED, GREEN, GREY = "#3b82c4", "#d1495b", "#3fa36c", "#98a2b3"
 COLOURS = dict(zip(PRUNING, (BLUE, "#e08a2e", "#8e6cc0"), strict=True))

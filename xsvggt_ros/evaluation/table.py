@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xsvggt_ros.evaluation.sweep import BUDGETS, FULL, ROWS, Row, Score, Scores
+from xsvggt_ros.memory import MIB
 
-MIB = 2**20
 STEP_RATIO = "step_ratio"  # a step's time as a share of that of the full cache with 16 bits
 COLUMNS = (*(field.name for field in fields(Score)), STEP_RATIO)
 SHOWN = {  # in the written table: column -> heading, format of the mean

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from xsvggt_ros.model.blocks import Attend, Block, rope_table
+from xsvggt_ros.model.attention import Context
+from xsvggt_ros.model.blocks import Block, rope_table
 from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.model.encoder import Encoder
 
@@ -43,10 +43,10 @@ class Aggregator(nn.Module):
         self.frame_blocks = blocks()
         self.global_blocks = blocks()
 
-    def encode(self, images: Tensor, attend: Attend) -> Tensor:
+    def encode(self, images: Tensor, context: Context) -> Tensor:
         """images [S, 3, H, W] in [0, 1] -> patch tokens [S, n, C]."""
         mean, std = _statistics(images.device, images.dtype)
-        return self.patch_embed(((images - mean) / std).to(self.camera_token.dtype), attend)
+        return self.patch_embed(((images - mean) / std).to(self.camera_token.dtype), context)
 
     def with_specials(self, patches: Tensor, starts: bool) -> Tensor:
         """Patch tokens [B, S, n, C] of frames, the very first of a sequence if `starts` -> [B, S, P, C]."""
@@ -56,13 +56,11 @@ class Aggregator(nn.Module):
         specials = torch.cat([tokens[:, :1], others], dim=1) if starts else others
         return torch.cat([specials.expand(batch, -1, -1, -1), patches], dim=2)
 
-    def forward(
-        self, x: Tensor, grid: tuple[int, int], attend: Attend, attend_global: Callable[[int], Attend]
-    ) -> list[Tensor]:
+    def forward(self, x: Tensor, grid: tuple[int, int], inside: Context, across: Context) -> list[Tensor]:
         """Tokens [B, S, P, C] of frames with a patch grid (h, w) -> for each tap [B, S, P, 2C].
 
-        `attend` serves inside frames; `attend_global(layer)` serves a global block, whose tokens are
-        [B, S * P, ...], and so decides what a frame sees of the others.
+        `inside` serves the frame blocks; `across` the global ones, whose tokens are [B, S * P, ...], and so
+        decides what a frame sees of the others.
         """
         batch, frames, per_frame, width = x.shape
         dim = width // self.config.heads
@@ -70,9 +68,9 @@ class Aggregator(nn.Module):
         rope_all = type(rope)(*(table.repeat(frames, 1, 1) for table in rope)) if frames > 1 else rope
         taps = []
         for i, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks, strict=True)):
-            within = frame_block(x.reshape(batch * frames, per_frame, width), attend, rope)
-            across = global_block(within.reshape(batch, frames * per_frame, width), attend_global(i), rope_all)
-            x = across.reshape(batch, frames, per_frame, width)
+            within = frame_block(x.reshape(batch * frames, per_frame, width), inside, i, rope)
+            x = global_block(within.reshape(batch, frames * per_frame, width), across, i, rope_all)
+            x = x.reshape(batch, frames, per_frame, width)
             if i in self.config.taps:
                 taps.append(torch.cat([within.reshape(x.shape), x], dim=-1))
         return taps

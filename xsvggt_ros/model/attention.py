@@ -1,17 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Softmax attention, softmax(q k^T / sqrt(d)) v, by the fastest kernel of the machine."""
+"""Softmax attention, softmax(q k^T / sqrt(d)) v: what is attended to, and the fastest kernel of the machine."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xsvggt_ros.model.blocks import Attend
+# (q [B, T, heads, d], k [B, N, heads, d], v [B, N, heads, d]) -> [B, T, heads, d]
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 MANY = 256  # queries from which matmul_by_head pays
+
+
+class Context(Protocol):
+    """What the queries of a stack of layers attend to."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k and v of the layer's own tokens, each [B, T, heads, d] -> [B, T, heads, d]."""
+        ...
+
+
+@dataclass(frozen=True)
+class WholeSequence:
+    """The tokens given, and no others: a batch of whole sequences."""
+
+    kernel: Kernel
+    tokens_per_frame: int | None = None
+    """None: all see each other. Otherwise a frame sees itself and all earlier ones, the frames lying in order."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As Context. Frames need no mask: each attends to a prefix."""
+        size = self.tokens_per_frame
+        if size is None:
+            return self.kernel(q, k, v)
+        ends = range(size, q.shape[1] + 1, size)
+        return torch.cat([self.kernel(q[:, e - size : e], k[:, :e], v[:, :e]) for e in ends], dim=1)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -44,7 +73,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return flash_attn_func(q, k, v)
 
 
-def attention_backend(name: str, device: torch.device, dtype: torch.dtype) -> Attend:
+def attention_backend(name: str, device: torch.device, dtype: torch.dtype) -> Kernel:
     """The kernel for a name of `StreamConfig.attention`.
 
     Raises ValueError if flash is asked for and cannot run here.
@@ -77,16 +106,3 @@ def cpu_supports(feature: str) -> bool:
     """Whether the CPU has "amx_tile", "avx512_bf16", ...; False where this version of torch cannot tell."""
     ask = getattr(torch.cpu, f"_is_{feature}_supported", None)
     return ask is not None and ask()
-
-
-def frame_causal(attend: Attend, tokens_per_frame: int) -> Attend:
-    """Attention in which a frame sees itself and all earlier frames, without building a mask.
-
-    Whole sequences only: the tokens of all frames lie one after the other in q, k and v.
-    """
-
-    def attend_frames(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        ends = range(tokens_per_frame, q.shape[1] + 1, tokens_per_frame)
-        return torch.cat([attend(q[:, e - tokens_per_frame : e], k[:, :e], v[:, :e]) for e in ends], dim=1)
-
-    return attend_frames

@@ -6,15 +6,13 @@ Tensors are token-major, [B, T, heads, d], so that a token's keys lie together, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-# (q [B, T, heads, d], k [B, N, heads, d], v [B, N, heads, d]) -> [B, T, heads, d]
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+from xsvggt_ros.model.attention import Context
 
 
 class Rope(NamedTuple):
@@ -46,7 +44,7 @@ def rope_table(
 
 
 class Attention(nn.Module):
-    """Multi-head attention; what the queries attend to is the caller's `attend`."""
+    """Multi-head attention; what the queries of layer `layer` attend to is the caller's `context`."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool = False):
         super().__init__()
@@ -62,8 +60,8 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         return (rope(q), rope(k), v) if rope else (q, k, v)
 
-    def forward(self, x: Tensor, attend: Attend, rope: Rope | None = None) -> Tensor:
-        return self.proj(attend(*self.project(x, rope)).flatten(2))
+    def forward(self, x: Tensor, context: Context, layer: int, rope: Rope | None = None) -> Tensor:
+        return self.proj(context.attend(layer, *self.project(x, rope)).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -97,7 +95,7 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.ls2 = LayerScale(width)
 
-    def forward(self, x: Tensor, attend: Attend, rope: Rope | None = None) -> Tensor:
-        """x [B, T, C] -> [B, T, C]."""
-        x = self.ls1(x, self.attn(self.norm1(x), attend, rope))
+    def forward(self, x: Tensor, context: Context, layer: int, rope: Rope | None = None) -> Tensor:
+        """x [B, T, C] -> [B, T, C], as layer `layer` of its stack."""
+        x = self.ls1(x, self.attn(self.norm1(x), context, layer, rope))
         return self.ls2(x, self.mlp(self.norm2(x)))

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xsvggt_ros.model.blocks import Attend, Block, Mlp
+from xsvggt_ros.model.attention import Context
+from xsvggt_ros.model.blocks import Block, Mlp
 from xsvggt_ros.model.config import ModelConfig
 
 POSE_SIZE = 9  # translation (3), quaternion x y z w (4), field of view over height and width (2)
@@ -30,26 +29,26 @@ class CameraHead(nn.Module):
         self.poseLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
         self.pose_branch = Mlp(width, width // 2, POSE_SIZE)
 
-    def forward(self, tokens: Tensor, attend: Callable[[int], Attend]) -> Tensor:
+    def forward(self, tokens: Tensor, context: Context) -> Tensor:
         """Camera tokens [B, S, 2C] -> pose encodings of all iterations [iterations, B, S, 9], the last the best.
 
-        `attend(block)` serves a trunk block and is called anew in every iteration: a streaming cache
-        therefore holds one key per iteration, which is how the published model runs.
+        Every iteration attends anew: a streaming `context` therefore holds one key per iteration, which is how
+        the published model runs.
         """
         tokens = self.token_norm(tokens.to(self.token_norm.weight.dtype))  # [B, S, 2C]
         empty = self.empty_pose_tokens.expand(*tokens.shape[:2], -1)
         pose, poses = torch.zeros_like(empty), []
         for iteration in range(ITERATIONS):
-            pose = pose + self.delta(tokens, pose if iteration else empty, attend)
+            pose = pose + self.delta(tokens, pose if iteration else empty, context)
             poses.append(activate_pose(pose))
         return torch.stack(poses)
 
-    def delta(self, tokens: Tensor, pose: Tensor, attend: Callable[[int], Attend]) -> Tensor:
+    def delta(self, tokens: Tensor, pose: Tensor, context: Context) -> Tensor:
         """What one iteration adds to poses [B, S, 9], before activation; tokens [B, S, 2C] are normalised."""
         shift, scale, gate = self.poseLN_modulation(self.embed_pose(pose)).chunk(3, dim=-1)
         x = tokens + gate * (F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6) * (1 + scale) + shift)
         for i, block in enumerate(self.trunk):
-            x = block(x, attend(i))
+            x = block(x, context, i)
         return self.pose_branch(self.trunk_norm(x))
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xsvggt_ros.model.blocks import Attend, Block
+from xsvggt_ros.model.attention import Context
+from xsvggt_ros.model.blocks import Block
 from xsvggt_ros.model.config import ModelConfig
 
 
@@ -60,12 +61,12 @@ class Encoder(nn.Module):
             self._positions = key, resize_positions(self.pos_embed, grid)
         return self._positions[1]
 
-    def forward(self, images: Tensor, attend: Attend) -> Tensor:
+    def forward(self, images: Tensor, context: Context) -> Tensor:
         """images [S, 3, 14h, 14w], normalised -> patch tokens [S, h*w, C]."""
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         frames = images.shape[0]
         x = torch.cat([self.cls_token.expand(frames, -1, -1), self.patch_embed(images)], dim=1) + self.positions(grid)
         x = torch.cat([x[:, :1], self.register_tokens.expand(frames, -1, -1), x[:, 1:]], dim=1)
-        for block in self.blocks:
-            x = block(x, attend)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, context, layer)
         return self.norm(x[:, 1 + self.register_tokens.shape[1] :])

@@ -27,7 +27,7 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None) -> St
     """
     device = open_device(config.device)
     dtype = _dtype(config.dtype, device)
-    attend = attention_backend(config.attention, device, dtype)
+    kernel = attention_backend(config.attention, device, dtype)
     if heads is None:
         heads = ("point",) if config.point_head else ()
     sizes = MODELS[config.model]
@@ -38,7 +38,7 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None) -> St
     else:
         path = weights_path(config)
         load_weights(model, path, lambda name: weight_dtype(name, dtype), device, complete.state_dict())
-    model.attend = attend
+    model.kernel = kernel
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return model.eval().requires_grad_(False)
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from xsvggt_ros.model.aggregator import Aggregator
-from xsvggt_ros.model.attention import frame_causal, sdpa
-from xsvggt_ros.model.blocks import Attend
+from xsvggt_ros.model.attention import Context, Kernel, WholeSequence, sdpa
 from xsvggt_ros.model.camera_head import CameraHead
 from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.model.dpt_head import DPTHead
 from xsvggt_ros.model.track_head import TrackHead
-
-if TYPE_CHECKING:
-    from xsvggt_ros.cache import KVCache
 
 OPTIONAL_HEADS = ("point", "track")
 
@@ -43,13 +39,32 @@ class Predictions:
         return self.pose_iterations[-1]
 
 
+class Past(Context, Protocol):
+    """The frames of a stream so far: the global blocks attend to them and to the new one, which they take in."""
+
+    @property
+    def frames(self) -> int:
+        """How many they are."""
+        ...
+
+    @property
+    def camera(self) -> Context:
+        """What the camera head attends to."""
+        ...
+
+    def end_frame(self) -> None:
+        """All layers have taken the new frame in."""
+        ...
+
+
 class StreamVGGT(nn.Module):
     """The network. `heads` says which of the optional ones are built: one that is not needed costs no memory."""
 
     def __init__(self, config: ModelConfig, heads: Sequence[str] = OPTIONAL_HEADS):
         super().__init__()
         self.config = config
-        self.attend: Attend = sdpa
+        self.kernel: Kernel = sdpa
+        self.camera_kernel: Kernel = sdpa  # in float32, which not every kernel takes
         width = 2 * config.width
         self.aggregator = Aggregator(config)
         self.camera_head = CameraHead(config)
@@ -65,35 +80,31 @@ class StreamVGGT(nn.Module):
         """
         batch, frames = images.shape[:2]
         grid = self.grid(images)
-        patches = self.aggregator.encode(images.flatten(0, 1), self.attend).unflatten(0, (batch, frames))
+        inside = WholeSequence(self.kernel)
+        patches = self.aggregator.encode(images.flatten(0, 1), inside).unflatten(0, (batch, frames))
         x = self.aggregator.with_specials(patches, starts=True)
-
-        def among(attend: Attend, tokens_per_frame: int) -> Callable[[int], Attend]:
-            seen = frame_causal(attend, tokens_per_frame) if causal else attend
-            return lambda layer: seen
-
-        taps = self.aggregator(x, grid, self.attend, among(self.attend, x.shape[2]))
-        # Float32, which not every backend takes.
-        poses = self.camera_head(taps[-1][:, :, 0], among(sdpa, 1))
+        taps = self.aggregator(x, grid, inside, WholeSequence(self.kernel, x.shape[2] if causal else None))
+        poses = self.camera_head(taps[-1][:, :, 0], WholeSequence(self.camera_kernel, 1 if causal else None))
         predictions = self.dense(taps, grid, poses)
         if query_points is not None:
             self._track(predictions, taps, grid, query_points)
         return predictions
 
-    def step(self, image: Tensor, cache: KVCache, mark: Callable[[str], None] = lambda stage: None) -> Predictions:
+    def step(self, image: Tensor, past: Past, mark: Callable[[str], None] = lambda stage: None) -> Predictions:
         """The next frame of a stream: image [3, H, W] in [0, 1] -> predictions with B = S = 1.
 
-        The past is in `cache`, which also takes this frame in. `mark(stage)` is called as a stage ends.
+        `past` also takes this frame in. `mark(stage)` is called as a stage ends.
         """
         images = image[None]
         grid = self.grid(images)
-        patches = self.aggregator.encode(images, self.attend)
+        inside = WholeSequence(self.kernel)
+        patches = self.aggregator.encode(images, inside)
         mark("encoder")
-        x = self.aggregator.with_specials(patches[None], starts=cache.frames == 0)
-        taps = self.aggregator(x, grid, self.attend, lambda layer: cache.attend(layer, self.attend))
+        x = self.aggregator.with_specials(patches[None], starts=past.frames == 0)
+        taps = self.aggregator(x, grid, inside, past)
         mark("aggregator")
-        poses = self.camera_head(taps[-1][:, :, 0], lambda block: cache.camera.attend(block, sdpa))
-        cache.end_frame()
+        poses = self.camera_head(taps[-1][:, :, 0], past.camera)
+        past.end_frame()
         mark("camera")
         predictions = self.dense(taps, grid, poses)
         mark("dense")

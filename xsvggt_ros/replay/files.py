@@ -24,6 +24,7 @@ from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import quaternion_xyzw, transform
 from xsvggt_ros.installation import package_file
+from xsvggt_ros.memory import MIB
 from xsvggt_ros.messages.bag import NewBag
 from xsvggt_ros.messages.topics import TOPICS, FrameMessages
 from xsvggt_ros.placement.placement import Placed
@@ -33,7 +34,6 @@ NODE_NAME = "/stream"  # of stream.launch.py: what "~" stands for in topic names
 DEPTH_SCALE = 1000  # steps of a depth image per unit of depth, as in 7-Scenes and Open3D's default
 STATUS_TYPE = "xsvggt_ros/msg/StreamStatus"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk that is full says, or a quota
-MIB = 2**20
 PATTERNS = ("trajectory*.txt", "cloud*.ply", "depth", "bag")  # all that a replay writes into its folder
 
 

@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xsvggt_ros.model.attention import frame_causal
-from xsvggt_ros.model.blocks import Attend
+from xsvggt_ros.model.attention import WholeSequence
 from xsvggt_ros.model.camera_head import ITERATIONS, CameraHead, activate_pose
 from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.model.loading import FIELD_OF_VIEW
 from xsvggt_ros.model.streamvggt import Predictions, StreamVGGT
-from xsvggt_ros.training.supervision import Supervision, recording
+from xsvggt_ros.training.supervision import Recording, Supervision
 
 TRUNK_SCALE = 0.05  # of the camera head's residuals at first: with 1 the pose saturates and stays constant
 RATES = {"blocks": 2e-3, "camera trunk": 5e-4, "camera": 3e-5, "dense": 5e-4}
@@ -38,7 +38,7 @@ def new_model(config: ModelConfig, seed: int) -> StreamVGGT:
     """A network with all heads of the configuration, ready to learn."""
     torch.manual_seed(seed)
     model = StreamVGGT(config)
-    model.attend = matmul_attention
+    model.kernel = matmul_attention
     for name, parameter in model.named_parameters():
         if "token" in name or name.endswith("pos_embed"):
             nn.init.trunc_normal_(parameter, std=0.02)
@@ -63,11 +63,12 @@ def run(model: StreamVGGT, images: Tensor, chosen: Tensor) -> Output:
     batch, frames = images.shape[:2]
     grid = model.grid(images)
     with torch.autocast(images.device.type, torch.bfloat16):
-        encoded = model.aggregator.encode(images.flatten(0, 1), model.attend).unflatten(0, (batch, frames))
+        inside = WholeSequence(model.kernel)
+        encoded = model.aggregator.encode(images.flatten(0, 1), inside).unflatten(0, (batch, frames))
         x = model.aggregator.with_specials(encoded, starts=True)
         attention: list[tuple[Tensor, Tensor]] = []
-        causal = frame_causal(model.attend, x.shape[2])
-        taps = model.aggregator(x, grid, model.attend, recording(lambda layer: causal, attention))
+        across = Recording(WholeSequence(model.kernel, x.shape[2]), attention)
+        taps = model.aggregator(x, grid, inside, across)
         predictions = model.dense([tap[:, chosen] for tap in taps], grid, torch.empty(0))
     predictions.pose_iterations = streamed_poses(model.camera_head, taps[-1][:, :, 0].float())
     return Output(predictions, encoded, attention, taps)
@@ -84,7 +85,7 @@ def streamed_poses(head: CameraHead, tokens: Tensor) -> Tensor:
     before = _starting_poses(head, tokens)  # [B, S, iterations - 1, 9]
     given = torch.cat([empty, before], 2).flatten(1, 2)
     repeated = head.token_norm(tokens).repeat_interleave(ITERATIONS, 1)
-    delta = head.delta(repeated, given, lambda block: _causal).unflatten(1, (-1, ITERATIONS))
+    delta = head.delta(repeated, given, WholeSequence(_causal)).unflatten(1, (-1, ITERATIONS))
     poses = torch.cat([delta[:, :, :1], delta[:, :, 1:] + before], 2)
     return activate_pose(poses).movedim(2, 0)
 
@@ -92,18 +93,20 @@ def streamed_poses(head: CameraHead, tokens: Tensor) -> Tensor:
 @torch.no_grad()
 def _starting_poses(head: CameraHead, tokens: Tensor) -> Tensor:
     """The poses from which the second and later iterations start, [B, S, iterations - 1, 9]."""
-    seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in head.trunk]
-
-    def remembering(block: int) -> Attend:
-        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            seen[block].append((k, v))
-            keys, values = (torch.cat(part, 1) for part in zip(*seen[block], strict=True))
-            return matmul_attention(q, keys, values)
-
-        return run
-
-    poses = [head(tokens[:, frame : frame + 1], remembering)[:-1] for frame in range(tokens.shape[1])]
+    everything = _Everything([[] for _ in head.trunk])
+    poses = [head(tokens[:, frame : frame + 1], everything)[:-1] for frame in range(tokens.shape[1])]
     return torch.cat(poses, 2).permute(1, 2, 0, 3)
+
+
+class _Everything(NamedTuple):
+    """The context of the camera head in a stream that forgets nothing: all keys and values so far, per block."""
+
+    seen: list[list[tuple[Tensor, Tensor]]]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.seen[layer].append((k, v))
+        keys, values = (torch.cat(part, 1) for part in zip(*self.seen[layer], strict=True))
+        return matmul_attention(q, keys, values)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

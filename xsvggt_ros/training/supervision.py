@@ -7,13 +7,14 @@ blocks), and linear readouts must tell where patches and cameras are. None of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xsvggt_ros.model.blocks import Attend
+from xsvggt_ros.model.attention import Context
 from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.training.batches import Batch
 from xsvggt_ros.training.losses import relative_pose_loss
@@ -151,14 +152,14 @@ def _camera_loss(readout: Tensor, batch: Batch) -> Tensor:
     return torch.stack([relative_pose_loss(said, true[..., :POSE]).mean() for said, true in pairs]).sum()
 
 
-def recording(attend: Callable[[int], Attend], into: list[tuple[Tensor, Tensor]]) -> Callable[[int], Attend]:
-    """The same attention, which also notes the queries and keys of MATCHING_BLOCKS."""
+class Recording(NamedTuple):
+    """The context of the global blocks, which also notes the queries and keys of MATCHING_BLOCKS."""
 
-    def for_layer(layer: int) -> Attend:
-        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            into.append((q, k))
-            return attend(layer)(q, k, v)
+    context: Context
+    noted: list[tuple[Tensor, Tensor]]
 
-        return run if layer in MATCHING_BLOCKS else attend(layer)
-
-    return for_layer
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As the context itself."""
+        if layer in MATCHING_BLOCKS:
+            self.noted.append((q, k))
+        return self.context.attend(layer, q, k, v)
