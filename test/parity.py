@@ -24,7 +24,8 @@ from torch import Tensor
 
 from xsvggt_ros import geometry
 from xsvggt_ros.cache import CacheShape, KVCache
-from xsvggt_ros.cache.policies import PastTokens, make_policy, query_summary
+from xsvggt_ros.cache.policies import PastTokens, make_policy
+from xsvggt_ros.cache.policies.xstream import query_summary
 from xsvggt_ros.config import CacheConfig
 from xsvggt_ros.model.attention import sdpa
 from xsvggt_ros.model.blocks import Rope, rope_table
@@ -473,15 +474,16 @@ def pruning(u: Arrays) -> list[Check]:
     for name in sorted({key.rpartition(".")[0] for key in u if key.startswith("prune_")}):
         new, total, budget, pool = map(int, re.findall(r"\d+", name))
         config = CacheConfig(policy="xstream", budget_tokens=budget, query_pool=pool)
-        policy = make_policy(config)
         q, k = token_major(u[f"{name}.q"]), token_major(u[f"{name}.k"])
+        policy = make_policy(config, layer_shape(k, new))
         # Frame 0, the middle as frame 1, and the newest frame 2.
         frame = torch.tensor([0] * new + [1] * (total - 2 * new) + [2] * new, dtype=torch.int32)
-        past = PastTokens(frame, torch.arange(total), k, query_summary(q, 5, pool), newest=2, tokens_per_frame=new)
+        evidence = {"query": query_summary(q, 5, pool)}
+        past = PastTokens(frame, torch.arange(total), k, newest=2, tokens_per_frame=new, evidence=evidence)
         scores = policy.scores(past)
         if f"{name}.scores" in u:
             checks.append(close(f"{name} scores", scores[new:-new], u[f"{name}.scores"]))
-        kept = scores.topk(max(budget, policy.floor(new))).indices
+        kept = scores.topk(max(budget, policy.floor())).indices
         checks.append(same_ids(f"{name} kept", kept, u[f"{name}.keep"]))
     return checks
 

@@ -10,8 +10,9 @@ from support.caches import Shortage, cache_of, shape_of
 
 from xsvggt_ros.cache import KVCache
 from xsvggt_ros.cache.budget import budget_in_force
-from xsvggt_ros.cache.policies import make_policy, query_summary
-from xsvggt_ros.config import BITS, CacheConfig
+from xsvggt_ros.cache.policies import make_policy
+from xsvggt_ros.cache.policies.xstream import query_summary
+from xsvggt_ros.config import BITS, POLICIES, CacheConfig
 from xsvggt_ros.memory import OutOfMemory
 from xsvggt_ros.model.attention import sdpa
 from xsvggt_ros.model.config import MODELS
@@ -46,9 +47,9 @@ class Recorder:
         """(ids [T], stored [2, T, heads, d], exact [2, T, heads, d]) of the cached tokens."""
         cache = self.cache
         out = torch.zeros(2, cache.tokens, cache.shape.heads, cache.shape.head_dim)
-        cache._store.read(layer, cache.tokens, out)
-        frame, token = (cache._store[name][layer, : cache.tokens].long() for name in ("frame", "token"))
-        ids = frame * cache.shape.tokens_per_frame + token
+        cache.store.read(layer, out)
+        frame, token = cache.store.places(layer)
+        ids = frame.long() * cache.shape.tokens_per_frame + token
         exact = torch.cat(self.exact[layer], dim=1)[:, ids]
         return ids, out, exact
 
@@ -180,6 +181,32 @@ def test_a_smaller_budget_prunes_by_the_policy_at_once():
     assert torch.equal(cache.token_ids(0), expected)
 
 
+def test_only_xstream_looks_at_queries_and_keeps_what_it_saw():
+    caches = {name: cache_of(shape_of(40), CacheConfig(policy=name)) for name in POLICIES}
+    for name, cache in caches.items():
+        assert [*cache.store.evidence(0)] == (["query"] if name == "xstream" else [])
+        assert ("query" in cache.store.tensors) == (name == "xstream")
+    recorder = Recorder(caches["xstream"])
+    recorder.frame()
+    before = [recorder.cache.store.evidence(layer)["query"].clone() for layer in range(2)]
+    recorder.cache.reconfigure(CacheConfig(budget_tokens=100, query_pool=4))  # into another store
+    for layer, query in enumerate(before):
+        assert query.any() and torch.equal(recorder.cache.store.evidence(layer)["query"], query)
+
+
+def test_xstream_after_another_policy_goes_by_recency_until_it_has_seen_a_query():
+    recorder = Recorder(cache_of(shape_of(40), CacheConfig(policy="random", budget_tokens=400)))
+    for _ in range(8):
+        recorder.frame()
+    recorder.cache.reconfigure(CacheConfig(policy="xstream", budget_tokens=100))
+    expected = torch.cat([torch.arange(40), torch.arange(260, 320)])  # the first frame, and the newest tokens
+    for layer in range(2):
+        assert torch.equal(recorder.cache.token_ids(layer), expected)
+    recorder.frame()
+    assert recorder.cache.store.evidence(0)["query"].any()
+    recorder.check()
+
+
 def test_a_budget_below_the_floor_is_raised_to_it():
     for config, raised in (
         (CacheConfig(budget_tokens=10), True),
@@ -206,7 +233,7 @@ def test_a_budget_in_mib_is_used_and_never_exceeded(policy, bits):
 
 def test_of_two_budgets_the_tighter_holds():
     shape = shape_of(40)
-    policy = make_policy(CacheConfig())
+    policy = make_policy(CacheConfig(), shape)
     tokens, _ = budget_in_force(shape, CacheConfig(budget_tokens=0, budget_mib=1.0), policy)
     for asked, expected in ((tokens + 1, tokens), (tokens - 1, tokens - 1)):
         config = CacheConfig(budget_tokens=asked, budget_mib=1.0)

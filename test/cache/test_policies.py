@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
+from support.caches import shape_of
 
-from xsvggt_ros.cache.policies import PastTokens, make_policy, query_summary
-from xsvggt_ros.config import CacheConfig
+from xsvggt_ros.cache.policies import BY_NAME, PastTokens, Policy, make_policy
+from xsvggt_ros.cache.policies.xstream import query_summary
+from xsvggt_ros.config import POLICIES, CacheConfig
 
 INF = float("inf")
+
+
+def policy_of(tokens_per_frame: int, **cache) -> Policy:
+    return make_policy(CacheConfig(**cache), shape_of(tokens_per_frame))
+
+
+def test_every_policy_has_a_name_that_the_settings_know():
+    assert tuple(BY_NAME) == POLICIES
 
 
 def past(frames: int, tokens_per_frame: int, newest: int) -> PastTokens:
@@ -13,7 +23,8 @@ def past(frames: int, tokens_per_frame: int, newest: int) -> PastTokens:
     frame = torch.arange(frames).repeat_interleave(tokens_per_frame).int()
     token = torch.arange(tokens_per_frame).repeat(frames).int()
     keys = torch.randn(frames * tokens_per_frame, 2, 8, generator=generator)
-    return PastTokens(frame, token, keys, torch.randn(8, generator=generator), newest, tokens_per_frame)
+    evidence = {"query": torch.randn(8, generator=generator)}
+    return PastTokens(frame, token, keys, newest, tokens_per_frame, evidence)
 
 
 @pytest.mark.parametrize(("patches", "pool"), [(48, 16), (50, 16), (20, 1), (7, 100), (1, 4), (0, 16)])
@@ -31,21 +42,29 @@ def test_query_summary_is_the_mean_of_the_published_score_matrix(patches, pool):
 
 def test_xstream_scores_the_middle_and_protects_the_ends():
     tokens = past(frames=4, tokens_per_frame=6, newest=3)
-    scores = make_policy(CacheConfig(policy="xstream")).scores(tokens)
+    scores = policy_of(6, policy="xstream").scores(tokens)
     assert (scores[:6] == INF).all() and (scores[-6:] == INF).all()
-    torch.testing.assert_close(scores[6:-6], (tokens.keys.mean(1) @ tokens.query)[6:-6])
+    torch.testing.assert_close(scores[6:-6], (tokens.keys.mean(1) @ tokens.evidence["query"])[6:-6])
+
+
+def test_xstream_without_a_query_prefers_the_newest():
+    tokens = past(frames=4, tokens_per_frame=6, newest=3)
+    tokens.evidence["query"].zero_()
+    scores = policy_of(6, policy="xstream").scores(tokens)
+    assert (scores[:6] == INF).all() and (scores[-6:] == INF).all()
+    assert (scores[6:-6].diff() > 0).all()
 
 
 def test_sliding_window_prefers_the_newest_and_can_pin_the_first_frame():
     tokens = past(frames=3, tokens_per_frame=4, newest=1_000_000)
-    loose = make_policy(CacheConfig(policy="sliding_window", pin_first_frame=False)).scores(tokens)
+    loose = policy_of(4, policy="sliding_window", pin_first_frame=False).scores(tokens)
     assert (loose.diff() > 0).all()
-    pinned = make_policy(CacheConfig(policy="sliding_window")).scores(tokens)
+    pinned = policy_of(4, policy="sliding_window").scores(tokens)
     assert (pinned[:4] == INF).all() and (pinned[4:].diff() > 0).all()
 
 
 def test_random_leaves_the_ends_and_changes_from_call_to_call():
-    policy = make_policy(CacheConfig(policy="random"))
+    policy = policy_of(6, policy="random")
     tokens = past(frames=4, tokens_per_frame=6, newest=3)
     first, second = policy.scores(tokens), policy.scores(tokens)
     assert (first[:6] == INF).all() and (first[-6:] == INF).all()
@@ -54,6 +73,6 @@ def test_random_leaves_the_ends_and_changes_from_call_to_call():
 
 def test_a_first_frame_that_was_cut_is_no_longer_protected():
     whole = past(frames=3, tokens_per_frame=4, newest=9)
-    cut = PastTokens(whole.frame[1:], whole.token[1:], whole.keys[1:], whole.query, 9, 4)
+    cut = PastTokens(whole.frame[1:], whole.token[1:], whole.keys[1:], 9, 4)
     assert whole.in_first_frame.sum() == 4
     assert cut.in_first_frame.sum() == 0

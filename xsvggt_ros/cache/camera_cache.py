@@ -8,10 +8,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.budget import CacheShape, camera_frames, camera_layout
+from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]  # softmax attention of q [B, T, heads, d] to k and v
+
+
+def camera_frames(config: CacheConfig) -> int:
+    """Frames there is room for: first, window, and the one being computed."""
+    return 2 + config.camera_window
+
+
+def camera_layout(shape: CacheShape, frames: int) -> Layout:
+    """Of the keys and values of a number of frames, one entry per iteration."""
+    slots = frames * shape.camera_iterations
+    size = (shape.camera_blocks, 2, slots, shape.camera_heads, shape.camera_head_dim)
+    return {"camera": (size, shape.camera_dtype)}
 
 
 class CameraCache:
@@ -65,7 +77,7 @@ class CameraCache:
         self.window = config.camera_window
 
     def _allocate(self, frames: int) -> Tensor:
-        size, dtype = camera_layout(self.shape, frames)
+        size, dtype = camera_layout(self.shape, frames)["camera"]
         return torch.zeros(size, dtype=dtype, device=self.device)
 
     @property

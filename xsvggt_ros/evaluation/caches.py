@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from xsvggt_ros.cache import KVCache
+from xsvggt_ros.cache.store import Room
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.model import StreamVGGT
 from xsvggt_ros.stream import GeometryStream
@@ -43,14 +44,15 @@ class PublishedQuantiser(KVCache):
         order = self._by_age(layer, keys.shape[0])
         keys, values = keys.clone(), quantised(values, channels=True)
         keys[order] = quantised(keys[order], channels=False)
-        self._store["keys"][layer, : self.tokens] = keys[: self.tokens]
-        self._store["values"][layer, : self.tokens] = values[: self.tokens]
+        own = Room(torch.arange(self.tokens, device=self.device))
+        frame, token = (place.clone() for place in self.store.places(layer))
+        self.store.put(layer, own, frame, token, keys[: self.tokens], values[: self.tokens])
         super().commit(layer, q, keys, values)
 
     def _by_age(self, layer: int, count: int) -> Tensor:
         """Slots of the cached tokens, oldest first, then those of the new frame, which lie after them."""
-        frame, token = (self._store[name][layer, : self.tokens].long() for name in ("frame", "token"))
-        age = (frame * self.shape.tokens_per_frame + token).argsort()
+        frame, token = self.store.places(layer)
+        age = (frame.long() * self.shape.tokens_per_frame + token).argsort()
         return torch.cat([age, torch.arange(self.tokens, count, device=self.device)])
 
 

@@ -2,7 +2,7 @@
 """Cache policies: which cached tokens stay when the budget is full.
 
 A policy ranks the past tokens of a layer; the cache keeps the highest. One file each; adding one means
-adding it here and to `config.POLICIES`.
+adding it here, and its name to `config.POLICIES`, which must not load torch.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ from xsvggt_ros.cache.policies.base import PastTokens, Policy
 from xsvggt_ros.cache.policies.full import Full
 from xsvggt_ros.cache.policies.random import Random
 from xsvggt_ros.cache.policies.sliding_window import SlidingWindow
-from xsvggt_ros.cache.policies.xstream import XStream, query_summary
+from xsvggt_ros.cache.policies.xstream import XStream
+from xsvggt_ros.cache.shape import CacheShape
 from xsvggt_ros.config import CacheConfig
 
-__all__ = ["PastTokens", "Policy", "make_policy", "query_summary"]
+__all__ = ["BY_NAME", "PastTokens", "Policy", "make_policy"]
+
+BY_NAME: dict[str, type[Policy]] = {
+    "xstream": XStream,
+    "sliding_window": SlidingWindow,
+    "random": Random,
+    "full": Full,
+}
 
 
-def make_policy(config: CacheConfig) -> Policy:
+def make_policy(config: CacheConfig, shape: CacheShape) -> Policy:
     """The policy that `config.policy` names."""
-    if config.policy == "sliding_window":
-        return SlidingWindow(config.pin_first_frame)
-    if config.policy == "random":
-        return Random(config.seed)
-    return Full() if config.policy == "full" else XStream()
+    return BY_NAME[config.policy](config, shape)

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
+
+from xsvggt_ros.cache.shape import CacheShape, Layout
+from xsvggt_ros.config import CacheConfig
 
 PROTECTED = float("inf")  # the score of a token that must stay
 
@@ -19,9 +21,9 @@ class PastTokens:
     frame: Tensor  # [T] int32, the frame a token came with
     token: Tensor  # [T] int32, its place in that frame
     keys: Tensor  # [T, heads, d], as attention saw them
-    query: Tensor  # [d] float32, summary of the newest frame's queries: xstream.query_summary
     newest: int  # index of the newest frame; while it is being taken in, none of its tokens are here
     tokens_per_frame: int
+    evidence: dict[str, Tensor] = field(default_factory=dict)  # what the policy keeps about this layer
 
     @property
     def in_first_frame(self) -> Tensor:
@@ -29,21 +31,37 @@ class PastTokens:
         first = self.frame == 0
         return first & (first.sum() == self.tokens_per_frame)
 
+    @property
+    def recency(self) -> Tensor:
+        """[T] float32, the newest token's the highest. Exact however long the stream is: it counts back from there."""
+        return ((self.frame - self.newest) * self.tokens_per_frame + self.token).float()
+
     def protect_ends(self, scores: Tensor) -> Tensor:
         """The scores with the first and the newest frame made to stay."""
         return scores.masked_fill(self.in_first_frame | (self.frame == self.newest), PROTECTED)
 
 
-class Policy(Protocol):
-    """Ranks cached tokens."""
+class Policy(ABC):
+    """Ranks cached tokens, by what it may keep about each layer from frame to frame."""
 
-    fragmentation: int
-    """Room for key groups relative to densely filled ones: 1 where whole stretches of tokens stay or go."""
+    scattered = False
+    """Whether single tokens from all over a frame stay, rather than whole stretches."""
 
-    def floor(self, tokens_per_frame: int) -> int:
+    def __init__(self, config: CacheConfig, shape: CacheShape):
+        self.config = config
+        self.shape = shape
+
+    @abstractmethod
+    def floor(self) -> int:
         """The least budget, in tokens, that the policy works with."""
-        ...
 
-    def scores(self, past: PastTokens) -> torch.Tensor:
+    def evidence(self) -> Layout:
+        """The tensors it keeps about a layer, zero at first. A policy that follows goes on with those it keeps too."""
+        return {}
+
+    def observe(self, q: Tensor, evidence: dict[str, Tensor]) -> None:  # noqa: B027  # most observe nothing
+        """Sees the new frame's queries [P, heads, d] in a layer, whose evidence it may write in place."""
+
+    @abstractmethod
+    def scores(self, past: PastTokens) -> Tensor:
         """[T] float32; the highest stay, PROTECTED always."""
-        ...

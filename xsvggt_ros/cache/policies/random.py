@@ -2,22 +2,23 @@
 """Keep first and newest frame and a uniform choice between: the control that a score must beat."""
 
 import torch
+from torch import Tensor
 
-from xsvggt_ros.cache.policies.base import PastTokens
+from xsvggt_ros.cache.policies.base import PastTokens, Policy
 
 
-class Random:
-    fragmentation = 4
+class Random(Policy):
+    """A choice that the seed determines."""
 
-    def __init__(self, seed: int):
-        self.seed = seed
-        self._generator: torch.Generator | None = None
+    scattered = True
+    _generator: torch.Generator | None = None
 
-    def floor(self, tokens_per_frame: int) -> int:
-        return 2 * tokens_per_frame
+    def floor(self) -> int:
+        """First and newest frame always stay, whatever the budget."""
+        return 2 * self.shape.tokens_per_frame
 
-    def scores(self, past: PastTokens) -> torch.Tensor:
+    def scores(self, past: PastTokens) -> Tensor:
         device = past.frame.device
         if self._generator is None:
-            self._generator = torch.Generator(device).manual_seed(self.seed)
+            self._generator = torch.Generator(device).manual_seed(self.config.seed)
         return past.protect_ends(torch.rand(past.frame.shape, generator=self._generator, device=device))

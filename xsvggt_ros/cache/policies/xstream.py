@@ -8,7 +8,8 @@ is one vector per layer: score_j = q_mean . mean over heads of k_j, and no matri
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.policies.base import PastTokens
+from xsvggt_ros.cache.policies.base import PastTokens, Policy
+from xsvggt_ros.cache.shape import Layout
 
 
 def query_summary(q: Tensor, specials: int, pool: int) -> Tensor:
@@ -28,12 +29,24 @@ def query_summary(q: Tensor, specials: int, pool: int) -> Tensor:
     return torch.cat(rows).mean(0)
 
 
-class XStream:
-    fragmentation = 4
+class XStream(Policy):
+    """What is closest to the query stays."""
 
-    def floor(self, tokens_per_frame: int) -> int:
+    scattered = True
+
+    def floor(self) -> int:
         """First and newest frame always stay, whatever the budget."""
-        return 2 * tokens_per_frame
+        return 2 * self.shape.tokens_per_frame
+
+    def evidence(self) -> Layout:
+        """The summary of the newest frame's queries; zero until there is one."""
+        return {"query": ((self.shape.head_dim,), torch.float32)}
+
+    def observe(self, q: Tensor, evidence: dict[str, Tensor]) -> None:
+        evidence["query"].copy_(query_summary(q, self.shape.specials, self.config.query_pool))
 
     def scores(self, past: PastTokens) -> Tensor:
-        return past.protect_ends(past.keys.mean(1, dtype=torch.float32) @ past.query)
+        """Without a query, right after another policy, the newest tokens are the best guess."""
+        query = past.evidence["query"]
+        closeness = past.keys.mean(1, dtype=torch.float32) @ query
+        return past.protect_ends(torch.where(query.any(), closeness, past.recency))

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sizes of what is cached."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""{name: (shape, dtype)} of tensors."""
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """The model's sizes that the cache depends on."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    tokens_per_frame: int
+    specials: int
+    camera_blocks: int
+    camera_heads: int
+    camera_head_dim: int
+    camera_iterations: int
+    dtype: torch.dtype
+    camera_dtype: torch.dtype
+
+
+def codes(shape: CacheShape, tokens: int, bits: int) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of the keys, or of the values, of `tokens` per layer."""
+    per_head = (shape.layers, tokens, shape.heads)
+    if bits == 16:
+        return (*per_head, shape.head_dim), shape.dtype
+    return (*per_head, shape.head_dim * bits // 8), torch.uint8
+
+
+def nbytes(tensors: Layout) -> int:
+    """Bytes of all of them."""
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in tensors.values())
