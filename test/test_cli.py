@@ -4,31 +4,17 @@ import sys
 
 import pytest
 from support.recordings import image_bag, write_folder
+from support.without_ros import WITHOUT_ROS
 
 from xsvggt_ros import cli
 
-# As on a machine without any ROS package: each of them, and everything in it, cannot be imported.
-WITHOUT_ROS = """
-import sys
-
-class Absent:
-    NAMES = {"rclpy", "rpyutils", "cv_bridge", "sensor_msgs_py", "tf2_ros", "tf_transformations", "launch"}
-
-    def find_spec(self, name, path=None, target=None):
-        package = name.partition(".")[0]
-        if package in self.NAMES or package.endswith(("_msgs", "_interfaces")) or name == "xsvggt_ros.msg":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
-from xsvggt_ros.cli import main
-sys.exit(main())
-"""
+COMMAND_WITHOUT_ROS = WITHOUT_ROS + "from xsvggt_ros.cli import main\nsys.exit(main())"
 
 
 @pytest.mark.parametrize("kind", ["folder", "bag"])
 def test_replay_without_ros(tmp_path, kind):
     source = write_folder(tmp_path / "in", 2) if kind == "folder" else image_bag(tmp_path / "in", 2)
-    command = [sys.executable, "-c", WITHOUT_ROS, "replay", source, "--output", tmp_path / "out"]
+    command = [sys.executable, "-c", COMMAND_WITHOUT_ROS, "replay", source, "--output", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "bag" / "bag.mcap").stat().st_size > 0

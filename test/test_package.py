@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds the package's own files together: pip's and colcon's view of it, and the border around ROS."""
+"""What holds the package's own files together: pip's and colcon's view of it."""
 
 import ast
 import os
@@ -10,53 +10,26 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from support.imports import imports, modules
 from support.paths import ROOT
+from support.without_ros import is_ros
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.messages.topics import TOPICS
 
+WITH_RCLPY = {"rcl_interfaces", "rosgraph_msgs"}  # depended on by rclpy itself
 PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
-SOURCES = sorted((ROOT / "xsvggt_ros").rglob("*.py"))
-ROS_MODULES = {"rclpy", "cv_bridge", "sensor_msgs_py", "tf2_ros", "tf_transformations", "builtin_interfaces"}
-ROS_MODULES |= {"diagnostic_msgs", "geometry_msgs", "nav_msgs", "sensor_msgs", "std_msgs", "std_srvs", "tf2_msgs"}
-WITH_RCLPY = {"rcl_interfaces", "rosgraph_msgs"}
-
-
-def imports(path):
-    """(module, line) of every import statement of a file, wherever it stands."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module, node.lineno
 
 
 def test_version_is_the_same_for_pip_and_colcon():
     assert PACKAGE.findtext("version") == metadata.version("xsvggt_ros")
 
 
-def test_only_the_ros_folder_imports_ros():
-    core = [path for path in SOURCES if "ros" not in path.relative_to(ROOT / "xsvggt_ros").parts]
-    found = [
-        f"{p.name}:{line} {module}"
-        for p in core
-        for module, line in imports(p)
-        if module.split(".")[0] in (ROS_MODULES | WITH_RCLPY) - {"cv_bridge"}  # optional, in messages
-    ]
-    assert not found
-
-
-def test_core_runs_where_ros_cannot_be_imported():
-    # A module that is None in sys.modules raises ImportError when it is imported.
-    block = f"import sys; sys.modules.update(dict.fromkeys({sorted(ROS_MODULES | WITH_RCLPY)}))"
-    subprocess.run([sys.executable, "-c", f"{block}; import xsvggt_ros, xsvggt_ros.cli"], check=True)
-
-
 def test_ros_packages_in_use_are_dependencies_of_package_xml():
     declared = {depend.text for depend in PACKAGE.iter() if depend.tag.endswith("depend")}
-    imported = {module.split(".")[0] for path in SOURCES for module, _ in imports(path)} & ROS_MODULES
+    imported = {name.split(".")[0] for path in modules().values() for name, _ in imports(path) if is_ros(name)}
     published = {kind.split("/")[0] for kind in TOPICS.values()} - {"xsvggt_ros"}
-    assert imported | published <= declared
+    assert (imported | published) - WITH_RCLPY - {"xsvggt_ros"} <= declared
 
 
 @pytest.mark.parametrize("folder", ["xsvggt_ros", "scripts", "launch", "test"])
