@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support.published_images import load_images
 from torch import Tensor
 
 from xsvggt_ros import geometry
@@ -35,7 +36,6 @@ from xsvggt_ros.model.dpt_head import Fusion, enlarge, uv_embedding
 from xsvggt_ros.model.encoder import resize_positions
 from xsvggt_ros.model.streamvggt import Predictions, StreamVGGT, inverse_log
 from xsvggt_ros.model.weights import load_weights
-from xsvggt_ros.preprocess import load_images
 from xsvggt_ros.stream import cache_shape
 
 FLOAT32 = 1e-5
@@ -227,7 +227,7 @@ class GoldenSet:
         """The frames of a case one by one, and the tokens cached per (layer, frame)."""
         images = self._images(name)[0]
         rows, columns = self.model.grid(images)
-        shape = cache_shape(self.model.config, rows * columns, torch.float32, torch.float32)
+        shape = cache_shape(self.model.config, 14 * rows, 14 * columns, torch.float32, torch.float32)
         cache = KVCache(shape, config, CPU, sdpa, sdpa)
         steps, kept = [], {}
         for t, image in enumerate(images):

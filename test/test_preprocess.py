@@ -2,8 +2,9 @@
 import numpy as np
 import pytest
 from PIL import Image
+from support.published_images import load_images
 
-from xsvggt_ros.preprocess import Resize, load_images
+from xsvggt_ros.preprocess import Resize
 
 
 @pytest.mark.parametrize(

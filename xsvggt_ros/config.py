@@ -13,6 +13,7 @@ from xsvggt_ros.settings import Checked, group, setting
 
 POLICIES = ("xstream", "sliding_window", "random", "full")
 BITS = (2, 4, 8, 16)
+PATCH_SIZE = 14  # pixels a side of what becomes one token, in every StreamVGGT
 
 
 @dataclass(frozen=True)
@@ -96,17 +97,22 @@ class StreamConfig(Checked):
         "auto", "Attention backend; auto: the fastest there is.", choices=("auto", "sdpa", "flash")
     )
     image_width: int = setting(
-        0, "Width the image is resized to, a multiple of 14; 0: the model's own.", unit="pixel", minimum=0, maximum=2800
+        0,
+        f"Width the image is resized to, a multiple of {PATCH_SIZE}; 0: the model's own.",
+        unit="pixel",
+        minimum=0,
+        maximum=2800,
     )
     point_head: bool = setting(False, "Predict points with the point head instead of unprojecting the depth.")
     cache: CacheConfig = group(CacheConfig, "cache.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.image_width % 14:
-            below = self.image_width // 14 * 14
+        if self.image_width % PATCH_SIZE:
+            below = self.image_width // PATCH_SIZE * PATCH_SIZE
             raise ValueError(
-                f"image_width must be a multiple of 14, got {self.image_width}; try {below} or {below + 14}"
+                f"image_width must be a multiple of {PATCH_SIZE}, got {self.image_width}; "
+                f"try {below} or {below + PATCH_SIZE}"
             )
 
 

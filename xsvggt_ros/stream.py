@@ -183,9 +183,8 @@ class GeometryStream:
         return Resize.of(image.shape[0], image.shape[1], self.width, self.model.config.patch_size)
 
     def _new_cache(self, height: int, width: int, device: torch.device) -> KVCache:
-        patches = (height // self.model.config.patch_size) * (width // self.model.config.patch_size)
         camera_dtype = self.model.camera_head.empty_pose_tokens.dtype
-        shape = cache_shape(self.model.config, patches, self.dtype, camera_dtype)
+        shape = cache_shape(self.model.config, height, width, self.dtype, camera_dtype)
         return self._cache_type(shape, self._in_force(), device, self.model.kernel, self.model.camera_kernel)
 
     def _start(self, seen: tuple[int, ...]) -> KVCache:
@@ -233,13 +232,18 @@ class GeometryStream:
         )
 
 
-def cache_shape(model: ModelConfig, patches: int, dtype: torch.dtype, camera_dtype: torch.dtype) -> CacheShape:
-    """Of the cache for a model at `patches` per frame, computing in `dtype` and its camera head in `camera_dtype`."""
+def cache_shape(
+    model: ModelConfig, height: int, width: int, dtype: torch.dtype, camera_dtype: torch.dtype
+) -> CacheShape:
+    """Of the cache for a model and network inputs of that size (pixels).
+
+    The model computes in `dtype`, its camera head in `camera_dtype`.
+    """
     return CacheShape(
         layers=model.depth,
         heads=model.heads,
         head_dim=model.width // model.heads,
-        tokens_per_frame=model.specials + patches,
+        tokens_per_frame=model.tokens_per_frame(height, width),
         specials=model.specials,
         camera_blocks=model.camera.depth,
         camera_heads=model.camera.heads,

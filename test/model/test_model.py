@@ -27,7 +27,7 @@ def images(frames: int, height: int = 84, width: int = 112) -> torch.Tensor:
 
 def cache_for(model: StreamVGGT, frames: torch.Tensor, config: CacheConfig = EXACT) -> KVCache:
     rows, columns = model.grid(frames)
-    return cache_of(cache_shape(model.config, rows * columns, torch.float32, torch.float32), config)
+    return cache_of(cache_shape(model.config, 14 * rows, 14 * columns, torch.float32, torch.float32), config)
 
 
 @torch.inference_mode()
@@ -138,7 +138,7 @@ def test_full_size_steps_on_the_meta_device():
     with torch.device("meta"), torch.inference_mode():
         full = StreamVGGT(MODELS["streamvggt"], heads=("point",)).bfloat16()
         full.camera_head.float()
-        shape = cache_shape(full.config, 28 * 37, torch.bfloat16, torch.float32)
+        shape = cache_shape(full.config, 392, 518, torch.bfloat16, torch.float32)
         cache = cache_of(shape, CacheConfig(budget_tokens=2082), torch.device("meta"))
         for _ in range(4):
             prediction = full.step(torch.empty(3, 392, 518), cache)

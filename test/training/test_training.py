@@ -114,7 +114,7 @@ def test_poses_are_trained_as_a_stream_computes_them():
     torch.nn.init.normal_(head.pose_branch.fc2.weight, std=0.02)
     head.pose_branch.fc2.bias.data[7:] = 2.0  # fields of view stay positive: the activation has no part in this
     tokens = torch.randn(1, 6, 384, generator=torch.manual_seed(0))
-    shape = cache_shape(model.config, 48, torch.float32, torch.float32)
+    shape = cache_shape(model.config, 84, 112, torch.float32, torch.float32)
     cache = CameraCache(shape, CacheConfig(), CPU, sdpa)
     streamed = []
     with torch.no_grad():

@@ -128,7 +128,7 @@ def _memory(config: NodeConfig, image: np.ndarray, frames: int, bits: int) -> di
     model = MODELS[config.stream.model]
     width = config.stream.image_width or model.image_size
     resize = Resize.of(image.shape[0], image.shape[1], width, model.patch_size)
-    tokens = model.specials + resize.width * resize.height // model.patch_size**2
+    tokens = model.tokens_per_frame(resize.height, resize.width)
     return {"cache.budget_tokens": frames * tokens, "cache.key_bits": bits, "cache.value_bits": bits}
 
 

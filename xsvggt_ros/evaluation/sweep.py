@@ -240,9 +240,9 @@ def score_rows(sweep: Sweep, seed: int, model: StreamVGGT) -> dict[str, Score]:
 
 def _stream(config: StreamConfig, row: Row, seed: int, model: StreamVGGT) -> ComparedStream:
     width, height = IMAGE_SIZE
-    patch = model.config.patch_size
-    seen = Resize.of(height, width, config.image_width or model.config.image_size, patch)
-    tokens_per_frame = model.config.specials + (seen.height // patch) * (seen.width // patch)
+    sizes = model.config
+    seen = Resize.of(height, width, config.image_width or sizes.image_size, sizes.patch_size)
+    tokens_per_frame = sizes.tokens_per_frame(seen.height, seen.width)
     return ComparedStream(replace(config, cache=row.cache(tokens_per_frame, seed)), model, row.kind)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import apsw
+from natsort import natsorted
 from rosbags.rosbag2 import Reader, ReaderError, StoragePlugin, Writer
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_typestore
@@ -114,7 +115,7 @@ def open_bag(path: Path) -> Iterator[Bag]:
 def _storage_files(path: Path) -> list[Path]:
     """In order of recording: rosbag2 numbers the parts of a split bag without leading zeros."""
     files = [path] if path.is_file() else [p for suffix in STORAGE_SUFFIXES for p in path.glob(f"*{suffix}")]
-    return sorted(files, key=lambda file: (len(file.name), file.name))
+    return natsorted(files, key=lambda file: file.name)
 
 
 def _contents(readers: list[Reader]) -> tuple[dict[str, str], dict[str, int]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from xsvggt_ros.config import PATCH_SIZE
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -49,7 +51,7 @@ class ModelConfig:
     taps: tuple[int, int, int, int]
     track: TrackConfig | None  # None: it has no tracker
     mlp_ratio: float = 4.0
-    patch_size: int = 14
+    patch_size: int = PATCH_SIZE
     registers: int = 4
     rope_base: float = 100.0
 
@@ -57,6 +59,10 @@ class ModelConfig:
     def specials(self) -> int:
         """Tokens of a frame that are not patches: the camera token and the registers."""
         return 1 + self.registers
+
+    def tokens_per_frame(self, height: int, width: int) -> int:
+        """Of a network input of that size, pixels."""
+        return self.specials + (height // self.patch_size) * (width // self.patch_size)
 
 
 MODELS = {

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xsvggt_ros.config import PATCH_SIZE
 from xsvggt_ros.model.config import DPTConfig
 
 HIDDEN = 32  # channels before the last convolution
-PATCH = 14
 
 
 @lru_cache(maxsize=16)
@@ -131,8 +131,8 @@ class DPTHead(nn.Module):
         x = s.refinenet1(x, s.layer1_rn(l1), (8 * grid[0], 8 * grid[1]))
         x = s.output_conv1(x)
         if self.outputs is None:
-            return enlarge(x, (PATCH // 2 * grid[0], PATCH // 2 * grid[1]))
-        x = self._with_position(enlarge(x, (PATCH * grid[0], PATCH * grid[1])), grid)
+            return enlarge(x, (PATCH_SIZE // 2 * grid[0], PATCH_SIZE // 2 * grid[1]))
+        x = self._with_position(enlarge(x, (PATCH_SIZE * grid[0], PATCH_SIZE * grid[1])), grid)
         first, relu, last = s.output_conv2
         # The last layer's output is an exponent: it may be kept in float32 while the rest is bf16.
         return last(relu(first(x)).to(last.weight.dtype))

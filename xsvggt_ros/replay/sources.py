@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import cv2
+from natsort import natsorted
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.frame import InputImage
@@ -185,18 +185,13 @@ def usable(source: Source, path: Path) -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def _folder(path: Path, rate: float | None, stride: int) -> Iterator[Source]:
-    files = sorted((f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES), key=_natural_order)
+    files = natsorted((f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES), key=lambda file: file.name)
     files = [file for file in files if ".color." in file.name] or files
     if not files:
         raise ValueError(f"{path} has no images ({' '.join(IMAGE_SUFFIXES)}) and is no rosbag2")
     step = 1e9 / (rate or FOLDER_RATE)
     images = ((IMAGE, _image_file(files[i], round(i * step))) for i in range(0, len(files), stride))
     yield Source(images, len(files), stride)
-
-
-def _natural_order(path: Path) -> list[tuple[int, str]]:
-    """Numbers by value: frame2 before frame10."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def _image_file(path: Path, stamp: int) -> ImageFile:

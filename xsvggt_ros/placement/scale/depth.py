@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xsvggt_ros.config import ScaleConfig
+from xsvggt_ros.config import PATCH_SIZE, ScaleConfig
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
 from xsvggt_ros.placement.scale.ratio import RunningRatio
@@ -17,7 +17,6 @@ from xsvggt_ros.placement.timeline import Timeline
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.status import ScaleStatus
 
-PATCH = 14  # pixels, of every model
 NEAR_NS = 50_000_000  # between a frame's stamp and its depth image's
 SAMPLES = 10_000  # of a depth image kept, at most; a median needs no more, and many images can then wait
 LEAST_SAMPLES = 100  # valid ones that make a measurement
@@ -48,7 +47,7 @@ class DepthSamples:
         Raises ValueError if the images' fields of view cannot be the same.
         """
         height, width = frame.depth.shape
-        resize = Resize.of(self.height, self.width, width, PATCH)
+        resize = Resize.of(self.height, self.width, width, PATCH_SIZE)
         if resize.height != height:
             raise ValueError(
                 f"a reference depth image of {self.width}x{self.height} does not show what the camera image does: "
