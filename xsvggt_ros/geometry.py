@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
-from transforms3d.quaternions import mat2quat, quat2mat
 
 Array = NDArray[np.float64]
 
@@ -21,12 +20,16 @@ FOV_LIMITS = np.deg2rad((1.0, 179.0))  # outside, a focal length means nothing
 
 def quaternion_xyzw(rotation: Array) -> Array:
     """Rotation matrix [3, 3] -> unit quaternion [4], x y z w as in ROS, w >= 0."""
-    return np.roll(mat2quat(rotation), -1)
+    quaternion = Rotation.from_matrix(rotation).as_quat()
+    return quaternion if quaternion[3] >= 0 else -quaternion
 
 
 def rotation_matrix(quaternion: Array) -> Array:
-    """Quaternion [4], x y z w, of any length but 0 -> rotation matrix [3, 3]; length 0 is the identity."""
-    return quat2mat(np.roll(quaternion, 1))
+    """Quaternion [4], x y z w, of any length but 0 -> rotation matrix [3, 3]; length 0 is the identity, NaN is NaN."""
+    length = np.linalg.norm(quaternion)
+    if not 0 < length < np.inf:  # which a network may say
+        return np.eye(3) if length == 0 else np.full((3, 3), np.nan)
+    return Rotation.from_quat(quaternion).as_matrix()
 
 
 def rigid(rotation: Array, translation: Array) -> Array:

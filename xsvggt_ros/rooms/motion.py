@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from transforms3d.euler import euler2mat
+from scipy.spatial.transform import Rotation
 
 from xsvggt_ros.geometry import R_WORLD_OPTICAL
 from xsvggt_ros.rooms.room import Room
@@ -79,7 +79,7 @@ def sway(rng: np.random.Generator, time: np.ndarray, amplitude: float, hertz: fl
 def _poses(position: np.ndarray, yaw: np.ndarray, pitch: np.ndarray, roll: np.ndarray) -> np.ndarray:
     """T_room_cam of a body (x forward, y left, z up) turned by yaw, pitch (down) and roll, and its optical camera."""
     T_room_cam = np.tile(np.eye(4), (len(position), 1, 1))
-    R_world_body = [euler2mat(*angles, "rzyx") for angles in zip(yaw, pitch, roll, strict=True)]
+    R_world_body = Rotation.from_euler("ZYX", np.column_stack([yaw, pitch, roll])).as_matrix()
     T_room_cam[:, :3, :3] = R_world_body @ R_WORLD_OPTICAL
     T_room_cam[:, :3, 3] = position
     return T_room_cam

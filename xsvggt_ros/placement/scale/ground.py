@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from xsvggt_ros.config import ScaleConfig
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
-from xsvggt_ros.placement.scale.ratio import DEVIATIONS_PER_MAD, RunningRatio
+from xsvggt_ros.placement.scale.ratio import RunningRatio
 from xsvggt_ros.status import ScaleStatus
 
 CELLS = 20  # that the image's shorter side is divided into, at least
 LEVEL = np.cos(np.deg2rad(25.0))  # how much the ground may slope, or the camera that is taken as level tilt
 LEAST_SHARE = 0.02  # of all cells, that a plane has
 BAND = 0.05  # a cell is on a plane if their distances along its ray differ by a smaller share,
-DEVIATIONS = 2.0  # and by fewer robust standard deviations of those that do
+DEVIATIONS = 2 * 1.4826  # and by fewer median deviations of those that do: two standard deviations
 BELOW = 0.2  # a cell is below a plane if it is further than the plane by this share
 ROUNDS = 10
 
@@ -105,6 +105,6 @@ def _refit(plane: Array, rays: Array, nearness: Array, least: float) -> Array | 
     on = error < BAND
     if on.sum() < least:
         return None
-    on &= error <= DEVIATIONS * DEVIATIONS_PER_MAD * np.median(error[on])
+    on &= error <= DEVIATIONS * np.median(error[on])
     refit, *_ = np.linalg.lstsq(rays[on] / expected[on, None], nearness[on] / expected[on], rcond=None)
     return refit.astype(np.float64)

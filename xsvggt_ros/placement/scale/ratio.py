@@ -7,6 +7,7 @@ import math
 from typing import Protocol
 
 import numpy as np
+from scipy.stats import median_abs_deviation
 
 from xsvggt_ros.config import ScaleConfig
 from xsvggt_ros.frame import Frame
@@ -15,7 +16,6 @@ from xsvggt_ros.status import ScaleStatus
 
 MIN_MEASUREMENTS = 3
 LEAST = 1e-6  # ratio; neither it nor its inverse is a measurement
-DEVIATIONS_PER_MAD = 1.4826  # of a normal distribution
 
 
 class ScaleSource(Protocol):
@@ -60,5 +60,5 @@ class RunningRatio:
         if self._count < MIN_MEASUREMENTS:
             return ScaleStatus(config.source, math.nan, math.nan, self._count)
         median = float(np.median(self._logs))
-        spread = DEVIATIONS_PER_MAD * float(np.median(np.abs(np.subtract(self._logs, median))))
+        spread = float(median_abs_deviation(self._logs, scale="normal"))
         return ScaleStatus(config.source, times * math.exp(median), spread, self._count)
