@@ -17,7 +17,6 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-@lru_cache(maxsize=4)
 @torch.inference_mode(False)
 def _statistics(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the channels of ImageNet's images, [3, 1, 1]."""
@@ -31,6 +30,8 @@ class Aggregator(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self._statistics = lru_cache(maxsize=4)(_statistics)
+        self._rope_table = lru_cache(maxsize=8)(rope_table)
         self.patch_embed = Encoder(config)
         # Variant 0 marks the first frame of a sequence, variant 1 all others.
         self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, config.width))
@@ -45,7 +46,7 @@ class Aggregator(nn.Module):
 
     def encode(self, images: Tensor, context: Context) -> Tensor:
         """images [S, 3, H, W] in [0, 1] -> patch tokens [S, n, C]."""
-        mean, std = _statistics(images.device, images.dtype)
+        mean, std = self._statistics(images.device, images.dtype)
         return self.patch_embed(((images - mean) / std).to(self.camera_token.dtype), context)
 
     def with_specials(self, patches: Tensor, starts: bool) -> Tensor:
@@ -64,7 +65,7 @@ class Aggregator(nn.Module):
         """
         batch, frames, per_frame, width = x.shape
         dim = width // self.config.heads
-        rope = rope_table(grid, self.config.specials, dim, self.config.rope_base, x.device, x.dtype)
+        rope = self._rope_table(grid, self.config.specials, dim, self.config.rope_base, x.device, x.dtype)
         rope_all = type(rope)(*(table.repeat(frames, 1, 1) for table in rope)) if frames > 1 else rope
         taps = []
         for i, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks, strict=True)):

@@ -6,7 +6,6 @@ Tensors are token-major, [B, T, heads, d], so that a token's keys lie together, 
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -27,7 +26,6 @@ class Rope(NamedTuple):
         return torch.addcmul(x * self.cos, partner, self.sin)
 
 
-@lru_cache(maxsize=8)
 @torch.inference_mode(False)  # a table made by a stream must also serve in training
 def rope_table(
     grid: tuple[int, int], specials: int, dim: int, base: float, device: torch.device, dtype: torch.dtype

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,13 @@ from xsvggt_ros.model.config import DPTConfig
 HIDDEN = 32  # channels before the last convolution
 
 
-@lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def uv_embedding(
     rows: int, columns: int, channels: int, aspect: float, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """0.1 x sine/cosine embedding of the position in the image plane, [1, channels, rows, columns].
 
-    `aspect` is the image's width / height; the plane's half diagonal is 1. Constant per shape, made once.
+    `aspect` is the image's width / height; the plane's half diagonal is 1.
     """
     diagonal = (aspect**2 + 1) ** 0.5
     u = _centres(columns, aspect / diagonal)
@@ -100,12 +99,16 @@ class Scratch(nn.Module):
 
 
 class DPTHead(nn.Module):
-    """`outputs` channels at full resolution, or feature maps at half of it if `outputs` is None."""
+    """`outputs` channels at full resolution, or feature maps at half of it if `outputs` is None.
 
-    def __init__(self, width: int, config: DPTConfig, outputs: int | None):
+    `embed` is `uv_embedding`, or what remembers it: constant per shape, and large.
+    """
+
+    def __init__(self, width: int, config: DPTConfig, outputs: int | None, embed: Callable[..., Tensor] = uv_embedding):
         super().__init__()
         channels = config.out_channels
         self.outputs = outputs
+        self._embed = embed
         self.norm = nn.LayerNorm(width)
         self.projects = nn.ModuleList(nn.Conv2d(width, c, 1) for c in channels)
         self.resize_layers = nn.ModuleList(
@@ -146,4 +149,4 @@ class DPTHead(nn.Module):
         if self.outputs is None:
             return x
         rows, columns = x.shape[-2:]
-        return x + uv_embedding(rows, columns, x.shape[1], grid[1] / grid[0], x.device, x.dtype)
+        return x + self._embed(rows, columns, x.shape[1], grid[1] / grid[0], x.device, x.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -14,7 +15,7 @@ from xsvggt_ros.model.aggregator import Aggregator
 from xsvggt_ros.model.attention import Context, Kernel, WholeSequence, sdpa
 from xsvggt_ros.model.camera_head import CameraHead
 from xsvggt_ros.model.config import ModelConfig
-from xsvggt_ros.model.dpt_head import DPTHead
+from xsvggt_ros.model.dpt_head import DPTHead, uv_embedding
 from xsvggt_ros.model.track_head import TrackHead
 
 OPTIONAL_HEADS = ("point", "track")
@@ -68,8 +69,9 @@ class StreamVGGT(nn.Module):
         width = 2 * config.width
         self.aggregator = Aggregator(config)
         self.camera_head = CameraHead(config)
-        self.depth_head = DPTHead(width, config.dpt, outputs=2)
-        self.point_head = DPTHead(width, config.dpt, outputs=4) if "point" in heads else None
+        embed = lru_cache(maxsize=16)(uv_embedding)  # of both heads: some tables are as large as the image
+        self.depth_head = DPTHead(width, config.dpt, outputs=2, embed=embed)
+        self.point_head = DPTHead(width, config.dpt, outputs=4, embed=embed) if "point" in heads else None
         self.track_head = TrackHead(width, config.track) if "track" in heads and config.track else None
 
     def forward(self, images: Tensor, causal: bool = True, query_points: Tensor | None = None) -> Predictions:
