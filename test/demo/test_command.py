@@ -13,7 +13,8 @@ from xsvggt_ros.stream import GeometryStream
 
 
 def test_without_ros_the_remedy_is_named(monkeypatch, capsys, tmp_path):
-    monkeypatch.delitem(sys.modules, "xsvggt_ros.ros.demo_client", raising=False)
+    for module in ("xsvggt_ros.demo.client", "xsvggt_ros.ros.client"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "rclpy", None)
     assert main(["demo", "--output", str(tmp_path / "new")]) == 2
     assert "needs ROS 2, and rclpy is missing: `make .venv`" in capsys.readouterr().err

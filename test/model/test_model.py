@@ -7,10 +7,10 @@ from support.caches import CPU, cache_of
 
 from xsvggt_ros.cache import KVCache
 from xsvggt_ros.config import CacheConfig, StreamConfig
-from xsvggt_ros.model import StreamVGGT, load_model
+from xsvggt_ros.model import StreamVGGT, load_model, loading
 from xsvggt_ros.model.attention import MANY, WholeSequence, attention_backend, matmul_by_head, sdpa
 from xsvggt_ros.model.config import MODELS, TrackConfig
-from xsvggt_ros.model.loading import RANDOM
+from xsvggt_ros.model.loading import RANDOM, compute_dtype
 from xsvggt_ros.stream import cache_shape
 
 EXACT = CacheConfig(policy="full", key_bits=16, value_bits=16, camera_window=0)
@@ -124,6 +124,21 @@ def test_a_device_that_is_not_there_is_refused_with_the_remedy():
         load_model(StreamConfig(device="cuda:99"))
     with pytest.raises(ValueError, match="device:=auto"):
         load_model(StreamConfig(device="toaster"))
+
+
+@pytest.mark.parametrize(
+    ("features", "auto", "warned"),
+    [({"amx_tile", "avx512_bf16"}, torch.bfloat16, False), ({"avx512_bf16"}, torch.bfloat16, False),
+     (set(), torch.float32, True)],
+)  # fmt: skip
+def test_bfloat16_is_for_processors_that_have_it(monkeypatch, caplog, features, auto, warned):
+    monkeypatch.setattr(loading, "cpu_supports", lambda feature: feature in features)
+    assert compute_dtype("auto", CPU) == auto
+    assert compute_dtype("float32", CPU) == torch.float32
+    assert compute_dtype("bfloat16", torch.device("meta")) == torch.bfloat16
+    assert not caplog.messages
+    assert compute_dtype("bfloat16", CPU) == torch.bfloat16
+    assert ["dtype:=float32 is about 20 times faster" in message for message in caplog.messages] == [True] * warned
 
 
 def test_precise_parts_stay_float32():

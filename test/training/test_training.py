@@ -15,6 +15,7 @@ from xsvggt_ros.model import load_model
 from xsvggt_ros.model.attention import sdpa
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.stream import cache_shape
+from xsvggt_ros.training import network
 from xsvggt_ros.training import trainer as trainer_module
 from xsvggt_ros.training.batches import held_out_batch, training_batch
 from xsvggt_ros.training.losses import depth_loss, points_loss, pose_loss
@@ -124,6 +125,16 @@ def test_poses_are_trained_as_a_stream_computes_them():
     trained = streamed_poses(head, tokens)
     torch.testing.assert_close(trained, torch.cat(streamed, 2), rtol=1e-4, atol=1e-5)
     assert trained.std(2).mean() > 1e-3  # not all the same, which would prove nothing
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_network_is_trained_in_the_type_that_the_machine_is_fast_in(monkeypatch, dtype):
+    monkeypatch.setattr(network, "compute_dtype", lambda name, device: dtype)
+    images = torch.rand(1, 2, 3, 42, 56, generator=torch.manual_seed(0))
+    model, types = new_model(MODELS["demo"], seed=0), set()
+    model.aggregator.global_blocks[0].attn.qkv.register_forward_hook(lambda layer, x, y: types.add(y.dtype))
+    network.run(model, images, torch.tensor([1]))
+    assert types == {dtype}
 
 
 def test_attention_by_plain_products():

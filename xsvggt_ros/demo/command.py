@@ -81,11 +81,11 @@ def run(args: argparse.Namespace) -> int:
         with (
             stop_signals() as stop,  # an exception amid rclpy's callbacks might be lost
             _stream_node(start, log) as node,
-            ros.demo_client(lambda: _check_alive(node, stop)) as client,
+            ros.stream_client(lambda: _check_alive(node, stop)) as client,
         ):
             client.wait_until_ready(images[0])
             print(f"playing {len(images)} images at {args.rate:g} Hz ...", flush=True)
-            played = client.play(images, args.rate, _changes(start, later), change_after=len(images) // 2)
+            played = ros.play(client, images, args.rate, _changes(start, later), change_after=len(images) // 2)
     except (ChildProcessError, TimeoutError) as error:
         tail = "\n".join(log.read_text().splitlines()[-LOG_LINES:])
         print(f"xsvggt demo: {error}; the end of {log}:\n{tail}", file=sys.stderr)
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _ros_side() -> ModuleType:
     try:
-        return import_module("xsvggt_ros.ros.demo_client")  # late: this folder works without ROS
+        return import_module("xsvggt_ros.demo.client")  # late: this folder works without ROS
     except ModuleNotFoundError as error:
         raise ValueError(f"the demo needs ROS 2, and {error.name} is missing: `make .venv` installs it") from error
 

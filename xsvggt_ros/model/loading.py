@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ FIELD_OF_VIEW = 1.0  # radians; what a camera head without training says
 RANDOM, SEED = "random", 0  # weights
 BUNDLED = Path(__file__).parents[1] / "weights"
 
+logger = logging.getLogger(__name__)
+
 
 def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None) -> StreamVGGT:
     """The model of a configuration, in evaluation mode; by default with the heads that a stream needs.
@@ -26,7 +29,7 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None) -> St
     Raises ValueError or FileNotFoundError if device, attention or weights cannot be had, naming the remedy.
     """
     device = open_device(config.device)
-    dtype = _dtype(config.dtype, device)
+    dtype = compute_dtype(config.dtype, device)
     kernel = attention_backend(config.attention, device, dtype)
     if heads is None:
         heads = ("point",) if config.point_head else ()
@@ -78,12 +81,18 @@ def open_device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return getattr(torch, name)
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type of that name, or for "auto" bfloat16 where the device has instructions for it, else float32.
+
+    Warns of bfloat16 on a CPU without them.
+    """
     bf16_cpu = cpu_supports("amx_tile") or cpu_supports("avx512_bf16")
-    fast = device.type == "cuda" or (device.type == "cpu" and bf16_cpu)
-    return torch.bfloat16 if fast else torch.float32
+    if name == "auto":
+        fast = device.type == "cuda" or (device.type == "cpu" and bf16_cpu)
+        return torch.bfloat16 if fast else torch.float32
+    if name == "bfloat16" and device.type == "cpu" and not bf16_cpu:
+        logger.warning("this CPU has no bfloat16 instructions: dtype:=float32 is about 20 times faster")
+    return getattr(torch, name)
 
 
 def _random_weights(model: StreamVGGT, dtype: torch.dtype, device: torch.device) -> None:

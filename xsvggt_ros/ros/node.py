@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial, wraps
-from importlib import import_module
 from typing import Any, NoReturn
 
 import rclpy
@@ -46,6 +45,7 @@ from xsvggt_ros.messages.topics import (
 from xsvggt_ros.ros.monitor import diagnostic
 from xsvggt_ros.ros.parameters import Parameters
 from xsvggt_ros.ros.silence import why_silent
+from xsvggt_ros.ros.types import message_class
 from xsvggt_ros.ros.worker import Worker
 from xsvggt_ros.status import ImageCounts
 from xsvggt_ros.stream import GeometryStream
@@ -66,12 +66,6 @@ TRANSFORMS = QoSProfile(depth=100)
 STATIC_TRANSFORMS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 Transition = Callable[["StreamNode", LifecycleState], TransitionCallbackReturn]
-
-
-def message_class(name: str) -> Any:
-    """Class of a message type name such as "sensor_msgs/msg/Image"."""
-    package, _, kind = name.split("/")
-    return getattr(import_module(f"{package}.msg"), kind)
 
 
 def log_failure(transition: Transition) -> Transition:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from xsvggt_ros.model.attention import WholeSequence
 from xsvggt_ros.model.camera_head import ITERATIONS, CameraHead, activate_pose
 from xsvggt_ros.model.config import ModelConfig
-from xsvggt_ros.model.loading import FIELD_OF_VIEW
+from xsvggt_ros.model.loading import FIELD_OF_VIEW, compute_dtype
 from xsvggt_ros.model.streamvggt import Predictions, StreamVGGT
 from xsvggt_ros.training.supervision import Recording, Supervision
 
@@ -62,7 +62,8 @@ def run(model: StreamVGGT, images: Tensor, chosen: Tensor) -> Output:
     """Whole sequences [B, S, 3, H, W] as a stream sees them; the dense heads run on `chosen` frames [s] only."""
     batch, frames = images.shape[:2]
     grid = model.grid(images)
-    with torch.autocast(images.device.type, torch.bfloat16):
+    dtype = compute_dtype("auto", images.device)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         inside = WholeSequence(model.kernel)
         encoded = model.aggregator.encode(images.flatten(0, 1), inside).unflatten(0, (batch, frames))
         x = model.aggregator.with_specials(encoded, starts=True)
