@@ -191,7 +191,7 @@ def test_rviz_shows_the_topics_and_the_world_of_the_node_wherever_it_is_pushed(l
 
 
 def test_two_cameras_share_no_name_and_no_argument(launch):
-    """As in the README: each include in a group of its own, so that neither sees the other's arguments."""
+    """As in docs/recipes.md: each include in a group of its own, so that neither sees the other's arguments."""
     front = stream(namespace="front", world_frame="front_odom", image_topic="/front/image_raw", device="cuda:1")
     rear = stream(namespace="rear", world_frame="rear_odom", rviz="true")
     records = launch(

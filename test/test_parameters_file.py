@@ -14,8 +14,10 @@ def test_yaml_file_in_the_repository_is_up_to_date():
     assert (ROOT / "config" / "stream.yaml").read_text() == yaml_text(), "xsvggt parameters > config/stream.yaml"
 
 
-def test_readme_shows_the_table():
-    assert markdown_table() in (ROOT / "README.md").read_text(), "xsvggt parameters --markdown"
+def test_documentation_shows_the_table():
+    shown = (ROOT / "docs" / "parameters.md").read_text()
+    assert shown.startswith("# Parameters\n")
+    assert shown.endswith("\n\n" + markdown_table()), "xsvggt parameters --markdown"
 
 
 def test_command_prints_either(capsys):

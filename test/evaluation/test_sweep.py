@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sweep compares like with like, goes on where it was stopped, and its statistics are right."""
 
-import json
+import csv
 from dataclasses import replace
 
 import numpy as np
@@ -120,17 +120,14 @@ def test_tables_and_picture(tmp_path):
     draw_accuracy(tmp_path / "accuracy.png", table)
     lines = (tmp_path / "table.csv").read_text().splitlines()
     assert len(lines) == len(ROWS) + 1 and len({line.count(",") for line in lines}) <= 2  # a name may have a comma
-    facts = json.loads((tmp_path / "table.json").read_text())
-    assert facts["seeds"] == [0, 1, 2, 3, 4] and facts["command"] == "xsvggt eval --sweep"
-    xstream, random = (
-        next(r for r in facts["rows"] if (r["cache"], r["frames"], r["key_bits"]) == (name, 8, 4))
-        for name in ("xstream", "random")
-    )
-    compared = next(r for r in facts["xstream_minus_random"] if (r["frames"], r["key_bits"]) == (8, 4))
-    expected = xstream["mean"]["ate"]["mean"] - random["mean"]["ate"]["mean"]
-    assert compared["difference"]["ate"]["mean"] == pytest.approx(expected)
+    rows = {(r["cache"], r["frames"], r["key_bits"], r["value_bits"]): r for r in csv.DictReader(lines)}
+    ate = {name: float(rows[name, "8", "4", "4"]["ate"]) for name in ("xstream", "random")}
+    compared = next(d for row, d in table.xstream_minus_random() if (row.frames, row.key_bits) == (8, 4))
+    assert compared["ate"].mean == pytest.approx(ate["xstream"] - ate["random"])
     text = (tmp_path / "table.md").read_text()
-    assert text.count("\n| ") == len(ROWS) + 12 + 2 and "rooms 0 to 4" in text
+    assert text.count("\n| ") == len(ROWS) + 12 + 2 and "5 streams of 6 frames at 4 Hz: rooms 0 to 4" in text
+    assert text.startswith("`xsvggt eval --sweep`\n")
+    assert f"\n| 8 | 4/4 | {compared['abs_rel'].text('+.4f')} | " in text
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two nodes in namespaces, as README.md starts them for two cameras: each is on its own."""
+"""Two nodes in namespaces, as docs/recipes.md starts them for two cameras: each is on its own."""
 
 import pytest
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -97,9 +96,8 @@ class Table:
 
 
 def write_table(table: Table, folder: Path, command: str, facts: dict[str, Any]) -> None:
-    """Writes table.csv, table.json and table.md."""
+    """Writes table.csv and table.md."""
     _write_csv(table, folder / "table.csv")
-    (folder / "table.json").write_text(json.dumps(_json(table, command, facts), indent=1) + "\n")
     (folder / "table.md").write_text("\n".join(_markdown(table, command, facts)) + "\n")
 
 
@@ -112,24 +110,6 @@ def _write_csv(table: Table, path: Path) -> None:
             pairs = [(line.mean[c], line.difference[c]) for c in COLUMNS]
             numbers = [n for mean, difference in pairs for n in (*vars(mean).values(), *vars(difference).values())]
             writer.writerow([*_about(line.row).values(), *numbers])
-
-
-def _json(table: Table, command: str, facts: dict[str, Any]) -> dict[str, Any]:
-    def numbers(estimates: dict[str, Estimate]) -> dict[str, Any]:
-        return {name: vars(estimate) for name, estimate in estimates.items()}
-
-    return {
-        "command": command,
-        "settings": facts,
-        "seeds": table.seeds,
-        "rows": [
-            _about(line.row) | {"mean": numbers(line.mean), "difference_to_full": numbers(line.difference)}
-            for line in table.lines
-        ],
-        "xstream_minus_random": [
-            _about(row) | {"difference": numbers(estimates)} for row, estimates in table.xstream_minus_random()
-        ],
-    }
 
 
 def _about(row: Row) -> dict[str, Any]:
