@@ -9,7 +9,8 @@ OUTPUT ?= demo_output
 GOLDENS ?= ../shared/reference/goldens
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+# Says no more than an error, but shows how far a download is on a terminal.
+PIP := $(BIN)/python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),--quiet,-qq)
 PACKAGING := setup.py build_messages.py pyproject.toml package.xml scripts/stream_node \
              $(wildcard msg/*.msg launch/* config/*)
 
@@ -22,16 +23,22 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 .venv: .venv/.installed
 
 $(BIN)/python:
-	$(PYTHON) -m venv .venv
+	@echo "[1/5] virtual environment in $(CURDIR)/.venv; all five steps take 2 to 7 minutes"
+	@$(PYTHON) -m venv .venv
 
 # In this order: the messages can only be generated once the rosidl wheels of the `ros` extra are there,
 # hence the second installation of the package itself.
 .venv/.installed: $(PACKAGING) | $(BIN)/python
-	$(PIP) install "setuptools>=77" wheel
-	$(PIP) install $(TORCH)
-	$(PIP) install --no-build-isolation --editable ".[ros,dev]"
-	$(PIP) install --no-build-isolation --no-deps --editable .
-	touch $@
+	@echo "[2/5] setuptools, wheel"
+	@$(PIP) install "setuptools>=77" wheel
+	@echo "[3/5] $(TORCH), 200 MB to 3 GB with what it needs"
+	@$(PIP) install $(TORCH)
+	@echo "[4/5] the package in place, with ROS 2, tools and what else pyproject.toml names, about 400 MB"
+	@$(PIP) install --no-build-isolation --editable ".[ros,dev]"
+	@echo "[5/5] the package's ROS messages, generated and compiled"
+	@$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
+	@echo "set up: $$(du -sh .venv | cut -f1) in $(CURDIR)/.venv"
 
 demo: .venv
 	$(BIN)/xsvggt demo $(if $(INPUT),--input "$(INPUT)") --output "$(OUTPUT)"
