@@ -18,7 +18,7 @@ def latency_s(level, frame, load):
     return load * (step + outputs)
 
 
-def rungs_under(loads, shedding=None, seed=0):
+def levels_under(loads, shedding=None, seed=0):
     """The level's number at each frame, under a load for each."""
     shedding, rng, level = shedding or LoadShedding(), np.random.default_rng(seed), LEVELS[0]
     numbers = []
@@ -38,7 +38,7 @@ def changes(numbers):
     return int(np.count_nonzero(np.diff(numbers)))
 
 
-def test_each_rung_gives_up_what_the_one_before_does_and_more():
+def test_each_level_gives_up_what_the_one_before_does_and_more():
     assert [level.number for level in LEVELS] == list(range(len(LEVELS)))
     given_up = [(level.point_stride, level.publish_every, 1 / level.budget) for level in LEVELS]
     for less, more in pairwise(given_up):
@@ -48,25 +48,25 @@ def test_each_rung_gives_up_what_the_one_before_does_and_more():
 
 
 @pytest.mark.parametrize("load", [0.5, 0.7, 1.0, 1.3, 1.8, 2.8])
-def test_it_settles_on_the_first_rung_that_is_fast_enough(load):
+def test_it_settles_on_the_first_level_that_is_fast_enough(load):
     slowest = [slowest_ms(level, load) for level in LEVELS]
     assert all(abs(ms - TARGET_MS) > 5 for ms in slowest)  # the noise does not decide
     fast_enough = next(level.number for level in LEVELS if slowest[level.number] < TARGET_MS)
-    numbers = rungs_under([load] * 1000)
+    numbers = levels_under([load] * 1000)
     assert (numbers[RECENT * len(LEVELS) :] >= fast_enough - 1).all()
     assert numbers.max() == fast_enough
     assert (numbers[-500:] == fast_enough).mean() > 0.9
 
 
 def test_it_gives_up_no_more_than_there_is():
-    numbers = rungs_under([50.0] * 200)
+    numbers = levels_under([50.0] * 200)
     assert numbers[-1] == numbers.max() == len(LEVELS) - 1
     assert changes(numbers) == len(LEVELS) - 1
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_it_takes_everything_back_when_the_load_is_gone(seed):
-    numbers = rungs_under([3.0] * 200 + [0.5] * 400, seed=seed)
+    numbers = levels_under([3.0] * 200 + [0.5] * 400, seed=seed)
     assert numbers[199] >= 3
     assert numbers[-1] == 0
     assert (np.diff(numbers[210:]) <= 0).all()
@@ -75,12 +75,12 @@ def test_it_takes_everything_back_when_the_load_is_gone(seed):
 @pytest.mark.parametrize("load", np.linspace(0.6, 3.4, 15))
 def test_no_constant_load_makes_it_flap(load):
     """10,000 frames: the way up, then tries whose distance doubles up to the longest wait."""
-    numbers = rungs_under([load] * 10_000)
+    numbers = levels_under([load] * 10_000)
     assert changes(numbers[:2000]) <= 24
     assert changes(numbers[2000:]) <= 16
 
 
-def test_a_load_between_two_rungs_is_tried_ever_more_rarely():
+def test_a_load_between_two_levels_is_tried_ever_more_rarely():
     """A level later frames take far less than the target, a level earlier more: the worst case for flapping."""
     shedding, level, numbers = LoadShedding(), LEVELS[0], []
     for _ in range(1000):
@@ -116,10 +116,10 @@ def test_single_quick_frames_take_nothing_back():
 
 def test_without_a_target_nothing_is_given_up_at_once():
     shedding = LoadShedding()
-    assert rungs_under([3.0] * 100, shedding)[-1] > 0
+    assert levels_under([3.0] * 100, shedding)[-1] > 0
     assert shedding.update(9.0, 0.0) == LEVELS[0]
     assert all(shedding.update(9.0, 0.0) == LEVELS[0] for _ in range(50))
-    again, fresh = rungs_under([2.0] * 300, shedding), rungs_under([2.0] * 300)
+    again, fresh = levels_under([2.0] * 300, shedding), levels_under([2.0] * 300)
     np.testing.assert_array_equal(again, fresh)
 
 

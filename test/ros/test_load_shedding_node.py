@@ -66,7 +66,7 @@ def check_outputs(user, statuses):
             assert size == (math.ceil(HEIGHT / level.point_stride), math.ceil(WIDTH / level.point_stride))
 
 
-def test_a_target_that_is_missed_costs_a_rung_after_the_other(node, user, verdicts, figures):
+def test_a_target_that_is_missed_costs_a_level_after_the_other(node, user, verdicts, figures):
     assert user.set_parameters(target_latency_ms=MISSED).successful
     statuses = exchange(user, RECENT * len(LEVELS) + 3)
     expected = [level.number for level in LEVELS for _ in range(RECENT)] + 3 * [len(LEVELS) - 1]

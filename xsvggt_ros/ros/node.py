@@ -31,17 +31,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 from std_srvs.srv import SetBool, Trigger
 
-from xsvggt_ros.messages.topics import (
-    CAMERA_INFO,
-    CAMERA_INFO_TYPE,
-    IMAGE,
-    IMAGE_TYPES,
-    REFERENCES,
-    TF,
-    TF_STATIC,
-    TOPICS,
-    references,
-)
+from xsvggt_ros.messages import topics
 from xsvggt_ros.ros.monitor import diagnostic
 from xsvggt_ros.ros.parameters import Parameters
 from xsvggt_ros.ros.silence import why_silent
@@ -110,7 +100,7 @@ class StreamNode(LifecycleNode):
             topic: self.create_lifecycle_publisher(
                 message_class(kind), topic, QoSProfile(depth=10), qos_overriding_options=OVERRIDABLE
             )
-            for topic, kind in TOPICS.items()
+            for topic, kind in topics.TOPICS.items()
         }
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # time that stands still must not silence these
@@ -165,10 +155,10 @@ class StreamNode(LifecycleNode):
         self._silences = self._received_before = 0
         self._publishers_reliable = True
         self._images = self._subscribe_to_images()
-        self._subscribe(CAMERA_INFO_TYPE, CAMERA_INFO, qos_profile_sensor_data)
-        for topic in references(config):
-            qos = {TF: TRANSFORMS, TF_STATIC: STATIC_TRANSFORMS}.get(topic, qos_profile_sensor_data)
-            self._subscribe(REFERENCES[topic], topic, qos)
+        self._subscribe(topics.CAMERA_INFO_TYPE, topics.CAMERA_INFO, qos_profile_sensor_data)
+        for topic in topics.references(config):
+            qos = {topics.TF: TRANSFORMS, topics.TF_STATIC: STATIC_TRANSFORMS}.get(topic, qos_profile_sensor_data)
+            self._subscribe(topics.REFERENCES[topic], topic, qos)
         for timer in self._searching:
             timer.reset()
         return super().on_activate(state)
@@ -229,12 +219,12 @@ class StreamNode(LifecycleNode):
         # The mailbox drops images, not the middleware: so they are counted, and `queue` can change live.
         qos = QoSProfile(depth=config.queue_size, reliability=AS_PUBLISHED)
         # As image_transport does: remapping `image` is enough for both transports.
-        topic = self.resolve_topic_name(IMAGE) + "/compressed" * (config.image_transport == "compressed")
+        topic = self.resolve_topic_name(topics.IMAGE) + "/compressed" * (config.image_transport == "compressed")
         subscribe = partial(
             self.create_subscription,
             message_class(self._image_type()),
             topic,
-            partial(self._receive, IMAGE),
+            partial(self._receive, topics.IMAGE),
             qos,
             qos_overriding_options=OVERRIDABLE,
         )
@@ -244,10 +234,10 @@ class StreamNode(LifecycleNode):
             return subscribe()
 
     def _image_type(self) -> str:
-        return next(kind for kind, name in IMAGE_TYPES.items() if name == self.settings.config.image_transport)
+        return next(kind for kind, name in topics.IMAGE_TYPES.items() if name == self.settings.config.image_transport)
 
     def _receive(self, topic: str, msg: Any) -> None:
-        if self._worker and (self._enabled or topic != IMAGE):
+        if self._worker and (self._enabled or topic != topics.IMAGE):
             self._worker.receive(topic, msg)
 
     def _on_lost(self, event: Any) -> None:
