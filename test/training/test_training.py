@@ -137,6 +137,20 @@ def test_a_network_is_trained_in_the_type_that_the_machine_is_fast_in(monkeypatc
     assert types == {dtype}
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs a PyTorch with Muon")
+@pytest.mark.parametrize(("dtype", "exact"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_optimizers_too_compute_in_that_type(monkeypatch, dtype, exact):
+    """Muon moves a matrix along its gradient's singular vectors: how exactly shows the type of its products."""
+    monkeypatch.setattr(network, "compute_dtype", lambda name, device: dtype)
+    weights = torch.nn.Parameter(torch.zeros(24, 16))
+    weights.grad = torch.randn(24, 16, generator=torch.manual_seed(0))
+    network.update([torch.optim.Muon([weights], lr=1.0, momentum=0, nesterov=False)], CPU)
+    u, _, vh = torch.linalg.svd(weights.grad, full_matrices=False)
+    moved = u.T @ weights.detach() @ vh.T
+    aside = (moved - moved.diag().diag()).abs().max() / moved.abs().max()
+    assert (aside < 1e-4) == exact
+
+
 def test_attention_by_plain_products():
     q, k, v = torch.randn(3, 2, 7, 3, 16, generator=torch.manual_seed(0))
     torch.testing.assert_close(matmul_attention(q, k, v), sdpa(q, k, v))

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from xsvggt_ros.model.attention import WholeSequence
 from xsvggt_ros.model.camera_head import ITERATIONS, CameraHead, activate_pose
@@ -62,8 +64,7 @@ def run(model: StreamVGGT, images: Tensor, chosen: Tensor) -> Output:
     """Whole sequences [B, S, 3, H, W] as a stream sees them; the dense heads run on `chosen` frames [s] only."""
     batch, frames = images.shape[:2]
     grid = model.grid(images)
-    dtype = compute_dtype("auto", images.device)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=_fast_in_bfloat16(images.device)):
         inside = WholeSequence(model.kernel)
         encoded = model.aggregator.encode(images.flatten(0, 1), inside).unflatten(0, (batch, frames))
         x = model.aggregator.with_specials(encoded, starts=True)
@@ -132,6 +133,24 @@ def optimizers(model: StreamVGGT, supervision: Supervision) -> list[torch.optim.
         torch.optim.Muon([blocks, trunk], weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY),
     ]
+
+
+def update(optimizers: list[torch.optim.Optimizer], device: torch.device) -> None:
+    """A step of each."""
+    with nullcontext() if _fast_in_bfloat16(device) else _Float32():
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def _fast_in_bfloat16(device: torch.device) -> bool:
+    return compute_dtype("auto", device) == torch.bfloat16
+
+
+class _Float32(TorchFunctionMode):
+    """Tensors that are turned into bfloat16 become float32 instead: Muon computes in bfloat16 on every machine."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0].float() if func is torch.Tensor.bfloat16 else func(*args, **(kwargs or {}))
 
 
 def _group(name: str, parameter: nn.Parameter) -> str:

@@ -21,7 +21,7 @@ from xsvggt_ros.model.streamvggt import StreamVGGT
 from xsvggt_ros.model.weights import load_weights
 from xsvggt_ros.training.batches import Batch, held_out_batch, training_batch
 from xsvggt_ros.training.losses import depth_loss, points_loss, pose_loss
-from xsvggt_ros.training.network import new_model, optimizers, run
+from xsvggt_ros.training.network import new_model, optimizers, run, update
 from xsvggt_ros.training.supervision import Matches, Supervision
 from xsvggt_ros.training.validation import errors
 
@@ -117,8 +117,7 @@ class Trainer:
         total.backward()
         self._average_gradients()
         norm = nn.utils.clip_grad_norm_(self._parameters(), CLIP)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        update(self.optimizers, self.run.device)
         self.step += 1
         return {name: loss.item() for name, loss in losses.items()} | {"total": total.item(), "gradient": norm.item()}
 
