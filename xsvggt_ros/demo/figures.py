@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from xsvggt_ros.demo.errors import Errors
 from xsvggt_ros.demo.recording import Recording
 from xsvggt_ros.geometry import Array, transform, unproject
+from xsvggt_ros.memory import MIB
 
-MIB = 2**20
 STAGES = {  # part of a step -> its colour
     "preprocess": "#98a2b3",
     "encoder": "#3b82c4",
