@@ -2,6 +2,7 @@
 import math
 
 import pytest
+from support.caches import shape_of
 
 from xsvggt_ros.cache.policies import make_policy
 from xsvggt_ros.config import POLICIES, CacheConfig, NodeConfig, StreamConfig
@@ -61,4 +62,4 @@ def test_a_whole_number_will_do_for_a_float():
 
 def test_every_policy_can_be_made():
     for name in POLICIES:
-        assert make_policy(CacheConfig(policy=name)).floor(10) >= 0
+        assert make_policy(CacheConfig(policy=name), shape_of(10)).floor() >= 0
