@@ -6,7 +6,6 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 INPUT ?=
 OUTPUT ?= demo_output
-GOLDENS ?= ../shared/reference/goldens
 
 BIN := .venv/bin
 # Says no more than an error, but shows how far a download is on a terminal.
@@ -45,8 +44,6 @@ demo: .venv
 
 test: lint
 	$(BIN)/python -m pytest --quiet
-	@if [ -d "$(GOLDENS)" ]; then $(BIN)/python test/parity.py "$(GOLDENS)"; \
-	else echo "parity with the published code: skipped, no $(GOLDENS)"; fi
 
 lint: .venv
 	$(BIN)/ruff check .

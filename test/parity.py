@@ -12,8 +12,9 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def same_ids(name: str, ours: Tensor, golden: Tensor) -> Check:
 
 def model_config(sizes: dict) -> ModelConfig:
     """The sizes in a golden set's config.json."""
-    encoder, camera, dpt, track = (sizes[name] for name in ("patch_embed", "camera_head", "dpt_head", "track_head"))
+    encoder, camera, dpt = (sizes[name] for name in ("patch_embed", "camera_head", "dpt_head"))
     return ModelConfig(
         image_size=sizes["img_size"],
         width=sizes["embed_dim"],
@@ -114,14 +115,21 @@ def model_config(sizes: dict) -> ModelConfig:
         camera=TransformerConfig(camera["trunk_depth"], camera["num_heads"], camera["mlp_ratio"]),
         dpt=DPTConfig(dpt["features"], tuple(dpt["out_channels"])),
         taps=tuple(dpt["intermediate_layer_idx"]),
-        track=TrackConfig(
-            features=track["features"],
-            out_channels=tuple(track["out_channels"]),
-            iterations=track["iters"],
-            corr_levels=track["corr_levels"],
-            corr_radius=track["corr_radius"],
-            width=track["hidden_size"],
-        ),
+        track=track_config(sizes["track_head"]),
+    )
+
+
+def track_config(sizes: dict | None) -> TrackConfig | None:
+    """None: the set was made without a tracker."""
+    if sizes is None:
+        return None
+    return TrackConfig(
+        features=sizes["features"],
+        out_channels=tuple(sizes["out_channels"]),
+        iterations=sizes["iters"],
+        corr_levels=sizes["corr_levels"],
+        corr_radius=sizes["corr_radius"],
+        width=sizes["hidden_size"],
     )
 
 
@@ -137,20 +145,19 @@ class GoldenSet:
         load_weights(self.model, folder / "weights.safetensors", lambda name: torch.float32, CPU)
         self.model.eval()
 
-    def run(self) -> Iterator[Case]:
-        for name in self.cases:
-            yield self._case(name)
-        for path in sorted(self.folder.glob("steps_*.safetensors")):
-            yield self._steps(path)
-
-    def _case(self, name: str) -> Case:
+    def run(self, name: str) -> Case:
+        """One of `cases_of(folder)`."""
         kind = name.split("_")[0]
+        if kind == "steps":
+            return self._steps(self.folder / f"{name}.safetensors")
         if name.startswith("track_stream"):
             return self._skip(name, "returns the query itself in every frame: a known defect of the published code")
         if name.startswith("quant_kcvt"):
             return self._skip(name, self._quantised(name))
         if self.cases[name].get("camera_pruned") == "True":
             return self._skip(name, "pruning the camera head's cache by score is not offered; it has a window")
+        if kind == "track" and not self.model.track_head:
+            return self._skip(name, "the set's config.json has no tracker")
         if kind in ("full", "track"):
             return self._whole(name)
         if kind in ("stream", "prune", "slide"):
@@ -227,7 +234,8 @@ class GoldenSet:
         """The frames of a case one by one, and the tokens cached per (layer, frame)."""
         images = self._images(name)[0]
         rows, columns = self.model.grid(images)
-        shape = cache_shape(self.model.config, 14 * rows, 14 * columns, torch.float32, torch.float32)
+        patch = self.model.config.patch_size
+        shape = cache_shape(self.model.config, patch * rows, patch * columns, torch.float32, torch.float32)
         cache = KVCache(shape, config, CPU, sdpa, sdpa)
         steps, kept = [], {}
         for t, image in enumerate(images):
@@ -495,30 +503,44 @@ NO_FUNCTION = {
 }
 
 
-def units(path: Path) -> Iterator[Case]:
-    arrays = load_file(path)
-    for unit in UNITS:
-        yield Case(f"units/{unit.__name__}", unit(arrays))
-    for name, reason in NO_FUNCTION.items():
-        yield Case(f"units/{name}", [], reason)
+def run_unit(path: Path, unit: Callable[[Arrays], list[Check]]) -> Case:
+    return Case(f"units/{unit.__name__}", unit(load_file(path)))
 
 
-def preprocessing(index: Path) -> Iterator[Case]:
-    for name, case in json.loads(index.read_text()).items():
-        ours = load_images([Image.open(index.parent / image) for image in case["inputs"]], mode=case["mode"])
-        golden = np.stack([np.asarray(Image.open(index.parent / image)) for image in case["outputs"]])
-        difference = np.abs(ours.astype(int) - golden).max() if ours.shape == golden.shape else np.inf
-        yield Case(f"preprocess/{name}", [Check("8-bit values", float(difference), 0)])
+def preprocessing(index: Path, name: str) -> Case:
+    case = json.loads(index.read_text())[name]
+    ours = load_images([Image.open(index.parent / image) for image in case["inputs"]], mode=case["mode"])
+    golden = np.stack([np.asarray(Image.open(index.parent / image)) for image in case["outputs"]])
+    difference = np.abs(ours.astype(int) - golden).max() if ours.shape == golden.shape else np.inf
+    return Case(f"preprocess/{name}", [Check("8-bit values", float(difference), 0)])
 
 
-def cases(root: Path) -> Iterator[Case]:
-    """Everything below a folder."""
-    for path in sorted(root.rglob("cases.json")):
-        yield from GoldenSet(path.parent).run()
+def cases_of(folder: Path) -> list[str]:
+    """The names of a golden set's cases; nothing else of it is read."""
+    steps = sorted(path.stem for path in folder.glob("steps_*.safetensors"))
+    return [*json.loads((folder / "cases.json").read_text()), *steps]
+
+
+@lru_cache(maxsize=1)
+def golden_set(folder: Path) -> GoldenSet:
+    return GoldenSet(folder)
+
+
+def run_set(folder: Path, name: str) -> Case:
+    return golden_set(folder).run(name)
+
+
+def plan(root: Path) -> dict[str, Callable[[], Case]]:
+    """{name: what runs it} of every case below a folder. Nothing is loaded before it is run."""
+    found: dict[str, Callable[[], Case]] = {}
+    for folder in sorted(path.parent for path in root.rglob("cases.json")):
+        found |= {f"{folder.name}/{name}": partial(run_set, folder, name) for name in cases_of(folder)}
     for path in sorted(root.rglob("units.safetensors")):
-        yield from units(path)
+        found |= {f"units/{unit.__name__}": partial(run_unit, path, unit) for unit in UNITS}
+        found |= {f"units/{name}": partial(Case, f"units/{name}", [], reason) for name, reason in NO_FUNCTION.items()}
     for path in sorted(root.rglob("preprocess/index.json")):
-        yield from preprocessing(path)
+        found |= {f"preprocess/{name}": partial(preprocessing, path, name) for name in json.loads(path.read_text())}
+    return found
 
 
 @torch.no_grad()
@@ -528,7 +550,8 @@ def main(arguments: list[str] | None = None) -> int:
     root = parser.parse_args(arguments).folder
     torch.set_num_threads(1)  # the networks are so small that more threads only wait for each other
     failed = found = 0
-    for case in cases(root):
+    for run in plan(root).values():
+        case = run()
         print(case, flush=True)
         found += not case.skipped
         failed += not case.ok
