@@ -255,7 +255,8 @@ def _bag_messages(bag: Bag, topic: str, stride: int, references: Mapping[str, st
     names = {in_bag: name for name, in_bag in references.items()}
     with suppress(DamagedBag):  # reading the images will say so
         yield from _first_info(bag, topic)
-        if TF_STATIC in names:
+    if TF_STATIC in names:
+        with suppress(DamagedBag):
             yield from _decoded(bag, bag.messages([TF_STATIC]), names)
     images = count()
     for in_bag, data in bag.messages([topic, *(name for name in names if name != TF_STATIC)]):
