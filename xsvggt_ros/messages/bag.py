@@ -12,27 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import apsw
 from natsort import natsorted
-from rosbags.rosbag2 import Reader, ReaderError, StoragePlugin, Writer
+from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
-try:
-    from compression import zstd
-except ModuleNotFoundError:
-    from backports import zstd
-
 STORAGE_SUFFIXES = (".mcap", ".db3")
 # Images and CameraInfo are the same in every ROS 2, so that a bag without definitions decodes too.
 TYPES = get_typestore(Stores.LATEST)
-# What rosbags, and the libraries below it, raise on bytes that are not what they should be.
-READ_ERRORS = (
-    ReaderError, apsw.Error, sqlite3.Error, zstd.ZstdError, struct.error,
-    ValueError, TypeError, RuntimeError, OverflowError, MemoryError, FileNotFoundError,
-)  # fmt: skip
-
 Rows = Iterator[tuple[str, bytes]]  # topic, serialized message
 
 
@@ -77,7 +65,7 @@ class Bag:
         """(topic, serialized message) in order of time. Raises DamagedBag where a damaged bag ends."""
         try:
             yield from self.rows(topics)
-        except READ_ERRORS as error:
+        except Exception as error:  # foreign bytes: each library below rosbags has errors of its own
             raise DamagedBag(f"{self.path} is damaged: {error}") from error
         if self.damage:
             raise DamagedBag(f"{self.path} is incomplete: {self.damage}")
@@ -107,7 +95,7 @@ def open_bag(path: Path) -> Iterator[Bag]:
         try:
             readers = [stack.enter_context(Reader(path))]
             bag = Bag(path, *_contents(readers), rows=lambda topics: _rows(readers, topics))
-        except READ_ERRORS as error:
+        except Exception as error:  # foreign bytes: each library below rosbags has errors of its own
             bag = _salvaged(path, str(error), stack)
         yield bag
 
@@ -139,7 +127,7 @@ def _salvaged(path: Path, reason: str, stack: ExitStack) -> Bag:
     salvage = _salvaged_databases if files and files[0].suffix == ".db3" else _salvaged_mcap
     try:
         bag = salvage(path, files, reason, stack)
-    except READ_ERRORS as error:
+    except Exception as error:  # foreign bytes: each library below rosbags has errors of its own
         raise ValueError(f"{path} cannot be read as a rosbag2: {error}") from error
     if not bag.topics:
         raise ValueError(f"{path} cannot be read as a rosbag2: {reason}")

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -21,7 +19,7 @@ from xsvggt_ros.pipeline import Pipeline, Rejected
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.replay.files import ReplayFiles, check_folder, explained
 from xsvggt_ros.replay.signals import INTERRUPTED, stop_signals
-from xsvggt_ros.replay.sources import add_source_arguments, bag_topics, complaint, open_source, usable
+from xsvggt_ros.replay.sources import Messages, add_source_arguments, bag_topics, complaint, open_source, usable
 from xsvggt_ros.settings import changed, settings
 from xsvggt_ros.stream import GeometryStream
 
@@ -69,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             logging_redirect_tqdm(),
             tqdm(total=length, unit="frame") as progress,
         ):
-            skipped = _replay(messages, pipeline, config, files, progress, args.max_frames, stop)
+            skipped = _replay(messages, pipeline, files, progress, args.max_frames, stop)
     if stop.is_set():
         log.warning("interrupted; what was done is written")
     if source.damage:
@@ -83,13 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _replay(
-    messages: Iterable[tuple[str, Any]],
-    pipeline: Pipeline,
-    config: NodeConfig,
-    files: ReplayFiles,
-    progress: tqdm,
-    most: int | None,
-    stop: Event,
+    messages: Messages, pipeline: Pipeline, files: ReplayFiles, progress: tqdm, most: int | None, stop: Event
 ) -> list[str]:
     """Serves the messages until they end, `most` images were taken in, or `stop` is set; why others were not used."""
     skipped = []
@@ -97,7 +89,7 @@ def _replay(
         if topic != IMAGE:
             pipeline.receive(topic, message)
             continue
-        result = pipeline.process(message, config)
+        result = pipeline.process(message, files.config)
         if isinstance(result, Placed):
             files.write(result, pipeline.status)
         else:

@@ -46,7 +46,7 @@ class ReplayFiles:
 
     def __init__(self, folder: Path, config: NodeConfig) -> None:
         self._folder = folder
-        self._config = config
+        self.config = config
         self._worlds = 0
         self.frames = 0
         self._seconds = 0.0  # in the stream's steps
@@ -62,7 +62,7 @@ class ReplayFiles:
             self._start_world()
         for file in self._open:
             file.write(placed)
-        write_depth(self._depth / f"{self.frames:06d}.png", placed.frame, self._config.output.confidence_threshold)
+        write_depth(self._depth / f"{self.frames:06d}.png", placed.frame, self.config.output.confidence_threshold)
         self._bag.write(placed, status)
         self.frames += 1
         self._seconds += status.step.seconds["step"]
@@ -82,8 +82,8 @@ class ReplayFiles:
         self._close_world()
         number = f"_{self._worlds}" if self._worlds else ""
         self._worlds += 1
-        self._open.append(TrajectoryFile(self._folder / f"trajectory{number}.txt", self._config))
-        self._open.append(CloudFile(self._folder / f"cloud{number}.ply", self._config))
+        self._open.append(TrajectoryFile(self._folder / f"trajectory{number}.txt", self.config))
+        self._open.append(CloudFile(self._folder / f"cloud{number}.ply", self.config))
 
     def _close_world(self) -> None:
         with ExitStack() as stack:

@@ -51,6 +51,14 @@ class Mailbox(Generic[T]):
         with self._changed:
             self._clear()
 
+    def counts(self) -> dict[str, int]:
+        """{field of status.ImageCounts: number}."""
+        return {
+            "frames_received": self.received,
+            "frames_replaced": self.replaced,
+            "frames_refused": self.refused,
+        }
+
     def close(self) -> None:
         """Wakes the reader for good; what still waits is thrown away."""
         with self._changed:

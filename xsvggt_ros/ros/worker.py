@@ -58,14 +58,8 @@ class Worker:
 
     def status(self) -> Status:
         """All there is to say now."""
-        status, mailbox = self._pipeline.status, self._mailbox
-        images = replace(
-            status.images,
-            frames_received=mailbox.received,
-            frames_replaced=mailbox.replaced,
-            frames_refused=mailbox.refused,
-            frames_lost=self.lost,
-        )
+        status = self._pipeline.status
+        images = replace(status.images, frames_lost=self.lost, **self._mailbox.counts())
         performance = replace(self._monitor.performance(), shed_level=self._load.level.number)
         return replace(status, images=images, performance=performance, silent=self._monitor.silent())
 
