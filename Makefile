@@ -8,8 +8,8 @@ INPUT ?=
 OUTPUT ?= demo_output
 
 BIN := .venv/bin
-# Says no more than an error, but shows how far a download is on a terminal.
-PIP := $(BIN)/python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),--quiet,-qq)
+# On a terminal it shows how far a download is; elsewhere it says no more than an error.
+PIP := $(BIN)/python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),,-qq)
 PACKAGING := setup.py build_messages.py pyproject.toml package.xml scripts/stream_node \
              $(wildcard msg/*.msg launch/* config/*)
 

@@ -22,7 +22,7 @@ from scipy.spatial import cKDTree
 
 from xsvggt_ros.geometry import Array, intrinsic_matrix, inverse, rigid, rotation_matrix
 from xsvggt_ros.preprocess import rgb
-from xsvggt_ros.replay.sources import FOLDER_RATE, IMAGE_SUFFIXES
+from xsvggt_ros.replay.sources.folder import FOLDER_RATE, IMAGE_SUFFIXES
 from xsvggt_ros.rooms import stream
 
 Depth = NDArray[np.float32]

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a folder, a video or a rosbag2 holds of one camera, as the messages that a node would have received."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.messages.bag import is_bag
+from xsvggt_ros.messages.topics import references
+from xsvggt_ros.replay.sources.bag import open_recording
+from xsvggt_ros.replay.sources.folder import open_folder
+from xsvggt_ros.replay.sources.source import Images, Messages, Source, complaint, usable
+from xsvggt_ros.replay.sources.video import open_video
+
+__all__ = ["Images", "Messages", "Source", "add_source_arguments", "bag_topics", "complaint", "open_source", "usable"]
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """The recording, and what is read of it."""
+    parser.add_argument(
+        "input", type=Path, help="folder of images, video file, or rosbag2 (folder, .mcap or .db3), whole or cut off"
+    )
+    parser.add_argument("--stride", type=int, default=1, metavar="N", help="use every N-th image (default: 1)")
+    parser.add_argument(
+        "--rate", type=float, metavar="HZ", help="images per second (default: the video's own, 30 for a folder)"
+    )
+    parser.add_argument("--topic", default="", help="image topic of a bag (default: the first)")
+    parser.add_argument(
+        "--reference", default="", metavar="TOPIC", help="odometry or depth topic of a bag that scale.source names"
+    )
+
+
+def open_source(
+    path: Path,
+    *,
+    rate: float | None = None,
+    topic: str = "",
+    stride: int = 1,
+    references: Mapping[str, str] | None = None,
+) -> AbstractContextManager[Source]:
+    """What a folder, a video file, or a rosbag2 (folder, .mcap or .db3) holds.
+
+    A folder is read in natural order of its file names; of one that has `*.color.*` files, as RGB-D
+    recordings do, only those. Image i is stamped i / rate seconds; a video's own rate is the default,
+    and 30 a second in a folder. A bag's images keep their stamps, frame and CameraInfo; `topic` is its
+    image topic, by default the first.
+    references: topic of messages.topics.REFERENCES -> topic of the bag that is read along under that name; one of its
+    messages that cannot be decoded is ignored, with a warning.
+
+    Raises FileNotFoundError or ValueError, with the fix, where there are no images to be read.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give a folder of images, a video file or a rosbag2")
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1, got {stride}")
+    if rate is not None and not rate > 0:
+        raise ValueError(f"rate must be above 0 images per second, got {rate}")
+    if is_bag(path):
+        if rate is not None:
+            raise ValueError(f"{path} is a bag, whose images have stamps: leave the rate out")
+        return open_recording(path, topic, stride, references or {})
+    if topic:
+        raise ValueError(f"{path} is not a bag: leave the topic out")
+    if references:
+        raise ValueError(
+            f"{path} is not a bag, which alone has {', '.join(references.values())}: "
+            "leave out the settings that need it"
+        )
+    return open_folder(path, rate, stride) if path.is_dir() else open_video(path, rate, stride)
+
+
+def bag_topics(config: NodeConfig, reference: str) -> dict[str, str]:
+    """What the placement needs -> topic of the bag; `reference` is that of the robot's odometry or depth.
+
+    Raises ValueError, with the fix, where `reference` is missing or needless.
+    """
+    wanted = references(config)
+    if reference and not any(name.startswith("reference/") for name in wanted):
+        raise ValueError(f"scale.source {config.scale.source} does not use a reference topic: leave it out")
+    topics = {name: reference if name.startswith("reference/") else name for name in wanted}
+    if not all(topics.values()):
+        raise ValueError(f"scale.source {config.scale.source}: name the topic of the bag with --reference")
+    return topics

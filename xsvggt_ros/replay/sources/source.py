@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every recording becomes: the messages that a node would have received, and the images among them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from xsvggt_ros.frame import InputImage
+from xsvggt_ros.messages.bag import DamagedBag
+from xsvggt_ros.messages.decode import FRAME_ID, CameraDecoder, decode_image, stamp_ns
+from xsvggt_ros.messages.topics import CAMERA_INFO, IMAGE
+
+log = logging.getLogger(__name__)
+
+Messages = Iterator[tuple[str, Any]]  # topic, as messages.topics names it, and message
+
+
+class Source:
+    """Iterates once over a recording's messages, in order; of the images, over every `stride`-th.
+
+    /tf_static and the first camera_info come before all else: they hold for the whole recording. Where the recording
+    breaks off, the messages end and `damage` says why.
+    """
+
+    def __init__(self, messages: Messages, length: int | None, stride: int) -> None:
+        self.length = None if length is None else -(-length // stride)  # images, where known beforehand
+        self.damage = ""
+        self._messages = messages
+
+    def __iter__(self) -> Messages:
+        try:
+            yield from self._messages
+        except DamagedBag as error:
+            self.damage = str(error)
+
+
+class Images:
+    """Iterates once over the images of a source that can be used; `skipped` says why others cannot.
+
+    rectify: undo the distortion that the source's camera_info states.
+    """
+
+    def __init__(self, source: Source, rectify: bool = True) -> None:
+        self.skipped: list[str] = []
+        self._source = source
+        self._rectify = rectify
+
+    def __iter__(self) -> Iterator[InputImage]:
+        camera = CameraDecoder(warn=log.warning)
+        for topic, message in self._source:
+            if topic == CAMERA_INFO:
+                camera.camera_info = message
+            if topic != IMAGE:
+                continue
+            try:
+                yield camera.decode(message, self._rectify)
+            except ValueError as error:
+                self.skipped.append(complaint(message, str(error)))
+
+
+def complaint(message: Any, reason: str) -> str:
+    """Why an image is not used, with what tells it from the others."""
+    name = getattr(message, "name", "")
+    if not name:
+        with suppress(ValueError, AttributeError):  # it has no stamp, and that is the reason
+            name = f"image of {stamp_ns(message.header)} ns"
+    return f"{name}: {reason}" if name else reason
+
+
+def usable(source: Source, path: Path) -> Iterator[tuple[str, Any]]:
+    """The messages of a source that has at least one image that can be decoded. Raises ValueError if it has none."""
+    messages, read, reason = iter(source), [], ""
+    for topic, message in messages:
+        read.append((topic, message))
+        if topic == IMAGE:
+            try:
+                decode_image(message)
+                return chain(read, messages)
+            except ValueError as error:
+                reason = reason or complaint(message, str(error))
+    raise ValueError(f"{path} has no image that can be used: {reason or source.damage or 'it is empty'}")
+
+
+def header(stamp: int) -> Any:
+    sec, nanosec = divmod(stamp, 1_000_000_000)
+    return SimpleNamespace(stamp=SimpleNamespace(sec=sec, nanosec=nanosec), frame_id=FRAME_ID)
