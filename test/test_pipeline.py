@@ -52,11 +52,12 @@ def test_every_image_is_counted_once_by_what_became_of_it(model):
     unknown = pipeline.process(raw_image(picture(1), 1, encoding="secret8"), SMALL)
     with Shortage(0):
         failed = pipeline.process(raw_image(picture(1), 2), SMALL)
-    assert isinstance(repeated, Rejected) and "that of the image before" in repeated.reason and not repeated.failed
-    assert isinstance(unknown, Rejected) and "secret8" in unknown.reason and not unknown.failed
-    assert isinstance(failed, Rejected) and failed.failed and failed.reason == pipeline.status.shortage
+    assert isinstance(repeated, Rejected) and "that of the image before" in repeated.reason
+    assert isinstance(unknown, Rejected) and "secret8" in unknown.reason
+    assert isinstance(failed, Rejected) and failed.reason == pipeline.status.shortage
+    assert [each.cause for each in (repeated, unknown, failed)] == ["frames_late", "frames_rejected", "frames_failed"]
     counts = pipeline.status.images
-    assert (counts.frames_received, counts.frames_rejected, counts.frames_failed) == (4, 2, 1)
+    assert (counts.frames_received, counts.frames_late, counts.frames_rejected, counts.frames_failed) == (4, 1, 1, 1)
 
 
 def test_a_frame_without_a_place_says_what_is_missing_until_it_has_one(model):
@@ -72,12 +73,48 @@ def test_a_frame_without_a_place_says_what_is_missing_until_it_has_one(model):
 
 def test_time_that_restarts_and_a_reset_start_new_worlds(model):
     pipeline = pipeline_of(model)
-    for stamp in (0, 5, 6, 2, 3):
-        pipeline.process(raw_image(picture(0), stamp), SMALL)
+    for seconds in (0, 5, 6, 2, 3):
+        pipeline.process(raw_image(picture(0), seconds * SECOND), SMALL)
     assert (pipeline.status.images.resets, pipeline.status.step.frame) == (1, 1)
     pipeline.reset()
-    pipeline.process(raw_image(picture(0), 4), SMALL)
+    pipeline.process(raw_image(picture(0), 4 * SECOND), SMALL)
     assert (pipeline.status.images.resets, pipeline.status.step.event) == (2, "asked for by ~/reset")
+
+
+def processed(pipeline, cameras, config=SMALL, first=0):
+    """Which of the images of these frame_ids, 33 ms apart, were placed."""
+    messages = [raw_image(picture(i), i * SECOND // 30, frame_id=camera) for i, camera in enumerate(cameras, first)]
+    return [isinstance(pipeline.process(message, config), Placed) for message in messages]
+
+
+def test_of_two_cameras_on_one_topic_the_first_is_followed(model, caplog):
+    pipeline = pipeline_of(model)
+    assert processed(pipeline, ["left", "right", "left", "right", "right", "right", "right", "left"]) == [
+        True, False, True, False, False, False, False, True,
+    ]  # fmt: skip
+    counts = pipeline.status.images
+    assert (counts.resets, counts.frames_rejected, pipeline.status.step.frame) == (0, 5, 2)
+    refused = pipeline.process(raw_image(picture(0), SECOND, frame_id="right"), SMALL)
+    assert "of camera right, and left is followed" in refused.reason and "camera_frame" in refused.reason
+
+
+def test_another_camera_is_followed_once_that_is_asked_for(model):
+    pipeline = pipeline_of(model)
+    assert processed(pipeline, ["left", "right"]) == [True, False]
+    right = changed(SMALL, {"camera_frame": "right"})
+    assert processed(pipeline, ["left", "right", "left", "right"], right, first=2) == [False, True, False, True]
+    step = pipeline.status.step
+    assert (pipeline.status.images.resets, step.frame) == (1, 1)
+    pipeline.reset()
+    assert processed(pipeline, ["left", "right"], first=6) == [True, False]
+    assert pipeline.status.images.resets == 2
+
+
+def test_a_camera_that_is_wanted_from_the_start_need_not_come_first(model):
+    config = changed(SMALL, {"camera_frame": "right"})
+    pipeline = pipeline_of(model, config)
+    assert processed(pipeline, ["left", "right", "left", "right"], config) == [False, True, False, True]
+    assert (pipeline.status.images.resets, pipeline.status.step.event) == (0, "")
 
 
 def test_settings_reach_the_cache_between_two_images(model):

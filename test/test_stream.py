@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from support.caches import Shortage
 from support.paths import ROOT
+from support.recordings import SECOND
 
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig, geometry
+from xsvggt_ros.continuity import Late
 from xsvggt_ros.memory import OutOfMemory
 from xsvggt_ros.model import load_model
 from xsvggt_ros.status import StepStatus
@@ -116,7 +118,9 @@ def test_featureless_images_are_no_error(model, content):
 def test_another_image_size_starts_a_new_world_and_says_so(model):
     stream = stream_of(model)
     stream.step(image(0))
-    stream.step(image(1))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="image size changed"):
+            stream.step(image(1, height=160))
     frame = stream.step(image(2, height=160))
     assert frame.index == 0
     assert "160x120 to 160x160" in frame.status.event
@@ -168,15 +172,80 @@ def test_status_has_the_fields_of_the_message():
     assert own <= names
 
 
-def test_stamps_that_repeat_are_refused_and_that_go_back_start_a_new_world(model):
+def indices(stream, stamps_ms):
+    """Index of the frame of each image with these stamps, milliseconds; None for a late one."""
+    found = []
+    for stamp in stamps_ms:
+        try:
+            found.append(stream.step(image(0), stamp_ns=stamp * 10**6).index)
+        except Late:
+            found.append(None)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("stamps_ms", "frames"),
+    {
+        "one a little late": ([1000, 1033, 1066, 1050, 1100], [0, 1, 2, None, 3]),
+        "swapped neighbours": ([1000, 1066, 1033, 1133, 1100, 1166], [0, 1, None, 2, None, 3]),
+        "swapped at the start": ([1033, 1000, 1066], [0, None, 1]),
+        "late by all that is allowed": ([5000, 4000, 5033], [0, None, 1]),
+        "every image twice": ([1000, 1000, 1033, 1033], [0, None, 1, None]),
+        "no stamps": ([0, 0, 0], [0, None, None]),
+        "time that restarts": ([5000, 5033, 4032, 4065], [0, 1, 0, 1]),
+        "a short recording that starts again": ([1000, 1033, 1066, 1000, 1033, 1066], [0, 1, 2, 0, 1, 2]),
+    }.values(),
+)
+def test_late_images_are_left_out_and_time_that_restarts_starts_a_new_world(model, stamps_ms, frames):
+    assert indices(stream_of(model), stamps_ms) == frames
+
+
+def test_an_image_says_how_late_it_is_or_how_far_time_went_back(model):
     stream = stream_of(model)
-    for stamp in (100, 200):
+    for stamp in (100, 2 * SECOND):
         stream.step(image(0), stamp_ns=stamp)
-    with pytest.raises(ValueError, match="200 ns, is that of the image before"):
-        stream.step(image(0), stamp_ns=200)
-    frame = stream.step(image(0), stamp_ns=50)
-    assert (frame.index, frame.status.event) == (0, "the stamp went back by 0.000 s")
-    assert stream.step(image(0), stamp_ns=60).index == 1
+    with pytest.raises(Late, match="2000000000 ns, is that of the image before"):
+        stream.step(image(0), stamp_ns=2 * SECOND)
+    with pytest.raises(Late, match=r"it is 0\.250 s older than the image before it"):
+        stream.step(image(0), stamp_ns=2 * SECOND - SECOND // 4)
+    frame = stream.step(image(0), stamp_ns=SECOND // 2)
+    assert (frame.index, frame.status.event) == (0, "the stamp went back by 1.500 s")
+
+
+def test_how_late_is_late_can_be_set(model):
+    strict = GeometryStream(StreamConfig(dtype="float32", image_width=56, max_lateness=0.0), model)
+    assert indices(strict, [1000, 1033, 1032, 1032, 1065]) == [0, 1, 0, None, 1]
+
+
+def test_a_long_time_without_images_is_an_event(model):
+    stream = stream_of(model)
+    events = [stream.step(image(0), stamp_ns=s * SECOND).status.event for s in (0, 5, 11, 12)]
+    assert events == ["", "", "6.000 s passed without an image", ""]
+
+
+def other_size():
+    return np.zeros((84, 84, 3), np.uint8)
+
+
+def test_a_stray_image_of_another_size_is_refused(model):
+    stream = stream_of(model)
+    sizes = []
+    for stray in (False, True, False, True, True, False):
+        try:
+            sizes.append(stream.step(other_size() if stray else image(0)).index)
+        except ValueError as error:
+            assert "3 such images in a row start a new world" in str(error)
+            sizes.append(None)
+    assert sizes == [0, None, 1, None, None, 2]
+
+
+def test_strays_of_different_sizes_do_not_add_up(model):
+    stream = stream_of(model)
+    stream.step(image(0))
+    for width in (84, 98, 84, 98):
+        with pytest.raises(ValueError, match="image size changed"):
+            stream.step(np.zeros((84, width, 3), np.uint8))
+    assert stream.step(image(0)).index == 1
 
 
 SMALL = 17  # tokens of a 56x42 frame

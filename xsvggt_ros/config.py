@@ -103,6 +103,16 @@ class StreamConfig(Checked):
         minimum=0,
         maximum=2800,
     )
+    max_lateness: float = setting(
+        1.0,
+        "An image whose stamp is at most this far behind the newest is late: skipped and counted. At one from further "
+        "back time has restarted: a new world starts.",
+        unit="s",
+        minimum=0.0,
+    )
+    max_gap: float = setting(
+        5.0, "A longer time between the stamps of two images is an event in the status.", unit="s", minimum=0.0
+    )
     point_head: bool = setting(False, "Predict points with the point head instead of unprojecting the depth.")
     cache: CacheConfig = group(CacheConfig, "cache.")
 
@@ -183,6 +193,12 @@ class NodeConfig(Checked):
         "publishing rate, then cache budget (~/status: shed_level). 0: never.",
         unit="ms",
         minimum=0.0,
+        live=True,
+    )
+    camera_frame: str = setting(
+        "",
+        "frame_id of the camera to follow where several send on one topic; empty: that of the first image, until "
+        "~/reset.",
         live=True,
     )
     rectify: bool = setting(

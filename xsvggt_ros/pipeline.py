@@ -9,6 +9,7 @@ from threading import Event
 from typing import Any, Protocol
 
 from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.continuity import Late
 from xsvggt_ros.frame import Frame, InputImage
 from xsvggt_ros.memory import MIB, OutOfMemory
 from xsvggt_ros.messages.decode import CameraDecoder, decode_depth, decode_pose, stamp_ns
@@ -43,7 +44,7 @@ class Rejected:
     """An image that the stream did not take in."""
 
     reason: str
-    failed: bool = False  # for want of memory; else the image is unusable
+    cause: str = "frames_rejected"  # the one of status.ImageCounts that counts it
 
 
 class Pipeline:
@@ -60,6 +61,7 @@ class Pipeline:
         self._placement = Placement(config)
         self._cache = config.stream.cache
         self._reset_asked = Event()
+        self._followed = ""  # frame_id of the camera whose images are taken
         self._worlds = 0
         self._warned_at: dict[str, float] = {}
         self.status = Status(scale=self._placement.scale)
@@ -97,11 +99,14 @@ class Pipeline:
         try:
             image = self._camera.decode(message, config.rectify)
             self._apply(config)
+            self._follow(image.frame_id, config.camera_frame)
             frame = self._stream.step(image.image, image.intrinsics, image.stamp_ns)
+        except Late as error:
+            return self._rejected(str(error), "frames_late")
         except ValueError as error:
-            return self._rejected(Rejected(str(error)))
+            return self._rejected(str(error), "frames_rejected")
         except OutOfMemory as error:
-            return self._rejected(Rejected(str(error), failed=True))
+            return self._rejected(str(error), "frames_failed")
         self._tell(frame.status)
         return self._placed(frame, image, config)
 
@@ -110,6 +115,7 @@ class Pipeline:
         if self._reset_asked.is_set():
             self._reset_asked.clear()
             self._stream.reset("asked for by ~/reset")
+            self._followed = ""
         if config.stream.cache != self._cache:
             self._cache = config.stream.cache
             try:
@@ -117,9 +123,21 @@ class Pipeline:
             except OutOfMemory as error:
                 self._log.error(f"cache settings not applied: {error}")
 
-    def _rejected(self, result: Rejected) -> Rejected:
-        self._count("frames_failed" if result.failed else "frames_rejected")
-        return result
+    def _follow(self, camera: str, wanted: str) -> None:
+        """One camera makes a world: the wanted one, or else the first that came. Raises ValueError at others."""
+        followed = wanted or self._followed or camera
+        if camera != followed:
+            raise ValueError(
+                f"it is of camera {camera}, and {followed} is followed: give each camera a topic of its own, "
+                "or set camera_frame to the one to follow"
+            )
+        if self._followed not in ("", followed):
+            self._stream.reset(f"camera {followed} is followed instead of {self._followed}")
+        self._followed = followed
+
+    def _rejected(self, reason: str, cause: str) -> Rejected:
+        self._count(cause)
+        return Rejected(reason, cause)
 
     def _placed(self, frame: Frame, image: InputImage, config: NodeConfig) -> Placed | Unplaced:
         self._worlds += frame.index == 0
@@ -145,8 +163,8 @@ class Pipeline:
     def _tell(self, step: StepStatus) -> None:
         """Says what the cache is whenever that may be news."""
         first = step.frame == 0
-        if first and step.event:
-            self._log.warning(f"a new world starts: {step.event}")
+        if step.event:
+            self._log.warning(f"a new world starts: {step.event}" if first else step.event)
         if (first or step.event) and step.budget_raised:
             self._log.warning(f"the budget is below what the policy works with: raised to {step.floor_tokens} tokens")
         if first or step.event:

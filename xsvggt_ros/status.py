@@ -45,6 +45,7 @@ class ImageCounts:
     frames_received: int = 0
     frames_replaced: int = 0
     frames_refused: int = 0
+    frames_late: int = 0
     frames_lost: int = 0
     frames_rejected: int = 0
     frames_unplaced: int = 0

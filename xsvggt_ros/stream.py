@@ -16,6 +16,7 @@ from PIL import Image
 from xsvggt_ros import geometry
 from xsvggt_ros.cache import CacheShape, KVCache
 from xsvggt_ros.config import CacheConfig, StreamConfig
+from xsvggt_ros.continuity import Continuity
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.memory import MIB, OutOfMemory, memory_for
 from xsvggt_ros.model import StreamVGGT, load_model
@@ -44,7 +45,7 @@ class GeometryStream:
         self.shortage = ""  # why the cache is smaller than configured, since memory ran out; empty: it is not
         self._cache_config = self.config.cache  # as configured, or as halved since
         self._fraction = 1.0  # of it that is in force
-        self._stamp: int | None = None
+        self._continuity = Continuity(self.config.max_lateness, self.config.max_gap)
         self.reset()
 
     def summary(self) -> str:
@@ -66,7 +67,7 @@ class GeometryStream:
     def reset(self, reason: str = "") -> None:
         """Forgets the past: the next image starts a new world. The reason appears in its status."""
         self._cache: KVCache | None = None
-        self._size: tuple[int, ...] = ()
+        self._continuity.forget_world()
         self._T_first_model: NDArray[np.float64] | None = None  # until the first frame is complete
         self._event = reason
 
@@ -98,31 +99,22 @@ class GeometryStream:
     ) -> Frame:
         """Takes in the next image, uint8 [H, W, 3] RGB; intrinsics [3, 3] are its camera matrix, if known.
 
-        An image of another size than the last, or of a stamp (nanoseconds) before the last, starts a new world, and
-        the status says so.
-        Raises ValueError for a wrong shape or type, intrinsics that are no camera's, an image too small, or the stamp
-        of the image before it; the stream stays as it was. So it does at the OutOfMemory of a cache configured for more
-        memory than there is.
+        A new world starts, and the status says so, at the third image in a row that has another size, and at a stamp
+        (nanoseconds) that lies further back than `max_lateness`, or is that of the world's first image again.
+        Raises ValueError for a wrong shape or type, intrinsics that are no camera's, an image too small, the first two
+        of another size, and, as continuity.Late, for another stamp that is not after the last; the stream stays as it
+        was. So it does at the OutOfMemory of a cache configured for more memory than there is.
         Raises OutOfMemory if memory runs out later; the stream goes on with half the cache or, where even that finds
         no memory and at a world's first image, in a new world. `shortage` says so until the cache is reconfigured.
         """
         resize = self._resize(image)
         known = None if intrinsics is None else resize.intrinsics(_camera_matrix(intrinsics))
-        if stamp_ns is not None:
-            self._advance(stamp_ns)
-        if self._size and self._size != image.shape:
-            self.reset("image size changed from {1}x{0} to {3}x{2}: stream reset".format(*self._size[:2], *image.shape))
-        self._size = image.shape
+        if reason := self._continuity.why_new_world(image.shape, stamp_ns):
+            self.reset(reason)
+        gap = self._continuity.accept(image.shape, stamp_ns)
+        self._event = "; ".join(filter(None, [self._event, gap]))
         with memory_for(self._make_do):
             return self._step(image, resize, known)
-
-    def _advance(self, stamp_ns: int) -> None:
-        """Time goes on, or back: then a new world starts."""
-        if stamp_ns == self._stamp:
-            raise ValueError(f"its stamp, {stamp_ns} ns, is that of the image before it")
-        if self._stamp is not None and stamp_ns < self._stamp:
-            self.reset(f"the stamp went back by {(self._stamp - stamp_ns) * 1e-9:.3f} s")
-        self._stamp = stamp_ns
 
     def _step(self, image: NDArray[np.uint8], resize: Resize, known: NDArray[np.float64] | None) -> Frame:
         timer = StageTimer(self.device)

@@ -198,7 +198,7 @@ def test_flags_are_all_settings_but_those_of_a_live_node():
 
 class TestWorlds:
     def test_another_image_size_starts_a_new_world(self, images, tmp_path, caplog):
-        for i in (2, 3):
+        for i in range(2, 6):
             (images / f"frame-{i}.png").write_bytes(encoded(picture(i, (64, 48)), ".png"))
         assert run(images, tmp_path / "out") == 0
         assert "image size changed" in caplog.text
@@ -218,6 +218,26 @@ class TestWorlds:
         assert "1 images skipped, the first: image of 11000000000 ns" in caplog.text
         assert read_trajectory(tmp_path / "out" / "trajectory.txt")[:, 0].tolist() == [10, 11]
         assert read_trajectory(tmp_path / "out" / "trajectory_1.txt")[:, 0].tolist() == [5, 6]
+
+    def test_late_images_are_skipped(self, tmp_path, caplog):
+        stamps = [1000, 1066, 1033, 1100, 1098, 1133]
+        messages = [("/image", i * SECOND, raw_image(picture(i), s * 10**6)) for i, s in enumerate(stamps)]
+        assert run(write_bag(tmp_path / "in", messages), tmp_path / "out") == 0
+        assert "2 images skipped" in caplog.text and "0.033 s older than the image before it" in caplog.text
+        assert read_trajectory(tmp_path / "out" / "trajectory.txt")[:, 0].tolist() == [1.0, 1.066, 1.1, 1.133]
+        assert not (tmp_path / "out" / "trajectory_1.txt").exists()
+        statuses = [status for _, status in read_bag(tmp_path / "out")["/stream/status"]]
+        assert [status.frames_late for status in statuses] == [0, 0, 1, 2]
+
+    def test_of_two_cameras_on_one_topic_one_is_followed(self, tmp_path, caplog):
+        cameras = ["left", "right", "left", "right"]
+        messages = [("/image", i, raw_image(picture(i), i * SECOND, frame_id=c)) for i, c in enumerate(cameras)]
+        bag = write_bag(tmp_path / "in", messages)
+        assert run(bag, tmp_path / "first") == 0
+        assert read_trajectory(tmp_path / "first" / "trajectory.txt")[:, 0].tolist() == [0, 2]
+        assert "it is of camera right, and left is followed" in caplog.text
+        assert run(bag, tmp_path / "right", "--camera_frame", "right") == 0
+        assert read_trajectory(tmp_path / "right" / "trajectory.txt")[:, 0].tolist() == [1, 3]
 
 
 class TestEarlyEnd:

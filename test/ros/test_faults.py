@@ -29,7 +29,6 @@ SMALL |= dict(queue="all", queue_size=1000)
 SECOND = 10**9
 # Settings that are only ever asked for together: budget -> bits of keys and values.
 SETS = {110: (2, 8), 150: (4, 4), 212: (8, 2), 300: (16, 16)}
-SIZES = {(84, 112): (42, 56), (112, 112): (56, 56)}  # of images -> of outputs
 OUTPUTS = [topic for topic in TOPICS if topic not in ("~/status", "/tf")]  # /tf is of all nodes
 
 
@@ -115,33 +114,33 @@ def test_a_publisher_that_is_killed_while_it_publishes(user, process_of_images):
     process = process_of_images()
     user.until(lambda: len(user.received["~/status"]) > answered + 20)
     process.kill()
+    process.wait()
     user.stamp = time.time_ns()
-    assert user.exchange(user.image()).header.frame_id == "lens"
+    user.exchange(user.image())
+    answered = len(user.received["~/status"])
     process_of_images()
-    user.until(lambda: user.received["~/status"][-1].header.frame_id == "other")
+    user.until(lambda: len(user.received["~/status"]) > answered + 20)
 
 
 def test_two_publishers_of_different_sizes_on_one_topic(user):
+    """The world goes on with the images of its size."""
     other = user.node.create_publisher(Image, "image", QoSProfile(depth=200))
     user.until(lambda: other.get_subscription_count())
     before = user.exchange(user.image())
-    sent = {}
-    for turn, size in enumerate([(84, 112), (112, 112)] * 10):
-        image = user.image(turn, *size)
-        sent[stamp_ns(image.header)] = size
-        (other if turn % 2 else user.images).publish(image)
-    user.until(lambda: set(sent) <= set(user.stamps("~/status")))
-    user.until(lambda: all(set(sent) <= set(user.stamps(topic)) for topic in OUTPUTS))
-    after = user.received["~/status"][-1]
-    worlds = [status.frame for status in user.received["~/status"]].count(0)
-    assert worlds > 1
-    assert after.resets - before.resets == worlds
-    assert after.frames_received - before.frames_received == len(sent)
-    assert after.frames_rejected == before.frames_rejected
+    stamps = []
+    for turn in range(20):
+        if turn % 2:
+            other.publish(user.image(turn, 112, 112))
+        else:
+            user.images.publish(user.image(turn))
+            stamps.append(user.stamp)
+        user.until(lambda: True)  # the two in turns
+    user.until(lambda: all(set(stamps) <= set(user.stamps(topic)) for topic in OUTPUTS))
+    after = user.exchange(user.image())
+    assert (after.resets, after.frame) == (before.resets, before.frame + 11)
+    assert (after.frames_rejected, after.frames_received) == (before.frames_rejected + 10, before.frames_received + 21)
     for topic in ("~/depth/image", "~/confidence/image", "~/depth/camera_info", "~/points"):
-        for stamp, msg in zip(user.stamps(topic), user.received[topic], strict=True):
-            if stamp in sent:
-                assert (msg.height, msg.width) == SIZES[sent[stamp]]
+        assert {(msg.height, msg.width) for msg in user.received[topic]} == {(42, 56)}
     user.node.destroy_publisher(other)
 
 
@@ -257,7 +256,7 @@ def test_stamps_that_repeat_or_are_zero(user):
     after = user.exchange(user.image())
     assert user.stamps("~/status")[-2:] == [0, stamp_ns(after.header)]
     assert (after.frame, after.resets) == (1, before.resets + 1)  # the first of the zeros began a world
-    assert after.frames_rejected == before.frames_rejected + 5
+    assert after.frames_late == before.frames_late + 5
 
 
 def test_a_bag_in_a_loop_gives_the_same_poses_in_each(user):
@@ -371,6 +370,7 @@ def test_without_its_mounting_there_is_no_pose_and_with_it_there_is(robot):
 
 def test_clock_that_jumps_takes_the_transforms_with_it(robot):
     client, camera = robot.client, "swivel"  # on a joint: no static transform
+    assert client.set_parameters(camera_frame=camera).successful
     day = client.stamp + 10 * SECOND
     robot.set_clock(day)
     later, before = robot.look_mounted(day, camera)
@@ -406,6 +406,7 @@ def complaint(robot):
 
 def test_clock_that_stands_still_stops_nothing(robot):
     client, camera = robot.client, "lens"  # mounted statically
+    assert client.set_parameters(camera_frame=camera).successful
     now = robot.times()[-1]
     stamp = stamp_ns(client.received["~/status"][-1].header)
     seen = len(robot.times())

@@ -31,6 +31,9 @@ from xsvggt_ros.settings import settings, values
 WIDTH = 56  # of the network's input: small, so that a step is short
 # Its world has a name that no random frame has: an image of such a frame would not be placed.
 START = dict(device="cpu", dtype="float32", queue="all", queue_size=500, image_width=WIDTH, world_frame="fuzz_world")
+CAMERA = "lens"
+HEIGHT_WIDTH = (12, 16)  # of good images
+SIZES = st.integers(0, 9).flatmap(lambda n: st.just(HEIGHT_WIDTH) if n else fuzz.sizes(20))
 BATCH = 50  # messages sent without waiting: fewer than the publisher keeps
 
 
@@ -39,20 +42,33 @@ class Judge:
 
     def __init__(self, size_of):
         self.answered: list[int] = []  # stamps, ns
-        self.rejected = 0
+        self.rejected = self.late = 0
         self._size_of = size_of  # (h, w) of an image that can be decoded, else None
-        self._stamp: int | None = None
+        self._size: tuple[int, int] | None = None  # of the images of this world
+        self._strays: list[tuple[int, int]] = []
+        self._first, self._newest = math.inf, -math.inf  # stamps of this world
 
     def __call__(self, msg) -> None:
         size, time = self._size_of(msg), msg.header.stamp
         stamp = time.sec * 10**9 + time.nanosec
-        usable = size is not None and time.sec >= 0 and time.nanosec < 10**9 and stamp != self._stamp
         # At least one row of patches, and no line.
-        if usable and round(size[0] * WIDTH / size[1] / 14) and size[0] <= STEEPEST * size[1]:
-            self.answered.append(stamp)
-            self._stamp = stamp  # an image that was refused left the stream as it was
-        else:
+        usable = size and round(size[0] * WIDTH / size[1] / 14) and size[0] <= STEEPEST * size[1]
+        if not usable or time.sec < 0 or time.nanosec >= 10**9 or msg.header.frame_id != CAMERA or self._stray(size):
             self.rejected += 1
+        elif stamp == self._newest or (0 < self._newest - stamp <= 10**9 and stamp != self._first):
+            self.late += 1
+        else:
+            if stamp < self._newest or size != self._size:
+                self._first = stamp
+            self.answered.append(stamp)
+            self._newest, self._size, self._strays = stamp, size, []
+
+    def _stray(self, size) -> bool:
+        if self._size in (None, size):
+            self._strays = []
+            return False
+        self._strays = [*(stray for stray in self._strays if stray == size), size]
+        return len(self._strays) < 3
 
 
 def raw_size(msg):
@@ -85,16 +101,21 @@ def forget(client) -> None:
 
 
 def check_batches(client, send, size_of, messages, good):
-    """Sends batches of messages with a good one at the end: all are counted, and only answers to good ones come."""
-    before = exchange(client, send, [good()])
-    for first in range(0, len(messages), BATCH):
+    """Sends batches of messages, good ones at the end: all are counted, and only answers to good ones come."""
+    judge, first = Judge(size_of), good()
+    judge(first)
+    before = exchange(client, send, [first])
+    for start in range(0, len(messages), BATCH):
         forget(client)
-        batch, judge = [*messages[first : first + BATCH], good()], Judge(size_of)
+        # As many good ones as make a world, should the last have been of another size.
+        batch = [*messages[start : start + BATCH], *(good() for _ in range(3))]
+        judge.answered, judge.rejected, judge.late = [], 0, 0
         for msg in batch:
             judge(msg)
         after = exchange(client, send, batch)
         assert after.frames_received - before.frames_received == len(batch)
         assert after.frames_rejected - before.frames_rejected == judge.rejected
+        assert after.frames_late - before.frames_late == judge.late
         for topic in TOPICS:
             assert client.stamps(topic) == judge.answered, topic
         before = after
@@ -107,15 +128,17 @@ def check_end(node) -> None:
 
 
 def stamped(strategy):
-    """The messages with random headers, one of ten with the stamp of others."""
+    """The messages with random headers: one of ten has the stamp of others, one of ten is of another camera."""
     same = st.integers(0, 9).map(lambda n: fuzz.stamp(5) if n == 0 else None)
+    camera = st.integers(0, 9).map(lambda n: CAMERA if n else None)
 
     def stamp(drawn):
-        msg, msg.header, time = drawn[0], drawn[1], drawn[2]
+        msg, msg.header, time, frame_id = drawn
         msg.header.stamp = time or msg.header.stamp
+        msg.header.frame_id = frame_id or msg.header.frame_id
         return msg
 
-    return st.tuples(strategy, fuzz.headers, same).map(stamp)
+    return st.tuples(strategy, fuzz.headers, same, camera).map(stamp)
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +153,16 @@ def node(start_node, client):
 @pytest.fixture
 def user(node, client):
     """The client of the node, whose settings are those of START."""
+    client.reset()  # the next images may be of any size
     client.exchange(client.image())
     client.settle()
     return client
 
 
 def test_images(user, endurance, figures):
-    messages = fuzz.drawn(endurance, stamped(fuzz.images(wrong=0.9)), 3000)
-    check_batches(user, user.images.publish, raw_size, messages, user.image)
+    messages = fuzz.drawn(endurance, stamped(fuzz.images(wrong=0.9, sizes=SIZES)), 3000)
+    user.reset()
+    check_batches(user, user.images.publish, raw_size, messages, lambda: user.image(0, *HEIGHT_WIDTH))
     figures("random Images sent to a node in use", len(messages))
 
 
@@ -147,7 +172,7 @@ def test_compressed_images(start_node, start_client, endurance, figures):
     images = client.node.create_publisher(CompressedImage, "image/compressed", QoSProfile(depth=200))
 
     def good():
-        return compress(client.image())
+        return compress(client.image(0, *HEIGHT_WIDTH))
 
     def connected():
         images.publish(good())
@@ -155,7 +180,8 @@ def test_compressed_images(start_node, start_client, endurance, figures):
 
     client.until(connected)
     client.settle()
-    drawn = stamped(fuzz.compressed().filter(lambda drawn: drawn[2].split()[1] != "none").map(lambda drawn: drawn[0]))
+    damaged = fuzz.compressed(SIZES).filter(lambda drawn: drawn[2].split()[1] != "none")
+    drawn = stamped(damaged.map(lambda drawn: drawn[0]))
     messages = fuzz.drawn(endurance, drawn, 1000)
     check_batches(client, images.publish, compressed_size, messages, good)
     figures("random CompressedImages sent to a node in use", len(messages))
@@ -166,6 +192,7 @@ def test_camera_infos(user, endurance, figures):
     """The newest of many is used, if it can be: its K comes out with the next images, as scaled as they are."""
     messages = fuzz.drawn(endurance, fuzz.camera_infos(), 1000)
     picture = np.zeros((*fuzz.SIZE, 3), np.uint8)
+    user.reset()
     used = 0
     for first in range(0, len(messages), 10):  # as many as the publisher keeps
         batch = messages[first : first + 10]
@@ -289,6 +316,8 @@ def test_parameters(user, node, endurance, figures):
 
 def check_in_force(user, node, name, value) -> None:
     """That the next image is answered, under the setting where its status has it or the log says why not."""
+    if name == "camera_frame" and value not in ("", CAMERA):
+        return  # no image that the user sends is to be answered
     said = node.output().count("cache settings not applied")
     forget(user)
     status = user.exchange(user.image())

@@ -173,14 +173,33 @@ def test_bad_image_is_counted_and_the_next_good_one_works(node, user, change, re
 
 
 def test_rejection_is_logged_with_its_reason(node, user):
-    assert "image rejected: image encoding '64FC7' is not supported; publish one of rgb8" in node.output()
+    assert "image not used: image encoding '64FC7' is not supported; publish one of rgb8" in node.output()
 
 
-def test_repeated_stamp_is_rejected(user):
+def test_repeated_stamp_is_late(user):
     before = user.exchange(user.image())
     again = user.image()
     user.restamp(again, stamp_ns(before.header))
     user.images.publish(again)
+    after = user.exchange(user.image())
+    assert (after.frames_late, after.frame) == (before.frames_late + 1, before.frame + 1)
+
+
+def test_late_image_is_not_a_new_world(user):
+    before = user.exchange(user.image())
+    late = user.image()
+    user.restamp(late, stamp_ns(before.header) - 16_000_000)
+    user.images.publish(late)
+    after = user.exchange(user.image())
+    assert (after.frames_late, after.frame) == (before.frames_late + 1, before.frame + 1)
+    assert after.resets == before.resets
+
+
+def test_image_of_another_camera_is_not_used(user):
+    before = user.exchange(user.image())
+    other = user.image()
+    other.header.frame_id = "rear_camera"
+    user.images.publish(other)
     after = user.exchange(user.image())
     assert (after.frames_rejected, after.frame) == (before.frames_rejected + 1, before.frame + 1)
 
@@ -196,8 +215,11 @@ def test_stamp_that_goes_back_starts_a_new_world(user):
 
 def test_another_image_size_starts_a_new_world(user):
     before = user.exchange(user.image())
+    for _ in range(2):  # these could be strays
+        user.images.publish(user.image(height=98, width=112))
     after = user.exchange(user.image(height=98, width=112))
     assert (after.frame, after.resets) == (0, before.resets + 1)
+    assert after.frames_rejected == before.frames_rejected + 2
     assert "size" in after.event
     user.until(lambda: after.header.stamp in [m.header.stamp for m in user.received["~/depth/image"]])
     assert (user.received["~/depth/image"][-1].height, user.received["~/depth/image"][-1].width) == (98, 112)
@@ -264,7 +286,7 @@ def test_compressed_images_follow_the_remapping_of_image(start_node, client):
         return words in node.output()
 
     client.until(lambda: publish_until("cache:"))
-    client.until(lambda: publish_until("image rejected: compressed image is cut off"))
+    client.until(lambda: publish_until("image not used: compressed image is cut off"))
 
 
 def test_large_images_all_arrive_from_a_reliable_camera(user):

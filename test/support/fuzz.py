@@ -104,11 +104,23 @@ def wrong_fields(draw: st.DrawFn) -> dict[str, Any]:
     return {name: draw(fields[name]) for name in draw(st.sets(st.sampled_from(sorted(fields)), min_size=1, max_size=2))}
 
 
+Sizes = st.SearchStrategy[tuple[int, int]]  # height and width of a picture
+
+
+def sizes(most: int) -> Sizes:
+    return st.tuples(st.integers(1, most), st.integers(1, most))
+
+
+SMALL, LESS_SMALL = sizes(20), sizes(40)
+
+
 @st.composite
-def images(draw: st.DrawFn, pixel_bytes: dict[str, int] = PIXEL_BYTES, wrong: float = 1 / 3) -> Image:
+def images(
+    draw: st.DrawFn, pixel_bytes: dict[str, int] = PIXEL_BYTES, wrong: float = 1 / 3, sizes: Sizes = SMALL
+) -> Image:
     """Well-formed but for a share of them, `wrong`, which have fields that hardly fit."""
     encoding = draw(st.sampled_from(sorted(pixel_bytes)))
-    height, width = draw(st.integers(1, 20)), draw(st.integers(1, 20))
+    height, width = draw(sizes)
     width += width % 2 if encoding in SHARED else 0
     step = width * pixel_bytes[encoding] + draw(st.sampled_from([0, 0, 1, 7]))
     rows = np.random.default_rng(draw(seeds)).integers(0, 256, (height, step), np.uint8)
@@ -187,11 +199,11 @@ SUFFIXES = {"png": True, "bmp": True, "jpg": False, "webp": False}  # whether it
 
 
 @st.composite
-def compressed(draw: st.DrawFn) -> tuple[CompressedImage, np.ndarray | None, str]:
+def compressed(draw: st.DrawFn, sizes: Sizes = LESS_SMALL) -> tuple[CompressedImage, np.ndarray | None, str]:
     """A message; the picture, RGB, if the bytes are whole; how they were damaged."""
     suffix = draw(st.sampled_from(sorted(SUFFIXES)))
     small = np.random.default_rng(draw(seeds)).integers(0, 256, (3, 4, 3), np.uint8)
-    picture = cv2.resize(small, (draw(st.integers(1, 40)), draw(st.integers(1, 40))))
+    picture = cv2.resize(small, draw(sizes)[::-1])
     whole = bytearray(cv2.imencode(f".{suffix}", picture[..., ::-1])[1].tobytes())
     damage = draw(st.sampled_from(["none", "none", "cut", "flips", "noise", "foreign"]))
     if damage == "cut":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A camera in a process of its own: images of 112x84 at 100 Hz on `image`, stamped with the time, frame "other"."""
+"""A camera in a process of its own: images of 112x84 at 100 Hz on `image`, stamped with the time, frame "lens"."""
 
 import rclpy
 from rclpy.node import Node
@@ -11,7 +11,7 @@ node = Node("camera")
 publisher = node.create_publisher(Image, "image", QoSProfile(depth=10))
 msg = Image(height=84, width=112, encoding="bgr8", step=3 * 112)
 msg.data.frombytes(bytes(3 * 84 * 112))
-msg.header.frame_id = "other"
+msg.header.frame_id = "lens"
 
 
 def publish() -> None:

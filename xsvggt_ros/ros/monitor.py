@@ -22,6 +22,7 @@ STEPS = 100  # of which median and worst are taken
 UNUSED = {
     "frames_refused": (DiagnosticStatus.WARN, "refused: the queue is full"),
     "frames_lost": (DiagnosticStatus.WARN, "lost by the middleware"),
+    "frames_late": (DiagnosticStatus.WARN, "late: the log says why"),
     "frames_rejected": (DiagnosticStatus.WARN, "unusable: the log says why"),
     "frames_replaced": (DiagnosticStatus.OK, "replaced by newer ones"),
 }

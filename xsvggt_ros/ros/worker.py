@@ -75,10 +75,10 @@ class Worker:
                 self._answer(result, config, arrived)
 
     def _report(self, result: Rejected) -> None:
-        if result.failed:
+        if result.cause == "frames_failed":
             self._log.error(result.reason, throttle_duration_sec=THROTTLE_S)
         else:
-            self._log.warning(f"image rejected: {result.reason}", throttle_duration_sec=THROTTLE_S)
+            self._log.warning(f"image not used: {result.reason}", throttle_duration_sec=THROTTLE_S)
 
     def _answer(self, result: Placed | Unplaced, config: NodeConfig, arrived: float) -> None:
         """Publishes the frame, or only its status where it could not be placed."""
