@@ -133,6 +133,7 @@ def test_all_is_well_while_every_image_is_used(node):
     [
         ("frames_refused", "3 images refused: the queue is full"),
         ("frames_lost", "3 images lost by the middleware"),
+        ("frames_late", "3 images late"),
         ("frames_rejected", "3 images unusable"),
     ],
 )
@@ -222,6 +223,6 @@ def test_the_values_are_all_that_the_status_message_has(node):
 
 def test_each_count_has_a_cause_or_is_none():
     """A count that is added must be thought of here."""
-    causes = {"frames_replaced", "frames_refused", "frames_lost", "frames_rejected"}
+    causes = {"frames_replaced", "frames_refused", "frames_lost", "frames_late", "frames_rejected"}
     elsewhere = {"frames_received", "frames_unplaced", "frames_failed", "resets"}
     assert {f.name for f in fields(ImageCounts)} == causes | elsewhere

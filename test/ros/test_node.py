@@ -32,6 +32,7 @@ def node(start_node, client):
 def user(node, client):
     """The client, with every image so far answered and the live settings as above."""
     assert client.set_parameters(**LIVE).successful
+    assert client.reset().success  # the images before were of any size
     client.exchange(client.image())
     client.settle()
     return client
@@ -63,6 +64,7 @@ def test_images_at_30_hz_come_back_on_every_topic_with_their_stamps(user):
 
 
 def test_encodings_sizes_and_frames(user):
+    user.reset()
     user.exchange(user.image(height=168, width=224))
     user.until(lambda: all(user.received.values()))
     depth, confidence, info, cloud = (
@@ -243,6 +245,7 @@ def test_disabled_node_ignores_images_and_goes_on_where_it_was(user):
 
 
 def test_camera_info_unprojects_and_a_bad_one_is_ignored(node, user):
+    user.reset()
     info = CameraInfo(height=168, width=224, k=[200.0, 0.0, 111.5, 0.0, 210.0, 83.5, 0.0, 0.0, 1.0])
 
     def intrinsics(k):
@@ -292,6 +295,7 @@ def test_compressed_images_follow_the_remapping_of_image(start_node, client):
 def test_large_images_all_arrive_from_a_reliable_camera(user):
     """640x480 is more than Fast DDS's shared memory holds: best effort, nearly none of them would."""
     images = [user.image(seed, height=480, width=640) for seed in range(30)]
+    user.reset()
     user.play(images)
     user.until(lambda: user.stamp in user.stamps("~/status"))
     assert user.stamps("~/status") == [stamp_ns(image.header) for image in images]

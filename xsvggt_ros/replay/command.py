@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if skipped:
         log.warning("%d images skipped, the first: %s", len(skipped), skipped[0])
     if not files.frames:
-        raise ValueError(f"no image of {args.input} could be used")
+        raise ValueError(f"no image of {args.input} could be used: {skipped[0] if skipped else 'interrupted'}")
     print(f"{files.frames} frames, {len(skipped)} images skipped", files.summary(), sep="\n")
     return INTERRUPTED if stop.is_set() else 0
 
