@@ -154,6 +154,7 @@ def test_with_a_model_slower_than_the_camera_outputs_are_as_new_as_can_be(start_
     client = start_client("/fast")
     start_node("stream", {"__ns": "/fast"}, device="cpu", image_width=224, path_length=100)
     client.connect()
+    client.reset()  # images of another size follow
     before = client.exchange(client.image(height=240, width=320))
     client.settle()
     camera, seconds = Camera(client), 300 if endurance else 3
