@@ -168,7 +168,7 @@ def test_skipped_images_are_said_and_counted_in_the_status(images, tmp_path, cap
     (images / "frame-1.png").write_bytes(b"no image")
     (images / "frame-2.png").write_bytes(encoded(picture(2, (2, 64)), ".png"))  # not one patch high
     assert run(images, tmp_path / "out") == 0
-    assert "2 images skipped, the first: frame-1.png" in caplog.text
+    assert "2 images skipped (2 rejected), the first: frame-1.png" in caplog.text
     last = read_bag(tmp_path / "out")["/stream/status"][-1][1]
     assert (last.frames_received, last.frames_rejected) == (4, 2)
 
@@ -215,7 +215,7 @@ class TestWorlds:
         messages = [("/image", i * SECOND, raw_image(picture(i), s * SECOND)) for i, s in enumerate(stamps)]
         assert run(write_bag(tmp_path / "in", messages), tmp_path / "out") == 0
         assert "the stamp went back by 6.000 s" in caplog.text
-        assert "1 images skipped, the first: image of 11000000000 ns" in caplog.text
+        assert "1 images skipped (1 late), the first: image of 11000000000 ns" in caplog.text
         assert read_trajectory(tmp_path / "out" / "trajectory.txt")[:, 0].tolist() == [10, 11]
         assert read_trajectory(tmp_path / "out" / "trajectory_1.txt")[:, 0].tolist() == [5, 6]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import logging
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 
@@ -21,6 +22,7 @@ from xsvggt_ros.replay.files import ReplayFiles, check_folder, explained
 from xsvggt_ros.replay.signals import INTERRUPTED, stop_signals
 from xsvggt_ros.replay.sources import Messages, add_source_arguments, bag_topics, complaint, open_source, usable
 from xsvggt_ros.settings import changed, settings
+from xsvggt_ros.status import ImageCounts
 from xsvggt_ros.stream import GeometryStream
 
 # Settings of the node that mean nothing without topics to receive from and send to.
@@ -73,11 +75,17 @@ def run(args: argparse.Namespace) -> int:
     if source.damage:
         log.warning("%s; what could be read is written", source.damage)
     if skipped:
-        log.warning("%d images skipped, the first: %s", len(skipped), skipped[0])
+        log.warning("%d images skipped (%s), the first: %s", len(skipped), _causes(pipeline.status.images), skipped[0])
     if not files.frames:
         raise ValueError(f"no image of {args.input} could be used: {skipped[0] if skipped else 'interrupted'}")
     print(f"{files.frames} frames, {len(skipped)} images skipped", files.summary(), sep="\n")
     return INTERRUPTED if stop.is_set() else 0
+
+
+def _causes(counts: ImageCounts) -> str:
+    """How many images were not used for which reason."""
+    causes = {name.removeprefix("frames_"): n for name, n in asdict(counts).items() if name.startswith("frames_") and n}
+    return ", ".join(f"{n} {cause}" for cause, n in causes.items() if cause != "received")
 
 
 def _replay(
