@@ -131,3 +131,14 @@ def test_a_reference_that_cannot_be_used_is_said_once_in_a_while(model, caplog):
     for _ in range(3):
         pipeline.receive("reference/depth", raw_image(picture(0), 0))
     assert [record.message.split(":")[0] for record in caplog.records] == ["reference/depth ignored"]
+
+
+def test_rows_of_high_images_that_are_not_used_are_said_once(model, caplog):
+    with caplog.at_level(logging.WARNING):
+        for size in ((48, 64), (64, 64), (80, 64)):
+            pipeline = pipeline_of(model)
+            for world in range(2):
+                pipeline.process(raw_image(picture(0, size), world * SECOND), SMALL)
+                pipeline.reset()
+    (said,) = [message for message in caplog.messages if "not used" in message]
+    assert said.startswith("images of 64x80 are higher than wide, and of their rows 20%, at top and bottom")

@@ -304,7 +304,7 @@ class TestFrames:
         chosen = frames[::2]
         assert (len(frames), len(chosen), len(chosen[1:])) == (6, 3, 2)
         np.testing.assert_array_equal(chosen[1].image, picture(2))
-        with pytest.raises(OSError, match=r"frame-000004"):
+        with pytest.raises(ValueError, match=r"frame-000004"):
             chosen[2]
 
     def test_end(self, frames):

@@ -65,14 +65,6 @@ class TestFolder:
         images, _ = read(write_folder(tmp_path, 2, "a{}" + suffix))
         assert indices(images) == [0, 1]
 
-    @pytest.mark.parametrize("shape", [(48, 64), (48, 64, 4)])
-    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-    def test_gray_alpha_and_16_bit_files_become_rgb(self, tmp_path, shape, dtype):
-        cv2.imwrite(str(tmp_path / "a.png"), np.full(shape, np.iinfo(dtype).max // 2, dtype))
-        images, _ = read(tmp_path)
-        assert images[0].image.shape == (48, 64, 3)
-        assert abs(int(images[0].image.mean()) - 127) <= 1
-
     def test_stride_keeps_stamps_and_reads_nothing_between(self, tmp_path):
         write_folder(tmp_path, 8)
         (tmp_path / "frame-1.png").write_bytes(b"no image")

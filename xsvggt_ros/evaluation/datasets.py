@@ -7,6 +7,7 @@ poses are camera-to-world with optical axes. Where a data set has no stamps, ima
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from xsvggt_ros.geometry import Array, intrinsic_matrix, inverse, rigid, rotation_matrix
-from xsvggt_ros.preprocess import rgb
-from xsvggt_ros.replay.sources.folder import FOLDER_RATE, IMAGE_SUFFIXES
+from xsvggt_ros.natural_order import naturally_sorted, numbers
+from xsvggt_ros.replay.sources.folder import FOLDER_RATE, READ_SUFFIXES, image_files, read_image
 from xsvggt_ros.rooms import stream
 
 Depth = NDArray[np.float32]
+
+logger = logging.getLogger(__name__)
 
 NO_READING = 65535  # of a 16-bit depth image, beside 0
 ASSOCIATION = 0.02  # seconds between an image and what was recorded with it
@@ -78,6 +81,15 @@ class LazyFrames(Sequence[EvaluationFrame]):
         return LazyFrames(self._loaders[index]) if isinstance(index, slice) else self._loaders[index]()
 
 
+def readable(sequence: EvaluationSequence) -> Iterator[EvaluationFrame]:
+    """The frames whose files can be read; the log names the others."""
+    for index in range(len(sequence.frames)):
+        try:
+            yield sequence.frames[index]
+        except (OSError, ValueError) as error:
+            logger.warning("%s: frame %d is left out: %s", sequence.name, index, error)
+
+
 def seven_scenes(root: Path) -> list[EvaluationSequence]:
     """7-Scenes: the test sequences of <scene>/TestSplit.txt, or one folder of frame-*.{color,depth,pose}.*.
 
@@ -100,7 +112,7 @@ def _seven_scenes(folder: Path) -> LazyFrames:
     return _frames(
         folder,
         images,
-        seconds=[_numbers(image)[0] / FOLDER_RATE for image in images],
+        seconds=[numbers(image)[0] / FOLDER_RATE for image in images],
         depths=_png_depths(_files(folder, f"frame-*.{depth}"), 1000),
         poses=np.concatenate([_matrices(path) for path in _files(folder, "frame-*.pose.txt")]),
         intrinsics=_table(camera, 3) if camera.exists() else SEVEN_SCENES_CAMERA,
@@ -165,7 +177,7 @@ def bonn(root: Path) -> list[EvaluationSequence]:
 def _bonn(folder: Path) -> LazyFrames:
     images = _images(folder / "rgb_110")
     depths = _png_depths(_images(folder / "depth_110"), 5000)
-    return _frames(folder, images, seconds=[_numbers(image)[-1] for image in images], depths=depths)
+    return _frames(folder, images, seconds=[numbers(image)[-1] for image in images], depths=depths)
 
 
 def kitti(root: Path) -> list[EvaluationSequence]:
@@ -272,7 +284,7 @@ def room_sequences(
 
 
 # Name of a data set -> its sequences, from its folder. Raises FileNotFoundError or ValueError, with what was expected
-# where; images are only read with their frames, which then raise OSError.
+# where; images are only read with their frames, which then raise OSError or ValueError, with the name of a damaged one.
 DATASETS: dict[str, Callable[[Path], list[EvaluationSequence]]] = {
     "7scenes": seven_scenes,
     "tum": tum,
@@ -320,8 +332,10 @@ def _frame(
 ) -> EvaluationFrame:
     if T_world_cam is not None and not np.isfinite(T_world_cam).all():
         T_world_cam = None  # how ScanNet says that tracking was lost
-    with Image.open(image) as opened:
-        colour = np.array(rgb(opened))
+    try:
+        colour = read_image(image)
+    except ValueError as error:
+        raise ValueError(f"{image}: {error}") from error
     return EvaluationFrame(round(seconds * 1e9), colour, depth and depth(), T_world_cam, intrinsics)
 
 
@@ -334,23 +348,18 @@ def _folders(root: Path, *markers: str) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    found = [path for path in _files(folder, "*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    found = image_files(folder) if folder.is_dir() else []
     if not found:
-        raise FileNotFoundError(f"{folder} has no images ({' '.join(IMAGE_SUFFIXES)})")
+        raise FileNotFoundError(f"{folder} does not exist or has no images ({' '.join(READ_SUFFIXES)})")
     return found
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
-    """In order of the numbers in their names."""
-    found = sorted(folder.glob(pattern), key=_numbers)
+    """In natural order."""
+    found = naturally_sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
     if not found:
         raise FileNotFoundError(f"{folder} does not exist or has no {pattern}")
     return found
-
-
-def _numbers(path: Path) -> list[float]:
-    """Of a file's name: counts, or seconds with decimals."""
-    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", path.stem)]
 
 
 def _png_depths(paths: Sequence[Path], steps_per_metre: float) -> list[Callable[[], Depth]]:
@@ -358,8 +367,11 @@ def _png_depths(paths: Sequence[Path], steps_per_metre: float) -> list[Callable[
 
 
 def _png_depth(path: Path, steps_per_metre: float) -> Depth:
-    with Image.open(path) as image:
-        steps = np.array(image)
+    try:
+        with Image.open(path) as image:
+            steps = np.array(image)
+    except (OSError, SyntaxError) as error:  # the latter of a damaged PNG
+        raise ValueError(f"{path} cannot be read: {error}") from error
     return np.where(steps == NO_READING, 0, steps / steps_per_metre).astype(np.float32)
 
 
