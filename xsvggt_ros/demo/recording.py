@@ -96,9 +96,9 @@ class Recording:
 
     @cached_property
     def comparison(self) -> Comparison | None:
-        """None without truth, or below two answers."""
+        """None without truth, or below three answers, which any alignment fits."""
         truth = self.true_answers
-        if len(truth) < 2:
+        if len(truth) < 3:
             return None
         T_odom_cam = np.array([a.T_tf for a in self.answers])
         unchanged = np.array([frame.T_first_cam for frame in self.unchanged])
