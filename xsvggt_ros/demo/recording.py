@@ -96,9 +96,9 @@ class Recording:
 
     @cached_property
     def comparison(self) -> Comparison | None:
-        """None without truth, or below three answers, which any alignment fits."""
+        """None without truth, or below two answers."""
         truth = self.true_answers
-        if len(truth) < 3:
+        if len(truth) < 2:
             return None
         T_odom_cam = np.array([a.T_tf for a in self.answers])
         unchanged = np.array([frame.T_first_cam for frame in self.unchanged])
@@ -163,7 +163,8 @@ def as_json(recording: Recording, checks: list[Check]) -> dict[str, Any]:
 def _comparison_as_json(comparison: Comparison) -> dict[str, Any]:
     """Errors by frame: metres, degrees."""
     frames = {name: getattr(comparison, name) for name in ("node", "unchanged", "trivial")}
-    return {"aligned": asdict(comparison.aligned)} | {
+    aligned = {name: None if np.isnan(error) else error for name, error in asdict(comparison.aligned).items()}
+    return {"aligned": aligned} | {
         name: {
             "depth": [asdict(d) for d in e.depth],
             "rotation": e.rotation.tolist(),

@@ -193,7 +193,7 @@ def pose_errors(T_world_cam: Array, T_world_cam_true: Array) -> PoseErrors:
     Raises ValueError if the shapes differ, N is below 2 or a pose is not finite.
     """
     _check_trajectories(T_world_cam, T_world_cam_true)
-    if len(T_world_cam) < 3 or spread(T_world_cam_true[:, :3, 3]) < STANDS_STILL:
+    if not can_align(T_world_cam_true):
         return PoseErrors(np.nan, np.nan, _rms(motion_errors(T_world_cam, T_world_cam_true)[0]))
     centres, centres_true = T_world_cam[:, :3, 3], T_world_cam_true[:, :3, 3]
     s, R, t = umeyama(centres, centres_true)
@@ -207,9 +207,11 @@ def pose_errors(T_world_cam: Array, T_world_cam_true: Array) -> PoseErrors:
     )
 
 
-def spread(points: Array) -> float:
-    """Root mean square distance of points [N, 3] from their mean."""
-    return _rms(np.linalg.norm(points - points.mean(axis=0), axis=1))
+def can_align(T_world_cam_true: Array) -> bool:
+    """Whether a Sim(3) alignment to true poses [N, 4, 4] tells predictions apart: of 3, and of a camera that moves."""
+    centres = T_world_cam_true[:, :3, 3]
+    spread = _rms(np.linalg.norm(centres - centres.mean(axis=0), axis=1))
+    return len(centres) >= 3 and spread >= STANDS_STILL
 
 
 def motion_errors(T_world_cam: Array, T_world_cam_true: Array, scale_true: float = 1.0) -> tuple[Array, Array]:
