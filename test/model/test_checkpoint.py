@@ -116,7 +116,7 @@ PAGE = "<!DOCTYPE html><html><body>403 Forbidden</body></html>"
         (FORMS["zip"][:-100], "not a complete file of torch.save"),
         (FORMS["legacy"][:-5], "not a complete file of torch.save"),
         (FORMS["safetensors"][:-5], "not a complete safetensors file"),
-        (torch_bytes([torch.ones(1)]), "holds no dict of tensors, but list"),
+        (torch_bytes([torch.ones(1)]), "holds no dict of tensors, but a list"),
         (torch_bytes({"epoch": 3}), r"holds no dict of tensors, but \['epoch'\]"),
         (pickle.dumps({"a": 1}, 2), "not a complete file of torch.save"),
     ],

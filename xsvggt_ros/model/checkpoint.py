@@ -94,7 +94,7 @@ def read_checkpoint(path: Path) -> dict[str, dict[str, Tensor]]:
         ) from None
     found = dict(_state_dicts(content))
     if not found:
-        keys = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        keys = sorted(map(str, content))[:5] if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(f"{path} holds no dict of tensors, but {keys}; {KEEP_TENSORS}")
     return found
 
@@ -198,7 +198,7 @@ def _check_zip(path: Path) -> None:
     except (*DAMAGE, NotImplementedError) as error:
         raise ValueError(f"{path} is not a complete file of torch.save, its end is missing; {AGAIN}") from error
     if not any(name.endswith("data.pkl") for name in names):
-        raise ValueError(f"{path} is a zip archive of something else ({', '.join(names[:3])}); unpack it")
+        raise ValueError(f"{path} is a zip archive of something else ({', '.join(names[:3])}); unpack or convert it")
     if any("/code/" in name for name in names):
         raise ValueError(f"{path} is a TorchScript archive, which is a program; {KEEP_TENSORS}")
 

@@ -16,7 +16,7 @@ from xsvggt_ros.model.checkpoint import read_checkpoint
 
 SHOWN = 3  # tensors an error names before it only counts
 # Keys and prefixes that say no more than that these are the weights; "ema", "teacher" or "loss" say something else.
-PLAIN = {"", "model", "state_dict", "model_state_dict", "module", "network", "net", "_orig_mod"}
+PLAIN = {"", "model", "state_dict", "model_state_dict", "module", "network", "net", "params", "_orig_mod"}
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def _say(path: Path, view: _View) -> None:
     """What was done to a checkpoint to make it fit."""
     if view.prefix:
         log.warning("%s: the prefix `%s` is taken off the names of its tensors", path, view.prefix)
-    if small := [name for name, tensor in view.tensors.items() if tensor.itemsize == 1]:
+    if small := [name for name, t in view.tensors.items() if t.is_floating_point() and t.itemsize == 1]:
         log.warning("%s: %s: it keeps 2 or 3 bits of them, and no scale", path, _summary("in float8", small))
     if view.others:
         log.warning("%s: left out, %s", path, _summary(f"without `{view.prefix}`", view.others))
