@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from xsvggt_ros.geometry import Array, intrinsic_matrix, inverse, rigid, rotation_matrix
+from xsvggt_ros.evaluation.text_files import (
+    read_camera,
+    read_list,
+    read_matrices,
+    read_pose,
+    read_text,
+    read_trajectory,
+)
+from xsvggt_ros.geometry import Array, intrinsic_matrix, inverse
 from xsvggt_ros.natural_order import naturally_sorted, numbers
 from xsvggt_ros.replay.sources.folder import FOLDER_RATE, READ_SUFFIXES, image_files, read_image
 from xsvggt_ros.rooms import stream
@@ -101,7 +109,7 @@ def seven_scenes(root: Path) -> list[EvaluationSequence]:
     return [
         EvaluationSequence(f"{scene.name}/seq-{int(number):02d}", _seven_scenes(scene / f"seq-{int(number):02d}"), 10.0)
         for scene in _folders(root, "TestSplit.txt")
-        for number in re.findall(r"\d+", (scene / "TestSplit.txt").read_text())
+        for number in re.findall(r"\d+", read_text(scene / "TestSplit.txt"))
     ]
 
 
@@ -114,8 +122,8 @@ def _seven_scenes(folder: Path) -> LazyFrames:
         images,
         seconds=[numbers(image)[0] / FOLDER_RATE for image in images],
         depths=_png_depths(_files(folder, f"frame-*.{depth}"), 1000),
-        poses=np.concatenate([_matrices(path) for path in _files(folder, "frame-*.pose.txt")]),
-        intrinsics=_table(camera, 3) if camera.exists() else SEVEN_SCENES_CAMERA,
+        poses=np.stack([read_pose(folder / f"{image.name.split('.')[0]}.pose.txt") for image in images]),
+        intrinsics=read_camera(camera) if camera.exists() else SEVEN_SCENES_CAMERA,
     )
 
 
@@ -130,14 +138,16 @@ def tum(root: Path) -> list[EvaluationSequence]:
 def _tum(folder: Path) -> LazyFrames:
     if not (folder / "rgb_90").exists():
         return _published_tum(folder)
-    seconds, poses = _trajectory(folder / "groundtruth_90.txt")
+    seconds, poses = read_trajectory(folder / "groundtruth_90.txt")
     return _frames(folder, _images(folder / "rgb_90"), seconds=seconds, poses=poses)
 
 
 def _published_tum(folder: Path) -> LazyFrames:
-    seconds, images = _tum_list(folder / "rgb.txt")
-    depth_seconds, depth_files = _tum_list(folder / "depth.txt")
-    pose_seconds, poses = _trajectory(folder / "groundtruth.txt")
+    seconds, images = read_list(folder / "rgb.txt")
+    depth_seconds, depth_files = read_list(folder / "depth.txt")
+    pose_seconds, poses = read_trajectory(folder / "groundtruth.txt")
+    timed = np.isfinite(pose_seconds)
+    pose_seconds, poses = pose_seconds[timed], poses[timed]
     depths = [*_png_depths(depth_files, 5000), None]  # the last for images without one
     depth_of, pose_of = _nearest(seconds, depth_seconds), _nearest(seconds, pose_seconds)
     chosen = np.flatnonzero(pose_of < len(poses))[::3][:90]
@@ -150,14 +160,6 @@ def _published_tum(folder: Path) -> LazyFrames:
         depths=[depths[i] for i in depth_of[chosen]],
         poses=poses[pose_of[chosen]],
     )
-
-
-def _tum_list(path: Path) -> tuple[Array, list[Path]]:
-    """Seconds and files of a list `seconds file`."""
-    rows = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
-    if {len(row) for row in rows} != {2}:
-        raise ValueError(f"{path} must have a line `seconds file` per image")
-    return np.array([float(seconds) for seconds, _ in rows]), [path.parent / name for _, name in rows]
 
 
 def _nearest(seconds: Array, others: Array) -> NDArray[np.intp]:
@@ -237,7 +239,7 @@ def scannet(root: Path) -> list[EvaluationSequence]:
 
 def _scannet(folder: Path) -> LazyFrames:
     depths = _png_depths(_images(folder / "depth_90"), 1000)
-    return _frames(folder, _images(folder / "color_90"), depths=depths, poses=_matrices(folder / "pose_90.txt"))
+    return _frames(folder, _images(folder / "color_90"), depths=depths, poses=read_matrices(folder / "pose_90.txt"))
 
 
 def nrgbd(root: Path) -> list[EvaluationSequence]:
@@ -250,7 +252,7 @@ def _nrgbd(folder: Path) -> LazyFrames:
         folder,
         _images(folder / "images"),
         depths=_png_depths(_images(folder / "depth"), 1000),
-        poses=_matrices(folder / "poses.txt") @ OPENGL_TO_OPTICAL,
+        poses=read_matrices(folder / "poses.txt") @ OPENGL_TO_OPTICAL,
         intrinsics=NRGBD_CAMERA,
     )
 
@@ -261,14 +263,14 @@ def rooms(root: Path) -> list[EvaluationSequence]:
 
 
 def _rooms(folder: Path) -> LazyFrames:
-    seconds, poses = _trajectory(folder / "groundtruth.txt")
+    seconds, poses = read_trajectory(folder / "groundtruth.txt")
     return _frames(
         folder,
         _images(folder / "rgb"),
         seconds=seconds,
         depths=_png_depths(_images(folder / "depth"), 1000),
         poses=poses,
-        intrinsics=_table(folder / "intrinsics.txt", 3),
+        intrinsics=read_camera(folder / "intrinsics.txt"),
     )
 
 
@@ -316,7 +318,7 @@ def _frames(
     count = len(images)
     columns: dict[str, Any] = {
         "images": images,
-        "stamps": [i / FOLDER_RATE for i in range(count)] if seconds is None else seconds,
+        "stamps": [i / FOLDER_RATE for i in range(count)] if seconds is None else _without_gaps(seconds),
         "depth images": [None] * count if depths is None else depths,
         "poses": [None] * count if poses is None else poses,
     }
@@ -337,6 +339,13 @@ def _frame(
     except ValueError as error:
         raise ValueError(f"{image}: {error}") from error
     return EvaluationFrame(round(seconds * 1e9), colour, depth and depth(), T_world_cam, intrinsics)
+
+
+def _without_gaps(seconds: Sequence[float] | Array) -> Array:
+    """Times that a damaged line does not say, from those around it."""
+    times, index = np.asarray(seconds, dtype=np.float64), np.arange(len(seconds))
+    known = np.isfinite(times)
+    return np.where(known, times, np.interp(index, index[known], times[known])) if known.any() else index / FOLDER_RATE
 
 
 def _folders(root: Path, *markers: str) -> list[Path]:
@@ -373,29 +382,3 @@ def _png_depth(path: Path, steps_per_metre: float) -> Depth:
     except (OSError, SyntaxError) as error:  # the latter of a damaged PNG
         raise ValueError(f"{path} cannot be read: {error}") from error
     return np.where(steps == NO_READING, 0, steps / steps_per_metre).astype(np.float32)
-
-
-def _trajectory(path: Path) -> tuple[Array, Array]:
-    """Seconds [N] and poses [N, 4, 4] of a TUM trajectory."""
-    rows = _table(path, 8)
-    return rows[:, 0], np.stack([rigid(rotation_matrix(row[4:]), row[1:4]) for row in rows])
-
-
-def _matrices(path: Path) -> Array:
-    """[N, 4, 4], from a line each or from four."""
-    values = _table(path, 4, 16)
-    if values.size % 16:
-        raise ValueError(f"{path} must have 16 numbers per pose, it has {values.size}")
-    return values.reshape(-1, 4, 4)
-
-
-def _table(path: Path, *columns: int) -> Array:
-    """[rows, columns] of a text file without its comments; `columns` are the numbers of columns that are right."""
-    expected = f"{path} must have {' or '.join(map(str, columns))} values per line"
-    try:
-        rows: Array = np.loadtxt(path, ndmin=2)
-    except ValueError as error:
-        raise ValueError(f"{expected}: {error}") from error
-    if rows.shape[1] not in columns:
-        raise ValueError(f"{expected}, it has {rows.shape[1]}")
-    return rows
