@@ -198,7 +198,7 @@ def _maps(K: Array, d: Array, fisheye: bool, height: int, width: int) -> Maps:
 
 
 def _distortion(info: Any, d: Array) -> tuple[Array, bool]:
-    """The coefficients as OpenCV counts them, and whether they are its fisheye's; d: those up to the last that is not 0."""
+    """The coefficients as OpenCV counts them, and whether they are its fisheye's; d: those up to the last not 0."""
     counts = COEFFICIENTS.get(info.distortion_model.lower())
     if counts is None:
         raise ValueError(
