@@ -12,6 +12,7 @@ from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.pipeline import Pipeline, Rejected, Unplaced
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.settings import changed
+from xsvggt_ros.status import NO_CAMERA_INFO
 from xsvggt_ros.stream import GeometryStream
 
 K = np.array([[50.0, 0, 31.5], [0, 51.0, 23.5], [0, 0, 1]])
@@ -43,6 +44,29 @@ def test_camera_info_gives_the_intrinsics_of_the_images_after_it(model):
     pipeline.receive("camera_info", camera_info(K))
     after = pipeline.process(raw_image(picture(1), 1), SMALL).frame.intrinsics
     assert after[0, 0] == pytest.approx(K[0, 0] * 56 / 64) != before[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        (camera_info(K, (240, 320)), "camera_info is for 320 x 240 pixels, the image has 64 x 48; publish"),
+        (camera_info(np.zeros((3, 3))), "focal lengths must be above 0"),
+        (camera_info(np.full((3, 3), np.nan)), "not finite"),
+    ],
+)
+def test_why_a_calibration_is_not_in_use_is_in_the_status_and_said_once(model, caplog, info, words):
+    pipeline = pipeline_of(model)
+    pipeline.process(raw_image(picture(0), 0), SMALL)
+    assert pipeline.status.calibration == NO_CAMERA_INFO
+    assert not caplog.records  # which is no fault, of a folder of images least of all
+    pipeline.receive("camera_info", info)
+    for stamp in (1, 2):
+        pipeline.process(raw_image(picture(0), stamp), SMALL)
+        assert words in pipeline.status.calibration
+    assert [record.message for record in caplog.records] == [pipeline.status.calibration]
+    pipeline.receive("camera_info", camera_info(K))
+    pipeline.process(raw_image(picture(0), 3), SMALL)
+    assert pipeline.status.calibration == pipeline.status.figures()["calibration"] == ""
 
 
 def test_every_image_is_counted_once_by_what_became_of_it(model):

@@ -159,7 +159,8 @@ class Pipeline:
         counts, before = self.status.images, self.status
         more = {name: getattr(counts, name) + 1 for name in ("frames_received", cause) if name}
         images = replace(counts, **more, resets=max(0, self._worlds - 1))
-        status = replace(before, images=images, shortage=self._stream.shortage)
+        calibration = self._camera.calibration
+        status = replace(before, images=images, calibration=calibration, shortage=self._stream.shortage)
         if step is not None:
             status = replace(status, step=step, scale=self._placement.scale, missing=missing)
         self.status = status

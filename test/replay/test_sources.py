@@ -172,10 +172,15 @@ class TestBagTopics:
         assert [item.intrinsics for item in images] == [None] * 3
         assert [r.levelno for r in caplog.records] == [logging.WARNING]
 
-    def test_camera_info_of_another_camera_is_not_taken(self, tmp_path):
+    def test_camera_info_of_another_camera_is_not_taken_but_said(self, tmp_path, caplog):
         messages = [("/b/camera_info", 0, camera_info(K)), ("/a/image", 0, raw_image(picture(0), 0))]
         images, _ = read(write_bag(tmp_path / "bag", messages))
         assert images[0].intrinsics is None
+        assert "no CameraInfo on /a/camera_info" in caplog.text and "there: /b/camera_info" in caplog.text
+
+    def test_a_bag_without_any_camera_info_is_no_fault(self, tmp_path, caplog):
+        images, _ = read(write_bag(tmp_path / "bag", [("/a/image", 0, raw_image(picture(0), 0))]))
+        assert images[0].intrinsics is None and not caplog.text
 
     def test_unusable_images_are_skipped(self, tmp_path):
         cut_off = compressed_image(picture(1), SECOND, ".jpg")

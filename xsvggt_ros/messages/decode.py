@@ -21,6 +21,7 @@ from xsvggt_ros.camera import Rectifier
 from xsvggt_ros.frame import InputImage
 from xsvggt_ros.geometry import LEAST_LENGTH, rigid, rotation_matrix
 from xsvggt_ros.preprocess import eight_bits, stretched
+from xsvggt_ros.status import NO_CAMERA_INFO
 
 try:  # a ROS distribution has cv_bridge, unless it was built for another numpy
     from cv_bridge.boost.cv_bridge_boost import cvtColor2 as convert_color
@@ -84,10 +85,12 @@ class CameraDecoder:
     """The messages of one camera as images: rectified, with their K, where a usable camera_info came.
 
     warn: says why a camera_info is ignored, once for each reason. `camera_info` may be set from another thread.
+    `calibration`: why the newest image has no K; empty: it has.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self.camera_info: Any = None  # sensor_msgs CameraInfo, the newest
+        self.calibration = ""
         self._warn = warn
         self._warned = ""
         self._rectifier = Rectifier()
@@ -100,14 +103,18 @@ class CameraDecoder:
     def _rectified(self, image: np.ndarray, rectify: bool) -> tuple[np.ndarray, np.ndarray | None]:
         info = self.camera_info
         if info is None:
+            self.calibration = NO_CAMERA_INFO
             return image, None
         try:
-            return self._rectifier(image, info, rectify)
+            rectified = self._rectifier(image, info, rectify)
         except ValueError as error:
-            if str(error) != self._warned:
-                self._warned = str(error)
-                self._warn(f"camera_info ignored: {error}")
+            self.calibration = f"camera_info ignored: {error}"
+            if self.calibration != self._warned:
+                self._warned = self.calibration
+                self._warn(self.calibration)
             return image, None
+        self.calibration = ""
+        return rectified
 
 
 def decode_image(msg: Any) -> np.ndarray:

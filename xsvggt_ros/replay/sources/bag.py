@@ -60,6 +60,11 @@ def _first_info(bag: Bag, topic: str) -> Messages:
     """CameraInfo beside the image topic, as image_transport names it: the first holds for the whole bag."""
     info = f"{topic.removesuffix('/compressed').rpartition('/')[0]}/camera_info"
     if bag.topics.get(info) != CAMERA_INFO_TYPE:
+        others = ", ".join(name for name, kind in bag.topics.items() if kind == CAMERA_INFO_TYPE)
+        if others:
+            log.warning(
+                "no CameraInfo on %s, the model guesses the intrinsics; CameraInfo topics there: %s", info, others
+            )
         return
     for message in bag.messages([info]):
         yield from _decoded(bag, [message], {info: CAMERA_INFO})
