@@ -11,6 +11,7 @@ from pathlib import Path
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.messages.bag import is_bag
 from xsvggt_ros.messages.topics import references
+from xsvggt_ros.rate import check_rate
 from xsvggt_ros.replay.sources.bag import open_recording
 from xsvggt_ros.replay.sources.folder import open_folder
 from xsvggt_ros.replay.sources.source import Images, Messages, Source, complaint, usable
@@ -57,8 +58,8 @@ def open_source(
         raise FileNotFoundError(f"{path} does not exist; give a folder of images, a video file or a rosbag2")
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
-    if rate is not None and not rate > 0:
-        raise ValueError(f"rate must be above 0 images per second, got {rate}")
+    if rate is not None:
+        check_rate(rate)
     if is_bag(path):
         if rate is not None:
             raise ValueError(f"{path} is a bag, whose images have stamps: leave the rate out")
