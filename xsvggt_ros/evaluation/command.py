@@ -12,7 +12,6 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from xsvggt_ros.evaluation.sweep import IMAGE_SIZE, Sweep, run_sweep
 from xsvggt_ros.evaluation.table import Table, write_table
 from xsvggt_ros.evaluation.trace import Clouds, Gallery, Trace, follow
 from xsvggt_ros.flags import add_settings, given_settings
+from xsvggt_ros.rate import check_rate
 from xsvggt_ros.rooms.motion import MOTIONS
 from xsvggt_ros.settings import changed, settings, values
 from xsvggt_ros.stream import GeometryStream
@@ -115,8 +115,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("frames, stride and workers must be at least 1")
     if args.frames is not None and args.frames < FEWEST:
         raise ValueError(f"--frames {args.frames} leaves no motion between frames to compare; give at least {FEWEST}")
-    if not 0 < args.rate < inf:
-        raise ValueError(f"--rate must be above 0 images per second, got {args.rate}")
+    check_rate(args.rate)
     given = given_settings(args, SETTINGS)
     config = changed(StreamConfig(), given)
     if args.sweep:
