@@ -66,6 +66,8 @@ def test_why_a_calibration_is_not_in_use_is_in_the_status_and_said_once(model, c
     assert [record.message for record in caplog.records] == [pipeline.status.calibration]
     pipeline.receive("camera_info", camera_info(K))
     pipeline.process(raw_image(picture(0), 3), SMALL)
+    pipeline.process(raw_image(picture(0)[:40], 4), SMALL)  # a stray one, which is not taken in
+    assert pipeline.status.images.frames_rejected == 1
     assert pipeline.status.calibration == pipeline.status.figures()["calibration"] == ""
 
 

@@ -159,10 +159,10 @@ class Pipeline:
         counts, before = self.status.images, self.status
         more = {name: getattr(counts, name) + 1 for name in ("frames_received", cause) if name}
         images = replace(counts, **more, resets=max(0, self._worlds - 1))
-        calibration = self._camera.calibration
-        status = replace(before, images=images, calibration=calibration, shortage=self._stream.shortage)
+        status = replace(before, images=images, shortage=self._stream.shortage)
         if step is not None:
-            status = replace(status, step=step, scale=self._placement.scale, missing=missing)
+            calibration = self._camera.calibration
+            status = replace(status, step=step, scale=self._placement.scale, missing=missing, calibration=calibration)
         self.status = status
 
     def _tell(self, step: StepStatus) -> None:
