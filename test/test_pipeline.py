@@ -113,6 +113,17 @@ def processed(pipeline, cameras, config=SMALL, first=0):
     return [isinstance(pipeline.process(message, config), Placed) for message in messages]
 
 
+def test_of_two_cameras_on_one_topic_each_has_its_own_calibration(model):
+    pipeline = pipeline_of(model)
+    wide, narrow = K.copy(), K.copy()
+    narrow[[0, 1], [0, 1]] *= 2
+    for left, right in ((wide, narrow), (wide, narrow)):
+        for matrix, camera in ((left, "left"), (right, "right")):
+            pipeline.receive("camera_info", camera_info(matrix, frame_id=camera))
+    placed = pipeline.process(raw_image(picture(0), 0, frame_id="left"), SMALL)
+    assert placed.frame.intrinsics[0, 0] == pytest.approx(wide[0, 0] * 56 / 64)
+
+
 def test_of_two_cameras_on_one_topic_the_first_is_followed(model, caplog):
     pipeline = pipeline_of(model)
     assert processed(pipeline, ["left", "right", "left", "right", "right", "right", "right", "left"]) == [

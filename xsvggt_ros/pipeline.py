@@ -72,7 +72,7 @@ class Pipeline:
         """Takes a message of camera_info or of one of the topics.REFERENCES; one that cannot be used is said."""
         try:
             if topic == CAMERA_INFO:
-                self._camera.camera_info = message
+                self._camera.receive(message)
             else:
                 hand_over(self._placement, topic, message)
         except ValueError as error:

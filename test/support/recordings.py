@@ -67,11 +67,11 @@ def compressed_image(image: np.ndarray, stamp: int, suffix: str = ".png") -> Any
     return message("sensor_msgs/msg/CompressedImage", header=header(stamp), format=suffix[1:], data=data)
 
 
-def camera_info(K: np.ndarray, size: tuple[int, int] = (48, 64)) -> Any:
+def camera_info(K: np.ndarray, size: tuple[int, int] = (48, 64), frame_id: str = "cam_optical") -> Any:
     roi = message("sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
     return message(
         "sensor_msgs/msg/CameraInfo",
-        header=header(0),
+        header=header(0, frame_id),
         height=size[0],
         width=size[1],
         distortion_model="",

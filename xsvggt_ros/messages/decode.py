@@ -71,6 +71,7 @@ HARMLESS = ("extraneous bytes", "JFIF revision", "Adobe color transform", "SOS p
 MOST_PIXELS = 2**28  # of a JPEG; a damaged header may state more
 
 DEPTH_ENCODINGS = {"32FC1": ("<f4", 1.0), "16UC1": ("<u2", 0.001)}  # sample type, metres per step (REP 118)
+MOST_CAMERAS = 16  # on one topic
 FRAME_ID = "camera"  # where the header names none: an empty frame_id is no frame
 
 
@@ -84,24 +85,33 @@ class Damaged:
 class CameraDecoder:
     """The messages of one camera as images: rectified, with their K, where a usable camera_info came.
 
-    warn: says why a camera_info is ignored, once for each reason. `camera_info` may be set from another thread.
+    warn: says why a camera_info is ignored, once for each reason. `receive` may be called from another thread.
     `calibration`: why the newest image has no K; empty: it has.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
-        self.camera_info: Any = None  # sensor_msgs CameraInfo, the newest
+        self._newest_info: Any = None  # sensor_msgs CameraInfo
+        self._infos: dict[str, Any] = {}  # by frame_id: two cameras may send on one topic
         self.calibration = ""
         self._warn = warn
         self._warned = ""
         self._rectifier = Rectifier()
 
+    def receive(self, info: Any) -> None:
+        """Takes a sensor_msgs CameraInfo: for the images of its frame_id, and for those to whose nobody sends any."""
+        if len(self._infos) >= MOST_CAMERAS:
+            self._infos = {}
+        self._infos[info.header.frame_id] = info
+        self._newest_info = info
+
     def decode(self, msg: Any, rectify: bool) -> InputImage:
         """The image of a sensor_msgs Image or CompressedImage. Raises ValueError with what is wrong and the remedy."""
-        image, K = self._rectified(decode_image(msg), rectify)
+        image = decode_image(msg)
+        info = self._infos.get(msg.header.frame_id, self._newest_info)
+        image, K = self._rectified(image, info, rectify)
         return InputImage(stamp_ns(msg.header), image, K, msg.header.frame_id or FRAME_ID)
 
-    def _rectified(self, image: np.ndarray, rectify: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        info = self.camera_info
+    def _rectified(self, image: np.ndarray, info: Any, rectify: bool) -> tuple[np.ndarray, np.ndarray | None]:
         if info is None:
             self.calibration = NO_CAMERA_INFO
             return image, None
