@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -17,8 +18,9 @@ from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 from zstandard import ZstdDecompressor, ZstdError
 
-from xsvggt_ros.messages.storage import ZSTD, DamagedPart, Part, Rows, is_storage, open_part, starts_as
+from xsvggt_ros.messages.storage import ROS_1, ZSTD, DamagedPart, Part, Rows, is_storage, open_part, starts_as
 from xsvggt_ros.messages.storage.folder import METADATA, Folder, read_folder
+from xsvggt_ros.natural_order import naturally_sorted
 
 # Images and CameraInfo are the same in every ROS 2, so that a bag without definitions decodes too.
 TYPES = get_typestore(Stores.LATEST)
@@ -66,6 +68,11 @@ class Bag:
         return {topic: kind for part in reversed(self.parts) for topic, kind in part.topics.items()}
 
     @cached_property
+    def foreign(self) -> dict[str, str]:
+        """Topic -> type and encoding of what is left out."""
+        return {topic: reason for part in self.parts for topic, reason in part.foreign.items()}
+
+    @cached_property
     def counts(self) -> Counter[str]:
         """Topic -> messages."""
         return sum((part.counts for part in self.parts), Counter())
@@ -88,10 +95,10 @@ class Bag:
         if damage:
             raise DamagedBag(f"{self.path} is incomplete: {'; '.join(damage)}")
 
-    def decode(self, topic: str, message: bytes) -> Any:
+    def decode(self, topic: str, message: bytes | memoryview) -> Any:
         """The message object. Raises ValueError if the bytes are no message of the topic's type."""
         try:
-            if message.startswith(ZSTD):  # a serialized message starts with zeros
+            if message[:4] == ZSTD:  # a serialized message starts with zeros
                 message = ZstdDecompressor().decompressobj().decompress(message)
             return TYPES.deserialize_cdr(message, self.topics[topic])
         except (SerdeError, ZstdError) as error:
@@ -102,7 +109,12 @@ def is_bag(path: Path) -> bool:
     """Whether the path is a rosbag2 folder, one of its storage files, or a ROS 1 bag. Raises OSError."""
     if path.is_dir():
         return (path / METADATA).exists() or any(is_storage(file) and not file.is_dir() for file in path.iterdir())
-    return path.is_file() and (is_storage(path) or bool(starts_as(path)))
+    return path.is_file() and (is_storage(path) or starts_as(path) != b"")
+
+
+def bags_below(path: Path) -> list[Path]:
+    """The bags that lie in a folder which is none itself."""
+    return naturally_sorted(file for file in path.iterdir() if is_bag(file))
 
 
 @contextmanager
@@ -111,6 +123,11 @@ def open_bag(path: Path) -> Iterator[Bag]:
 
     Raises ValueError if nothing in it can be read.
     """
+    if path.is_file() and starts_as(path) == ROS_1:
+        raise ValueError(
+            f"{path} is a ROS 1 bag: convert it with "
+            f"rosbags-convert --src {quote(str(path))} --dst {quote(str(path.with_suffix('')))}"
+        )
     folder = read_folder(path) if path.is_dir() else Folder([path])
     parts, damage = [], list(folder.damage)
     with ExitStack() as stack:

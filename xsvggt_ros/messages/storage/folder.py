@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
-from natsort import natsorted
 from ruamel.yaml import YAML, YAMLError
 
 from xsvggt_ros.messages.storage import is_storage, without_zstd
+from xsvggt_ros.natural_order import naturally_sorted
 
 METADATA = "metadata.yaml"
 # What reading a file makes of any text.
@@ -50,7 +50,7 @@ def read_folder(path: Path) -> Folder:
 
 def _parts(path: Path, names: list[str]) -> tuple[list[Path], list[Path]]:
     """The parts in order of recording (rosbag2 numbers them without leading zeros), and files that are none."""
-    files = natsorted((file for file in path.iterdir() if is_storage(file) and not file.is_dir()), key=lambda f: f.name)
+    files = naturally_sorted(file for file in path.iterdir() if is_storage(file) and not file.is_dir())
     # A recorder that was killed while it packed a part leaves both.
     whole = {file.name for file in files if file.name == without_zstd(file.name)}
     files = [file for file in files if file.name in whole or without_zstd(file.name) not in whole]

@@ -18,14 +18,16 @@ import zstandard
 from mcap.data_stream import ReadDataStream
 from mcap.exceptions import McapError
 from mcap.opcode import Opcode
-from mcap.records import Channel, Chunk, ChunkIndex, Footer, Schema, Statistics
+from mcap.records import Channel, ChunkIndex, Footer, Schema, Statistics
 
 from xsvggt_ros.messages.storage.part import DamagedPart, Part, Rows
 
 MAGIC = b"\x89MCAP0\r\n"
 RECORD = struct.Struct("<BQ")  # opcode, length
 MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, time of recording, time of publication
-CHUNK_START = struct.Struct("<Q")  # earliest time of recording
+CHUNK = struct.Struct("<BQQQQII")  # opcode, length, first and last time, size, checksum, length of compression's name
+CHUNK_SIZE = struct.Struct("<Q")  # of its data, after the name of the compression
+CHUNK_START = struct.Struct("<Q")  # first time
 INDEX = struct.Struct("<HI")  # channel, bytes of its entries
 INDEX_ENTRY = 16
 FOOTER_SIZE = RECORD.size + 20 + len(MAGIC)
@@ -62,7 +64,7 @@ class McapPart(Part):
 
     def rows(self, topics: Mapping[str, str]) -> Rows:
         wanted, damage = self._wanted(topics), self._damage.copy()
-        waiting: list[tuple[int, int, int, int, bytes]] = []  # a heap: time, where it lies, channel, message
+        waiting: list[tuple[int, int, int, int, memoryview]] = []  # a heap: time, where it lies, channel, message
         with self.path.open("rb") as file:
             for stretch in self._stretches:
                 if wanted.keys().isdisjoint(stretch.channels):
@@ -149,11 +151,11 @@ class McapPart(Part):
         """Messages by channel in a chunk, whose definitions are entered."""
         counts: Counter[int] = Counter()
         try:
-            for stream, opcode, _, length in _stretch_records(file, chunk):
+            for opcode, _, content in _stretch_records(file, chunk):
                 if opcode == Opcode.MESSAGE:
-                    counts[MESSAGE.unpack(stream.read(MESSAGE.size))[0]] += 1
+                    counts[MESSAGE.unpack_from(content)[0]] += 1
                 elif opcode in DEFINITIONS:
-                    self._define(opcode, stream.read(length))
+                    self._define(opcode, bytes(content))
         except ERRORS as error:
             self._damage[chunk.position] = _reason(error)
         return counts
@@ -178,48 +180,45 @@ class McapPart(Part):
             self._add_channel(channel.id, channel.topic, kind, channel.message_encoding)
 
 
-def _messages(file: BinaryIO, stretch: Stretch, wanted: Collection[int]) -> Iterator[tuple[int, int, int, bytes]]:
+def _messages(file: BinaryIO, stretch: Stretch, wanted: Collection[int]) -> Iterator[tuple[int, int, int, memoryview]]:
     """Time, position, channel and data of those in a stretch."""
-    for stream, opcode, position, length in _stretch_records(file, stretch):
+    for opcode, position, content in _stretch_records(file, stretch):
         if opcode == Opcode.MESSAGE:
-            channel, _, time, _ = MESSAGE.unpack(stream.read(MESSAGE.size))
+            channel, _, time, _ = MESSAGE.unpack_from(content)
             if channel in wanted:
-                yield time, position, channel, stream.read(length - MESSAGE.size)
+                yield time, position, channel, content[MESSAGE.size :]
 
 
-def _stretch_records(file: BinaryIO, stretch: Stretch) -> Iterator[tuple[BinaryIO, int, int, int]]:
-    """The stream from which to read each record, and what _records says of it."""
-    if not stretch.is_chunk:
-        for record in _records(file, stretch.position, stretch.end):
-            yield file, *record
-        return
-    data, size = _chunk(file, stretch)
-    stream = io.BytesIO(data)
-    for record in _records(stream, 0, len(data)):
-        yield stream, *record
+def _stretch_records(file: BinaryIO, stretch: Stretch) -> Iterator[tuple[int, int, memoryview]]:
+    """Opcode, position and content of what is in a stretch."""
+    file.seek(stretch.position)
+    size = stretch.end - stretch.position
+    data, size = _chunk(file, size) if stretch.is_chunk else (file.read(size), size)
+    for opcode, position, length in _records(io.BytesIO(data), 0, len(data)):
+        content = position + RECORD.size
+        yield opcode, position, memoryview(data)[content : content + length]
     if len(data) != size:
         raise DamagedPart("a chunk is cut off")
 
 
-def _chunk(file: BinaryIO, stretch: Stretch) -> tuple[bytes, int]:
-    """What is in a chunk, as far as it goes, and how many bytes that should be."""
-    file.seek(stretch.position)
-    opcode, length = RECORD.unpack(file.read(RECORD.size))
+def _chunk(file: BinaryIO, size: int) -> tuple[bytes, int]:
+    """What is in a chunk of which so many bytes are there, as far as it goes, and how many bytes that should be."""
+    end = file.tell() + size
+    opcode, _, _, _, full_size, checksum, length = CHUNK.unpack(file.read(CHUNK.size))
     if opcode != Opcode.CHUNK:
         raise DamagedPart("a chunk is missing")
-    chunk = _parsed(Chunk, file.read(min(length, stretch.end - stretch.position - RECORD.size)))
-    if chunk.compression == "zstd":
-        data = zstandard.ZstdDecompressor().decompressobj().decompress(chunk.data)
-    elif chunk.compression == "lz4":
-        data = lz4.frame.LZ4FrameDecompressor().decompress(chunk.data)
-    elif chunk.compression:
-        raise DamagedPart(f"a chunk has the unknown compression {chunk.compression!r}")
-    else:
-        data = chunk.data
-    checked = chunk.uncompressed_crc and len(data) == chunk.uncompressed_size
-    if checked and zlib.crc32(data) != chunk.uncompressed_crc:
+    compression = file.read(min(length, end - file.tell())).decode()
+    (length,) = CHUNK_SIZE.unpack(file.read(CHUNK_SIZE.size))
+    data = file.read(min(length, end - file.tell()))
+    if compression == "zstd":
+        data = zstandard.ZstdDecompressor().decompressobj().decompress(data)
+    elif compression == "lz4":
+        data = lz4.frame.LZ4FrameDecompressor().decompress(data)
+    elif compression:
+        raise DamagedPart(f"a chunk has the unknown compression {compression!r}")
+    if checksum and len(data) == full_size and zlib.crc32(data) != checksum:
         raise DamagedPart("a chunk does not have its checksum")
-    return data, chunk.uncompressed_size
+    return data, full_size
 
 
 def _summary(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-Rows = Iterator[tuple[str, bytes]]  # topic, serialized message
+Rows = Iterator[tuple[str, bytes | memoryview]]  # topic, serialized message
 ENCODINGS = ("cdr", "")  # of ROS 2's messages; the first recorders left the name out
 
 
@@ -32,7 +32,7 @@ class Part(ABC):
 
     @abstractmethod
     def rows(self, topics: Mapping[str, str]) -> Rows:
-        """Messages of topic -> type, in order of time of recording. Raises DamagedPart at the end, if some are missing."""
+        """Messages of topic -> type, in order of time. Raises DamagedPart at the end, if some are missing."""
 
     def _add_channel(self, number: int, topic: str, kind: str, encoding: str) -> None:
         if encoding.lower() in ENCODINGS and kind:

@@ -22,7 +22,7 @@ TOPICS = """SELECT id, CAST(ifnull(name, '') AS TEXT), CAST(ifnull(type, '') AS 
 # Not by the index of time, which a damaged file may lack.
 SCAN = """SELECT CAST(ifnull(timestamp, 0) AS INTEGER), rowid, CAST(ifnull(topic_id, 0) AS INTEGER)
     FROM messages NOT INDEXED ORDER BY rowid"""
-MESSAGE = "SELECT CAST(ifnull(data, '') AS BLOB) FROM messages WHERE rowid = ?"
+MESSAGE = "SELECT data FROM messages WHERE rowid = ?"
 
 
 def side_files(path: Path) -> list[Path]:
@@ -59,7 +59,7 @@ class SqlitePart(Part):
                     (message,) = database.execute(MESSAGE, (number,)).fetchone() or (None,)
                 except sqlite3.Error as error:
                     message, damage = None, damage or str(error)
-                if message is not None:
+                if isinstance(message, bytes):
                     yield wanted[channel], message
         if damage:
             raise DamagedPart(damage)

@@ -23,13 +23,17 @@ __all__ = ["Images", "Messages", "Source", "add_source_arguments", "bag_topics",
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """The recording, and what is read of it."""
     parser.add_argument(
-        "input", type=Path, help="folder of images, video file, or rosbag2 (folder, .mcap or .db3), whole or cut off"
+        "input",
+        type=Path,
+        help="folder of images, video file, or rosbag2 (folder, .mcap, .db3, .zstd), whole or cut off",
     )
     parser.add_argument("--stride", type=int, default=1, metavar="N", help="use every N-th image (default: 1)")
     parser.add_argument(
         "--rate", type=float, metavar="HZ", help="images per second (default: the video's own, 30 for a folder)"
     )
-    parser.add_argument("--topic", default="", help="image topic of a bag (default: the first)")
+    parser.add_argument(
+        "--topic", default="", help="image topic of a bag (default: that with the most colour or mono images)"
+    )
     parser.add_argument(
         "--reference", default="", metavar="TOPIC", help="odometry or depth topic of a bag that scale.source names"
     )
@@ -48,7 +52,7 @@ def open_source(
     A folder is read in natural order of its file names; of one that has `*.color.*` files, as RGB-D
     recordings do, only those. Image i is stamped i / rate seconds; a video's own rate is the default,
     and 30 a second in a folder. A bag's images keep their stamps, frame and CameraInfo; `topic` is its
-    image topic, by default the first.
+    image topic, by default that with the most colour or mono images.
     references: topic of messages.topics.REFERENCES -> topic of the bag that is read along under that name; one of its
     messages that cannot be decoded is ignored, with a warning.
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
 
+from xsvggt_ros.messages.bag import bags_below
 from xsvggt_ros.messages.decode import Damaged, decode_samples
 from xsvggt_ros.messages.topics import IMAGE
 from xsvggt_ros.natural_order import naturally_sorted
@@ -138,12 +139,13 @@ def _tell_left_out(folder: Path, unusable: list[Path]) -> None:
 
 
 def _elsewhere(folder: Path) -> str:
-    """Where in its folders there are images."""
+    """Where in its folders there are images, or else bags in it."""
     for levels in range(1, DEPTH_TO_LOOK + 1):
         found = {file.parent for file in folder.glob("*/" * levels + "*") if file.suffix.lower() in READ_SUFFIXES}
         if found:
             return f"; give one of the folders in it that have images: {_listed(map(str, naturally_sorted(found)))}"
-    return ""
+    bags = bags_below(folder)
+    return f"; give one of the bags in it: {_listed(map(str, bags))}" if bags else ""
 
 
 def _listed(names: Iterable[str], most: int = 5) -> str:
