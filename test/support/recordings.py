@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import mcap.writer
 import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
@@ -94,6 +95,34 @@ def write_bag(path: Path, messages: Iterable[tuple[str, int, Any]], storage: str
             if topic not in connections:
                 connections[topic] = writer.add_connection(topic, kind, typestore=TYPES)
             writer.write(connections[topic], time, TYPES.serialize_cdr(msg, kind))
+    return path
+
+
+def write_mcap(
+    path: Path,
+    times: Iterable[int],
+    foreign: tuple[str, str, str] = ("", "", ""),
+    kind: str = "sensor_msgs/msg/Image",
+    **options: Any,
+) -> Path:
+    """An mcap file of raw pictures on /cam/image_raw, picture i at times[i] seconds; options: those of mcap's Writer.
+
+    foreign: type, encoding of it and of the messages on /other, one after each picture.
+    """
+    writer = mcap.writer.Writer(str(path), **options)
+    writer.start(profile="", library="")
+    schema = writer.register_schema(kind, "ros2msg", b"")
+    images = writer.register_channel("/cam/image_raw", "cdr", schema)
+    other = 0
+    if foreign[2]:
+        other_schema = writer.register_schema(*foreign[:2], b"\xff\xfe") if foreign[0] else 0
+        other = writer.register_channel("/other", foreign[2], other_schema)
+    for index, second in enumerate(times):
+        image = TYPES.serialize_cdr(raw_image(picture(index), second * SECOND), "sensor_msgs/msg/Image")
+        writer.add_message(images, second * SECOND, bytes(image), second * SECOND)
+        if other:
+            writer.add_message(other, second * SECOND, b"{}", second * SECOND)
+    writer.finish()
     return path
 
 

@@ -65,7 +65,10 @@ class Bag:
     @cached_property
     def topics(self) -> dict[str, str]:
         """Topic -> message type; only what is serialized as ROS 2 does it."""
-        return {topic: kind for part in reversed(self.parts) for topic, kind in part.topics.items()}
+        topics: dict[str, str] = {}
+        for part in self.parts:
+            topics |= part.topics | topics  # the first part that has a topic says its type
+        return topics
 
     @cached_property
     def foreign(self) -> dict[str, str]:
@@ -96,11 +99,14 @@ class Bag:
             raise DamagedBag(f"{self.path} is incomplete: {'; '.join(damage)}")
 
     def decode(self, topic: str, message: bytes | memoryview) -> Any:
-        """The message object. Raises ValueError if the bytes are no message of the topic's type."""
+        """The message object. Raises ValueError if the bytes are no message of the topic's type, or that is unknown."""
+        kind = self.topics[topic]
+        if kind not in TYPES.fielddefs:
+            raise ValueError(f"messages on {topic} have the unknown type {kind}")
         try:
             if message[:4] == ZSTD:  # a serialized message starts with zeros
                 message = ZstdDecompressor().decompressobj().decompress(message)
-            return TYPES.deserialize_cdr(message, self.topics[topic])
+            return TYPES.deserialize_cdr(message, kind)
         except (SerdeError, ZstdError) as error:
             raise ValueError(f"message on {topic} cannot be decoded: {error}") from error
 

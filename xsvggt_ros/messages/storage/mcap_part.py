@@ -89,8 +89,9 @@ class McapPart(Part):
             records = list(_summary(file, size))
             chunks = [_parsed(ChunkIndex, content) for opcode, content in records if opcode == Opcode.CHUNK_INDEX]
             (statistics,) = (_parsed(Statistics, content) for opcode, content in records if opcode == Opcode.STATISTICS)
-            channels = {_parsed(Channel, content).id for opcode, content in records if opcode == Opcode.CHANNEL}
-            if not _agree(statistics, chunks, channels):
+            schemas = {_parsed(Schema, content).id for opcode, content in records if opcode == Opcode.SCHEMA}
+            channels = [_parsed(Channel, content) for opcode, content in records if opcode == Opcode.CHANNEL]
+            if not _complete(statistics, chunks, channels, schemas):
                 return False
             for opcode, content in records:
                 self._define(opcode, content)
@@ -98,7 +99,7 @@ class McapPart(Part):
             return False
         for chunk in chunks:
             start, end = chunk.chunk_start_offset, chunk.chunk_start_offset + chunk.chunk_length
-            held = set(chunk.message_index_offsets) or channels
+            held = set(chunk.message_index_offsets or self._channels)
             self._stretches.append(Stretch(chunk.message_start_time, start, min(end, size), True, held))
         self._count(statistics.channel_message_counts)
         return True
@@ -233,11 +234,12 @@ def _summary(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
         yield opcode, file.read(length)
 
 
-def _agree(statistics: Statistics, chunks: list[ChunkIndex], channels: set[int]) -> bool:
-    """Whether a summary lists all channels and, as the index of every message, all chunks."""
+def _complete(statistics: Statistics, chunks: list[Any], channels: list[Channel], schemas: set[int]) -> bool:
+    """Whether a summary defines all channels and, as the index of every message, lists all chunks."""
     counts = statistics.channel_message_counts
     return (
         len(channels) == statistics.channel_count
+        and {channel.schema_id for channel in channels} <= schemas | {0}
         and len(chunks) == statistics.chunk_count
         and sum(counts.values()) == statistics.message_count
         and bool(chunks or not counts)

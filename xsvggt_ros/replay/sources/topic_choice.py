@@ -59,7 +59,7 @@ def _names(bag: Bag, topics: list[str]) -> str:
     if topics:
         return ", ".join(topics)
     others = [f"{name} ({kind})" for name, kind in (bag.topics | bag.foreign).items()]
-    return "none, but " + ", ".join(others)
+    return f"none, but {', '.join(others)}" + ("; only cdr, as ROS 2 writes it, is read" if bag.foreign else "")
 
 
 def _best(bag: Bag, candidates: list[Candidate]) -> Candidate:
