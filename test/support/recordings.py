@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cv2
 import mcap.writer
 import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2.enums import CompressionFormat, CompressionMode
 from rosbags.typesys import Stores, get_typestore
 
 TYPES = get_typestore(Stores.LATEST)
@@ -86,10 +88,21 @@ def camera_info(K: np.ndarray, size: tuple[int, int] = (48, 64), frame_id: str =
     )
 
 
-def write_bag(path: Path, messages: Iterable[tuple[str, int, Any]], storage: str = "mcap") -> Path:
-    """Writes (topic, time of recording, message) into a new bag folder."""
+def write_bag(
+    path: Path,
+    messages: Iterable[tuple[str, int, Any]],
+    storage: str = "mcap",
+    compression: CompressionMode | None = None,
+    empty: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """Writes (topic, time of recording, message) into a new bag folder; empty: topic -> type of those without any."""
     connections: dict[str, Any] = {}
-    with Writer(path, version=8, storage_plugin=STORAGES[storage]) as writer:
+    writer = Writer(path, version=8, storage_plugin=STORAGES[storage])
+    if compression:
+        writer.set_compression(compression, CompressionFormat.ZSTD)
+    with writer:
+        for topic, kind in empty.items():
+            writer.add_connection(topic, kind, typestore=TYPES)
         for topic, time, msg in messages:
             kind = msg.__msgtype__
             if topic not in connections:

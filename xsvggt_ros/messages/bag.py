@@ -143,5 +143,5 @@ def open_bag(path: Path) -> Iterator[Bag]:
             except (DamagedPart, OSError) as error:
                 damage.append(f"{file.name}: {error}")
         if not any(part.topics or part.foreign for part in parts):
-            raise ValueError(f"{path} cannot be read as a rosbag2: {'; '.join(damage) or 'it has no topics'}")
+            raise ValueError(f"{path} cannot be read as a rosbag2: {'; '.join([*damage, 'no topics are in it'])}")
         yield Bag(path, parts, damage, folder.counts)
