@@ -178,7 +178,7 @@ def test_camera_info_elsewhere_is_named(tmp_path, caplog):
     messages = [("/b/camera_info", 0, camera_info(K)), ("/a/image", 0, colour(0))]
     with open_source(write_bag(tmp_path / "bag", messages)) as source:
         assert [image.intrinsics for image in Images(source)] == [None]
-    assert "no camera_info beside /a/image" in caplog.text and "/b/camera_info" in caplog.text
+    assert "no CameraInfo on /a/camera_info" in caplog.text and "there: /b/camera_info" in caplog.text
 
 
 def test_first_camera_info_that_can_be_decoded(tmp_path):

@@ -65,7 +65,9 @@ def _info_topic(bag: Bag, topic: str) -> str:
             return there[name.strip("/")]
     if there:
         expected, others = " or ".join(beside), ", ".join(there.values())
-        log.warning("no CameraInfo on %s, the model guesses the intrinsics; CameraInfo topics there: %s", expected, others)
+        log.warning(
+            "no CameraInfo on %s, the model guesses the intrinsics; CameraInfo topics there: %s", expected, others
+        )
     return ""
 
 
