@@ -26,19 +26,22 @@ PYTHON_PACKAGES = {
     "flash_attn": ("flash-attn", ""),
     "hypothesis": ("hypothesis", "python3-hypothesis"),
     "jinja2": ("jinja2", "python3-jinja2"),
+    "lz4": ("lz4", ""),
     "matplotlib": ("matplotlib", "python3-matplotlib"),
-    "natsort": ("natsort", "python3-natsort"),
+    "mcap": ("mcap", ""),
     "numpy": ("numpy", "python3-numpy"),
     "pillow_heif": ("pillow-heif", ""),
     "pytest": ("pytest", "python3-pytest"),
     "rosbags": ("rosbags", "python3-rosbags-pip"),
     "rosbags.image": ("rosbags-image", ""),
+    "ruamel.yaml": ("ruamel.yaml", "python3-ruamel.yaml"),
     "safetensors": ("safetensors", ""),
     "scipy": ("scipy", "python3-scipy"),
     "simplejpeg": ("simplejpeg", "python3-simplejpeg-pip"),
     "torch": ("torch", "python3-torch"),
     "tqdm": ("tqdm", "python3-tqdm"),
     "yaml": ("pyyaml", "python3-yaml"),
+    "zstandard": ("zstandard", ""),
 }
 PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
 
@@ -76,7 +79,7 @@ def pip_requirements():
     """Names in pyproject.toml: of what everybody gets, and of what some extra gives."""
     project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
     lists = project["dependencies"], chain.from_iterable(project["optional-dependencies"].values())
-    return [{re.match(r"[\w-]+", requirement)[0] for requirement in requirements} for requirements in lists]
+    return [{re.match(r"[\w.-]+", requirement)[0] for requirement in requirements} for requirements in lists]
 
 
 def test_ros_packages_in_use_are_dependencies_of_package_xml():
