@@ -223,7 +223,7 @@ def changed(position, value):
         (camera_info(k=changed((2, 2), 0)), "K must be of the form"),
         (
             camera_info(size=(320, 240)),
-            "for 320 x 240 pixels, the image has 640 x 480; publish the camera_info of this",
+            "for 320 x 240 pixels, the image has 640 x 480; use the camera_info of this",
         ),
         (camera_info(binning=(2, 1)), "for 320 x 480 pixels, the image has 640 x 480"),
         (camera_info(roi=region(8, 8, 100, 80)), "for 100 x 80 pixels, the image has 640 x 480"),

@@ -79,7 +79,7 @@ def decode_intrinsics(info: Any, shape: tuple[int, int] | None = None, rectified
     if shape is not None and shape != (height, width):
         raise ValueError(
             f"camera_info is for {width} x {height} pixels, the image has {shape[1]} x {shape[0]}; "
-            "publish the camera_info of this image"
+            "use the camera_info of this image"
         )
     return check_camera_matrix(pixel @ K, name, height, width)
 
@@ -153,7 +153,7 @@ def _of_open_size(K: Array, name: str, height: int, width: int) -> Array:
     if (abs(share - 0.5) > 0.25).any():
         raise ValueError(
             f"camera_info states no width and height, and the principal point of {name} is not in the middle of the "
-            f"image's {width} x {height} pixels: {K[:2, 2].tolist()}; publish the size that it is for"
+            f"image's {width} x {height} pixels: {K[:2, 2].tolist()}; state the size that it is for"
         )
     return check_camera_matrix(K, name, height, width)
 
@@ -210,7 +210,7 @@ def _distortion(info: Any, d: Array) -> tuple[Array, bool]:
     if not fitting:
         raise ValueError(
             f"camera_info has {len(info.d)} distortion coefficients, {info.distortion_model or 'plumb_bob'} has "
-            f"{' or '.join(map(str, counts))}; publish all of them, in OpenCV's order"
+            f"{' or '.join(map(str, counts))}; give all of them, in OpenCV's order"
         )
     if not np.isfinite(d).all():
         raise ValueError(f"camera_info distortion has values that are not finite: {d.tolist()}; calibrate the camera")

@@ -287,7 +287,7 @@ def test_depth_image_decodes_to_metres(encoding, dtype, unit):
 
 
 def test_depth_of_another_encoding_is_refused():
-    with pytest.raises(ValueError, match="'rgb8' is not supported; publish one of 32FC1, 16UC1"):
+    with pytest.raises(ValueError, match="'rgb8' is not supported; convert it to one of 32FC1, 16UC1"):
         decode_depth(SimpleNamespace(encoding="rgb8"))
 
 

@@ -265,7 +265,7 @@ def decode_depth(msg: Any) -> np.ndarray:
     """
     if msg.encoding not in DEPTH_ENCODINGS:
         raise ValueError(
-            f"depth encoding {msg.encoding!r} is not supported; publish one of {', '.join(DEPTH_ENCODINGS)}"
+            f"depth encoding {msg.encoding!r} is not supported; convert it to one of {', '.join(DEPTH_ENCODINGS)}"
         )
     dtype, unit = DEPTH_ENCODINGS[msg.encoding]
     depth = _samples(msg, 1, dtype).astype(np.float32) * np.float32(unit)  # [H, W]
@@ -287,6 +287,6 @@ def stamp_ns(header: Any) -> int:
     if header.stamp.sec < 0 or header.stamp.nanosec >= 1_000_000_000:
         raise ValueError(
             f"the stamp, {header.stamp.sec} s and {header.stamp.nanosec} ns, is no time; "
-            "publish seconds from 0 on, and less than 1000000000 ns"
+            "a stamp has seconds from 0 on, and less than 1000000000 ns"
         )
     return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec

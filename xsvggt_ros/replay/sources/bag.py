@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,7 @@ def _bag_messages(bag: Bag, topic: str, stride: int, references: Mapping[str, st
     names = {in_bag: name for name, in_bag in references.items()}
     if info := _info_topic(bag, topic):
         with suppress(DamagedBag):  # reading the images will say so
-            # The first that can be decoded holds for the whole bag.
-            yield from islice(_decoded(bag, bag.messages([info]), {info: CAMERA_INFO}), 1)
+            yield from _first_infos(_decoded(bag, bag.messages([info]), {info: CAMERA_INFO}))
     if TF_STATIC in names:
         with suppress(DamagedBag):
             yield from _decoded(bag, bag.messages([TF_STATIC]), names)
@@ -49,6 +48,16 @@ def _bag_image(bag: Bag, topic: str, data: bytes | memoryview) -> Any:
         return bag.decode(topic, data)
     except ValueError as error:
         return Damaged(str(error))
+
+
+def _first_infos(infos: Messages) -> Messages:
+    """The first of each camera that can be decoded, which holds for the whole bag."""
+    cameras = set()
+    for topic, info in infos:
+        if info.header.frame_id in cameras:
+            return
+        cameras.add(info.header.frame_id)
+        yield topic, info
 
 
 def _info_topic(bag: Bag, topic: str) -> str:
