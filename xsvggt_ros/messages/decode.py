@@ -18,6 +18,7 @@ import numpy as np
 from xsvggt_ros.camera import Rectifier
 from xsvggt_ros.frame import InputImage
 from xsvggt_ros.geometry import LEAST_LENGTH, rigid, rotation_matrix
+from xsvggt_ros.names import frame_name
 
 try:  # a ROS distribution has cv_bridge, unless it was built for another numpy
     from cv_bridge.boost.cv_bridge_boost import cvtColor2 as convert_color
@@ -71,7 +72,7 @@ class CameraDecoder:
     def decode(self, msg: Any, rectify: bool) -> InputImage:
         """The image of a sensor_msgs Image or CompressedImage. Raises ValueError with what is wrong and the remedy."""
         image, K = self._rectified(decode_image(msg), rectify)
-        return InputImage(stamp_ns(msg.header), image, K, msg.header.frame_id or FRAME_ID)
+        return InputImage(stamp_ns(msg.header), image, K, frame_name(msg.header.frame_id) or FRAME_ID)
 
     def _rectified(self, image: np.ndarray, rectify: bool) -> tuple[np.ndarray, np.ndarray | None]:
         info = self.camera_info

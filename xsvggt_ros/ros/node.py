@@ -129,7 +129,7 @@ class StreamNode(LifecycleNode):
 
     @log_failure
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        config = self.settings.config
+        config = self.settings.settled()
         pool = ThreadPoolExecutor(max_workers=1)
         loading = pool.submit(GeometryStream, config.stream)
         while not loading.done():
