@@ -83,8 +83,8 @@ class StreamConfig(Checked):
 
     weights: str = setting(
         "",
-        "Checkpoint (.pt, .pth, .safetensors); empty: the one that comes with the model, which only `demo` has; "
-        "random: random weights, which see nothing.",
+        "Checkpoint (torch or safetensors), or a folder with one; empty: the one that comes with the model, which only "
+        "`demo` has; random: random weights, which see nothing.",
     )
     model: str = setting("demo", "Named model configuration the weights belong to.", choices=("streamvggt", "demo"))
     device: str = setting("auto", "torch device; auto: cuda if there is one, else cpu.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -58,8 +59,23 @@ class Resize:
         return K
 
 
+def stretched(samples: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """16-bit samples as 8-bit ones, from the darkest to the brightest: how many of the bits are used is not known."""
+    eight = np.empty(samples.shape, np.uint8)
+    cv2.normalize(samples, eight, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+    return eight
+
+
+def eight_bits(samples: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """16-bit samples of full range as 8-bit ones."""
+    return (samples >> 8).astype(np.uint8)
+
+
 def rgb(image: Image.Image) -> Image.Image:
-    """Any image as RGB; transparent ones over white."""
-    if image.mode == "RGBA":
+    """Any image as RGB; 16-bit grey is stretched, transparent ones lie over white."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray(stretched(np.asarray(image).astype(np.uint16)))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (WHITE,) * 4), image)
     return image.convert("RGB")

@@ -48,12 +48,12 @@ class Link:
         if after < stamp_ns:
             raise LookupError(
                 f"the newest transform of {self.child!r} in {self.parent!r} is {(stamp_ns - after) / 1e9:.3f} s older "
-                "than the time asked for; check that it is still published, by the same clock (use_sim_time)"
+                "than the time asked for; check that it still comes, stamped by the same clock (use_sim_time)"
             )
         if before > stamp_ns:
             raise LookupError(
                 f"the oldest transform of {self.child!r} in {self.parent!r} is {(before - stamp_ns) / 1e9:.3f} s newer "
-                "than the time asked for; check that it is published by the same clock (use_sim_time)"
+                "than the time asked for; check that it is stamped by the same clock (use_sim_time)"
             )
         return interpolate(_matrix(first), _matrix(last), (stamp_ns - before) / (after - before))
 
@@ -142,7 +142,7 @@ class TransformBuffer:
                 loop = [*line[line.index(link.parent) :], link.parent]
                 raise LookupError(
                     f"TF has a loop, each frame being the next one's child: {' -> '.join(loop)}; "
-                    "stop publishing one of these transforms"
+                    "leave one of these transforms out"
                 )
             line.append(link.parent)
         return line
@@ -161,7 +161,7 @@ def _decode(transform: Any) -> Pose:
     if not all(map(math.isfinite, (*translation, length))):
         raise ValueError("it has values that are not finite")
     if length < LEAST_LENGTH:
-        raise ValueError("its quaternion is zero, which is no rotation; publish 0 0 0 1 for none")
+        raise ValueError("its quaternion is zero, which is no rotation; send 0 0 0 1 for none")
     return np.array(translation), np.array((q.x, q.y, q.z, q.w)) / length
 
 

@@ -55,7 +55,7 @@ class Images:
         camera = CameraDecoder(warn=log.warning)
         for topic, message in self._source:
             if topic == CAMERA_INFO:
-                camera.camera_info = message
+                camera.receive(message)
             if topic != IMAGE:
                 continue
             try:
