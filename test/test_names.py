@@ -36,6 +36,7 @@ def test_a_frames_name_is_that_of_tf2(written, name):
         ("World_Frame", "world_frame"),
         ("targetLatencyMs", "target_latency_ms"),
         ("nonsense", ""),
+        ("cache.nonsense", ""),
         ("use_sim_time", ""),
     ],
 )

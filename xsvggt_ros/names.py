@@ -14,10 +14,10 @@ def frame_name(name: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str], alike: float = ALIKE) -> str:
-    """The known dotted name that was probably meant, for the whole or for its last part; empty: none is alike."""
-    known = list(known)
-    meant = {full.rpartition(".")[2]: full for full in known} | {full: full for full in known}
-    return next((meant[match] for match in get_close_matches(name.lower(), meant, 1, alike)), "")
+    """The known name, dotted or not, whose last part or whole is most like the last part; empty: none is alike."""
+    meant = {part: full for full in known for part in (full.rpartition(".")[2], full)}
+    matches = get_close_matches(name.rpartition(".")[2].lower(), meant, n=1, cutoff=alike)
+    return meant[matches[0]] if matches else ""
 
 
 def unknown_names(unknown: Iterable[str], known: Iterable[str]) -> str:
