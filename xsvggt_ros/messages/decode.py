@@ -20,6 +20,7 @@ from simplejpeg import decode_jpeg, decode_jpeg_header
 from xsvggt_ros.camera import Rectifier
 from xsvggt_ros.frame import InputImage
 from xsvggt_ros.geometry import LEAST_LENGTH, rigid, rotation_matrix
+from xsvggt_ros.names import frame_name
 from xsvggt_ros.preprocess import eight_bits, stretched
 from xsvggt_ros.status import NO_CAMERA_INFO
 
@@ -101,15 +102,16 @@ class CameraDecoder:
         """Takes a sensor_msgs CameraInfo: for the images of its frame_id, and for those to whose nobody sends any."""
         if len(self._infos) >= MOST_CAMERAS:
             self._infos = {}
-        self._infos[info.header.frame_id] = info
+        self._infos[frame_name(info.header.frame_id)] = info
         self._newest_info = info
 
     def decode(self, msg: Any, rectify: bool) -> InputImage:
         """The image of a sensor_msgs Image or CompressedImage. Raises ValueError with what is wrong and the remedy."""
         image = decode_image(msg)
-        info = self._infos.get(msg.header.frame_id, self._newest_info)
+        camera = frame_name(msg.header.frame_id)
+        info = self._infos.get(camera, self._newest_info)
         image, K = self._rectified(image, info, rectify)
-        return InputImage(stamp_ns(msg.header), image, K, msg.header.frame_id or FRAME_ID)
+        return InputImage(stamp_ns(msg.header), image, K, camera or FRAME_ID)
 
     def _rectified(self, image: np.ndarray, info: Any, rectify: bool) -> tuple[np.ndarray, np.ndarray | None]:
         if info is None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from xsvggt_ros.geometry import LEAST_LENGTH, Array, interpolate, inverse, rigid, rotation_matrix
+from xsvggt_ros.names import frame_name
 from xsvggt_ros.placement.timeline import Timeline
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class TransformBuffer:
         child frame.
         """
         for msg in msg_transforms:
-            child, parent = _frame(msg.child_frame_id), _frame(msg.header.frame_id)
+            child, parent = frame_name(msg.child_frame_id), frame_name(msg.header.frame_id)
             try:
                 pose = _decode(msg.transform)
                 _check_frames(child, parent)
@@ -93,7 +94,7 @@ class TransformBuffer:
         Raises LookupError with one sentence: which frame is unknown or not connected, which transform is too old or
         too new, or which frames form a loop. A frame in itself needs no transforms, as in tf2.
         """
-        target, source = _frame(target), _frame(source)
+        target, source = frame_name(target), frame_name(source)
         if target == source:
             return np.eye(4)
         with self._lock:
@@ -152,11 +153,6 @@ class TransformBuffer:
         for child in children:
             T = self._links[child].at(stamp_ns, tolerance_s) @ T
         return T
-
-
-def _frame(name: str) -> str:
-    """As tf2 names it: tf's names began with a slash."""
-    return name.removeprefix("/")
 
 
 def _decode(transform: Any) -> Pose:

@@ -29,6 +29,7 @@ from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPo
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
+from rclpy.utilities import remove_ros_args
 from std_srvs.srv import SetBool, Trigger
 
 from xsvggt_ros.messages import topics
@@ -133,7 +134,7 @@ class StreamNode(LifecycleNode):
 
     @log_failure
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        config = self.settings.config
+        config = self.settings.settled()
         pool = ThreadPoolExecutor(max_workers=1)
         loading = pool.submit(GeometryStream, config.stream)
         while not loading.done():
@@ -329,20 +330,30 @@ class StreamNode(LifecycleNode):
         self._diagnostics.publish(array)
 
 
-def main(stop: threading.Event, args: list[str] | None = None) -> int:
+def main(stop: threading.Event) -> int:
     """Runs the node until `stop` is set, it is shut down or something fails; returns the exit code."""
     if stop.is_set():
         return 0
     try:
         # The caller's signal handlers set `stop`; rclpy's would shut the context under a worker that publishes.
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+        _check_arguments()
         node = StreamNode(stop)
-    except (ValueError, RuntimeError) as error:  # an initial parameter; middleware or security: their text says what
+    except (ValueError, RuntimeError) as error:  # arguments, parameters; middleware or security: their text says what
         get_logger("stream").fatal(str(error))
         return 1
     failed = run(node, stop)
     rclpy.try_shutdown()
     return int(failed)
+
+
+def _check_arguments() -> None:
+    """Raises ValueError for arguments that ROS passes over."""
+    passed_over = " ".join(remove_ros_args()[1:])
+    if passed_over:
+        raise ValueError(
+            f"arguments that mean nothing here: {passed_over}; give parameters as --ros-args -p NAME:=VALUE"
+        )
 
 
 def run(node: StreamNode, stop: threading.Event) -> bool:
