@@ -49,7 +49,7 @@ def test_camera_info_gives_the_intrinsics_of_the_images_after_it(model):
 @pytest.mark.parametrize(
     ("info", "words"),
     [
-        (camera_info(K, (240, 320)), "camera_info is for 320 x 240 pixels, the image has 64 x 48; publish"),
+        (camera_info(K, (240, 320)), "camera_info is for 320 x 240 pixels, the image has 64 x 48; use"),
         (camera_info(np.zeros((3, 3))), "focal lengths must be above 0"),
         (camera_info(np.full((3, 3), np.nan)), "not finite"),
     ],
