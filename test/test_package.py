@@ -22,6 +22,7 @@ from xsvggt_ros.messages.topics import TOPICS
 # Module: its name on the package index, its key in rosdep/python.yaml of github.com/ros/rosdistro ("": it has none).
 PYTHON_PACKAGES = {
     "PIL": ("pillow", "python3-pil"),
+    "av": ("av", ""),
     "cv2": ("opencv-python-headless", "python3-opencv"),
     "flash_attn": ("flash-attn", ""),
     "hypothesis": ("hypothesis", "python3-hypothesis"),

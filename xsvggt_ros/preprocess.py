@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 WHITE = 255
+FULL = (2**10 - 1, 2**12 - 1, 2**16 - 1)  # brightest samples of the cameras that send 16 bits
 STEEPEST = 16  # height over width; of a higher image only that little in the middle would be seen
 
 
@@ -66,9 +67,13 @@ def stretched(samples: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return eight
 
 
-def eight_bits(samples: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """16-bit samples of full range as 8-bit ones."""
-    return (samples >> 8).astype(np.uint8)
+def eight_bits(colours: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """16-bit colours [H, W, 3 or 4] as 8-bit ones, in the same proportion: divided by what their bits can hold."""
+    brightest = colours[..., :3].max(initial=0)
+    full = next(full for full in FULL if brightest <= full)
+    eight = np.empty(colours.shape, np.uint8)
+    cv2.convertScaleAbs(colours, eight, WHITE / full)
+    return eight
 
 
 def rgb(image: Image.Image) -> Image.Image:

@@ -189,9 +189,13 @@ def test_16_bits_are_kept_and_stretched_as_those_of_a_raw_image(top, suffix, des
 
 
 @pytest.mark.parametrize("encoding", ["rgb16", "bgr16", "rgba16", "16UC3", "16UC4"])
-def test_16_bit_colours_are_those_of_8_bits(rgb, encoding):
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_16_bit_colours_keep_their_proportion(rgb, encoding, bits):
     order = {"rgb16": [0, 1, 2], "rgba16": [0, 1, 2, 0], "16UC4": [2, 1, 0, 0]}.get(encoding, [2, 1, 0])
-    assert np.array_equal(decode_image(image(rgb[..., order].astype("<u2") * 257, encoding)), rgb)
+    rgb = np.maximum(rgb, 2) // 2 * 2  # no sample rounds to another, and the brightest needs all bits
+    rgb[0, 0] = 255
+    samples = np.rint(rgb[..., order] * ((2**bits - 1) / 255)).astype("<u2")
+    assert np.array_equal(decode_image(image(samples, encoding)), rgb)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -304,3 +308,14 @@ def test_radiance_hdr_is_refused():
     encoded = cv2.imencode(".hdr", np.ones((4, 4, 3), np.float32))[1]
     with pytest.raises(ValueError, match="convert it to JPEG or PNG"):
         decode_image(SimpleNamespace(format="hdr", data=encoded.tobytes()))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.95])
+@pytest.mark.parametrize("options", [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 8]])
+def test_a_cut_off_jpeg_in_a_buffer_of_fixed_size_is_refused(options, share):
+    """The zeros behind it are no samples."""
+    scene = cv2.resize(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8), (640, 480))
+    encoded = cv2.imencode(".jpg", scene, options)[1].tobytes()
+    cut = encoded[: round(share * len(encoded))]
+    with pytest.raises(ValueError, match="cut off"):
+        decode_image(FakeCompressedImage("jpeg", cut + bytes(len(encoded))))

@@ -97,7 +97,9 @@ def test_exif_that_cannot_be_read_is_of_no_matter(tmp_path):
 @pytest.mark.skipif(".heic" not in READ_SUFFIXES, reason="pillow-heif is not installed (extra heif)")
 def test_heic_is_read_where_its_library_is_there(tmp_path):
     Image.fromarray(picture(1)).save(tmp_path / "a.heic", quality=95)
-    assert np.abs(replayed(tmp_path)[0][0].astype(int) - picture(1)).mean() < 6
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.heic").read_bytes())
+    for image in replayed(tmp_path)[0]:
+        assert np.abs(image.astype(int) - picture(1)).mean() < 6
 
 
 # --- what is in a folder ------------------------------------------------------------------------------
@@ -179,3 +181,22 @@ def test_names_are_in_natural_order(tmp_path, names):
 
 def test_numbers_of_a_name(tmp_path):
     assert numbers(tmp_path / "cam2" / "frame_12_1305.25.png") == [12, 1305.25]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 1), (8, 3)])
+def test_files_of_every_kind_are_turned_once(tmp_path, suffix, orientation, turns):
+    upright = np.zeros((90, 120, 3), np.uint8)
+    upright[:45] = 200  # sky
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.rot90(upright, turns)).save(tmp_path / f"a.{suffix}", exif=exif)
+    image = read_image(tmp_path / f"a.{suffix}")
+    assert image.shape == (90, 120, 3) and image[:20].mean() > 150 > image[-20:].mean()
+
+
+def test_a_damaged_heic_is_named_in_words(tmp_path):
+    pytest.importorskip("pillow_heif")
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(60))
+    with pytest.raises(ValueError, match="it is a HEIC that is damaged"):
+        read_image(tmp_path / "a.heic")

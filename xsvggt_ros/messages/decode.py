@@ -133,8 +133,8 @@ def decode_image(msg: Any) -> np.ndarray:
     """RGB image of a sensor_msgs Image or CompressedImage, uint8 [H, W, 3]: the same of both.
 
     16-bit grey and Bayer images are stretched from their darkest to their brightest sample, as RViz shows them: cameras
-    fill 10 to 16 of the bits, and the message does not say how many. Of 16-bit colours the upper 8 bits are taken, and
-    of colours with alpha the colours.
+    fill 10 to 16 of the bits, and the message does not say how many. 16-bit colours keep their proportion, and of
+    colours with alpha the colours are taken.
 
     Raises ValueError with what is wrong and what would be right.
     """
@@ -229,7 +229,8 @@ def _mosaic(description: str, samples: np.ndarray) -> str:
 
 def _decode_jpeg(data: bytes) -> np.ndarray:
     """Grey or BGR samples of a JPEG. One without end marker, as many webcams send it, may be whole."""
-    data += JPEG_END
+    data = data.rstrip(b"\0")  # padding, which would be taken for the samples of a picture that is cut off
+    data += b"\0" * data.endswith(b"\xff") + JPEG_END
     try:
         height, width, colours, _ = decode_jpeg_header(data)
         if height * width > MOST_PIXELS:

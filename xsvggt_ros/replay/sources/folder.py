@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,11 @@ from xsvggt_ros.messages.decode import Damaged, decode_samples
 from xsvggt_ros.messages.topics import IMAGE
 from xsvggt_ros.natural_order import naturally_sorted
 from xsvggt_ros.preprocess import eight_bits, rgb
-from xsvggt_ros.replay.sources.source import Source, header
+from xsvggt_ros.replay.sources.source import Source, image_message
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 HEIF_SUFFIXES = (".heic", ".heif")  # of telephones; read where pillow-heif is installed
+HEIF_BRAND = b"ftyp"
 # Images too, but of kinds that are not read.
 OTHER_SUFFIXES = (".avif", ".gif", ".jxl", ".jp2", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
 FOLDER_RATE = 30.0  # images per second
@@ -59,14 +59,21 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises OSError if it cannot be read, ValueError if it is damaged.
     """
     data = path.read_bytes()
-    if path.suffix.lower() in HEIF_SUFFIXES:
-        return np.array(rgb(Image.open(io.BytesIO(data))))  # which is turned already
+    if data[4:8] == HEIF_BRAND:  # telephones call some .jpg
+        return _heif(data)
     samples = _upright(decode_samples(data), _orientation(data))
     if samples.ndim == 2:
         return np.array(rgb(Image.fromarray(samples)))
     colours = eight_bits(samples) if samples.dtype == np.uint16 else samples
     order = [2, 1, 0, 3][: colours.shape[2]]  # of B, G, R and A
     return np.array(rgb(Image.fromarray(np.ascontiguousarray(colours[..., order]))))
+
+
+def _heif(data: bytes) -> NDArray[np.uint8]:
+    try:
+        return np.array(rgb(Image.open(io.BytesIO(data))))  # which is turned already
+    except (OSError, ValueError, SyntaxError) as error:  # of which Pillow's names an object in memory
+        raise ValueError("it is a HEIC that is damaged, or pillow-heif is not installed; convert it to JPEG") from error
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -94,25 +101,16 @@ def _image_message(path: Path, stamp: int) -> Any:
         image = read_image(path)
     except (OSError, ValueError) as error:
         return Damaged(f"{path.name}: {error}")
-    height, width = image.shape[:2]
-    return SimpleNamespace(
-        header=header(stamp),
-        name=path.name,
-        height=height,
-        width=width,
-        encoding="rgb8",
-        is_bigendian=0,
-        step=3 * width,
-        data=image.reshape(-1),
-    )
+    return image_message(image, "rgb8", stamp, path.name)
 
 
 def _orientation(data: bytes) -> int:
     """How the camera was held, as EXIF has it; 1: upright."""
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return image.getexif().get(Base.Orientation, 1)
+            with Image.open(io.BytesIO(data)) as image:  # a TIFF has been turned by OpenCV
+                return 1 if image.format == "TIFF" else image.getexif().get(Base.Orientation, 1)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):  # of no matter for what the image shows
         return 1
 
