@@ -318,7 +318,9 @@ def test_a_best_effort_camera_is_heard_too(start_node, client):
 
 @pytest.mark.parametrize("passed_over", ["--cache.key_bits 8", "cache.key_bits:=8"])
 def test_arguments_that_ros_passes_over_are_refused_with_the_remedy(passed_over):
-    done = subprocess.run([sys.executable, STREAM_NODE, *passed_over.split()], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, STREAM_NODE, *passed_over.split()], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1
     assert f"arguments that mean nothing here: {passed_over}; give parameters as --ros-args -p" in done.stderr
     assert "Traceback" not in done.stderr
