@@ -96,36 +96,6 @@ class TestFolder:
             read(tmp_path)
 
 
-class TestVideo:
-    @pytest.fixture(params=[("mp4v", ".mp4"), ("MJPG", ".avi")])
-    def video(self, request, tmp_path):
-        codec, suffix = request.param
-        path = tmp_path / f"video{suffix}"
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 10.0, (64, 48))
-        for i in range(8):
-            writer.write(cv2.cvtColor(picture(i), cv2.COLOR_RGB2BGR))
-        writer.release()
-        return path
-
-    def test_images_and_stamps(self, video):
-        images, sequence = read(video)
-        assert sequence.length == 8
-        assert [item.stamp_ns for item in images] == [i * SECOND // 10 for i in range(8)]
-        for i, item in enumerate(images):
-            assert np.abs(item.image.astype(int) - picture(i)).mean() < 6
-
-    def test_rate_and_stride(self, video):
-        images, _ = read(video, rate=5.0, stride=2)
-        assert [item.stamp_ns for item in images] == [0, 2 * SECOND // 5, 4 * SECOND // 5, 6 * SECOND // 5]
-        assert indices(images) == [0, 2, 4, 6]
-
-    def test_no_video(self, tmp_path):
-        path = tmp_path / "notes.txt"
-        path.write_text("text")
-        with pytest.raises(ValueError, match="neither a video that OpenCV can read"):
-            read(path)
-
-
 @pytest.mark.parametrize("storage", ["mcap", "db3"])
 class TestBagStorages:
     @pytest.mark.parametrize("compressed", [False, True])
