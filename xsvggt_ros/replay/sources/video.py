@@ -111,7 +111,7 @@ def _name(index: int) -> str:
 def _video_image(frame: av.VideoFrame, name: str, stamp: int) -> Any:
     """As the Image that a camera would have sent of it, upright."""
     try:
-        rgb = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+        rgb = np.rot90(frame.to_ndarray(format="rgb24", threads=1), round(frame.rotation / 90))
     except (av.FFmpegError, ValueError) as error:
         return Damaged(f"{name} cannot be converted from {frame.format.name}: {error}")
     height, width = rgb.shape[:2]
