@@ -10,8 +10,9 @@ OUTPUT ?= demo_output
 BIN := .venv/bin
 # On a terminal it shows how far a download is; elsewhere it says no more than an error.
 PIP := $(BIN)/python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),,-qq)
-PACKAGING := setup.py build_messages.py pyproject.toml package.xml scripts/stream_node \
-             $(wildcard msg/*.msg launch/* config/*)
+PACKAGING := setup.py build_messages.py pyproject.toml package.xml \
+             $(wildcard scripts/* msg/*.msg launch/*.py config/*)
+INSTALLED := .venv/.installed
 
 # Checks the type of every message field, and keeps the nodes under test on this machine.
 export ROS_PYTHON_CHECK_FIELDS := 1
@@ -19,7 +20,12 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 
 .PHONY: .venv demo test lint clean
 
-.venv: .venv/.installed
+.venv: $(INSTALLED)
+
+# Moved with its folder, an environment still points to where it was.
+ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
+.PHONY: $(INSTALLED)
+endif
 
 $(BIN)/python:
 	@echo "[1/5] virtual environment in $(CURDIR)/.venv; all five steps take 2 to 7 minutes"
@@ -27,7 +33,7 @@ $(BIN)/python:
 
 # In this order: the messages can only be generated once the rosidl wheels of the `ros` extra are there,
 # hence the second installation of the package itself.
-.venv/.installed: $(PACKAGING) | $(BIN)/python
+$(INSTALLED): $(PACKAGING) | $(BIN)/python
 	@echo "[2/5] setuptools, wheel"
 	@$(PIP) install "setuptools>=77" wheel
 	@echo "[3/5] $(TORCH), 200 MB to 3 GB with what it needs"
@@ -36,7 +42,7 @@ $(BIN)/python:
 	@$(PIP) install --no-build-isolation --editable ".[ros,dev]"
 	@echo "[5/5] the package's ROS messages, generated and compiled"
 	@$(PIP) install --no-build-isolation --no-deps --editable .
-	@touch $@
+	@echo $(CURDIR) > $@
 	@echo "set up: $$(du -sh .venv | cut -f1) in $(CURDIR)/.venv"
 
 demo: .venv
@@ -46,8 +52,8 @@ test: lint
 	$(BIN)/python -m pytest --quiet
 
 lint: .venv
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 
 clean:
 	rm -rf .venv build install log dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

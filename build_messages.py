@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import distributions, version
 from pathlib import Path
 from shutil import copytree, ignore_patterns, which
 
@@ -39,6 +40,29 @@ IMPLEMENTATIONS = {
 }
 LIBRARIES = (TYPESUPPORT, *IMPLEMENTATIONS, "rosidl_typesupport_fastrtps_cpp")
 LIBRARIES += ("rosidl_runtime_c", "rcutils", "rmw", "fastcdr")
+
+
+def mixture() -> str:
+    """Why the ROS packages of this environment do not fit together, with the fix; empty if they do.
+
+    A wheel such as ros-jazzy-rclpy is empty and asks for exactly one version of ros-rclpy, which pip may replace all
+    the same.
+    """
+    names = {wheel.name: wheel.requires or [] for wheel in distributions() if (wheel.name or "").startswith("ros-")}
+    if (sourced := os.environ.get("ROS_DISTRO")) and "ros-rclpy" in names:
+        return (
+            f"ROS 2 {sourced} is sourced, and the Python environment {sys.prefix} has ROS wheels too: "
+            "use a terminal without the one, or a virtual environment without the other"
+        )
+    for name, requirements in names.items():
+        for wanted, equals, number in (requirement.partition("==") for requirement in requirements):
+            if equals and wanted in names and number != version(wanted):
+                return (
+                    f"{name} needs {wanted} {number}, but {version(wanted)} of another ROS distribution has replaced "
+                    "it: make a new virtual environment, and install xsvggt_ros there with the extra ros-jazzy or "
+                    "ros-kilted"
+                )
+    return ""
 
 
 def build_messages(package: str, source: Path, dependencies: Sequence[str], work: Path, destination: Path) -> None:

@@ -8,6 +8,7 @@ from shutil import rmtree
 
 from setuptools import Command, Distribution, setup
 from setuptools.command.build import build
+from setuptools.errors import SetupError
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # a build backend runs this file without its folder on the path
@@ -15,7 +16,7 @@ sys.path.insert(0, str(ROOT))  # a build backend runs this file without its fold
 try:
     from ament_index_python.packages import get_packages_with_prefixes
 
-    from build_messages import build_messages
+    from build_messages import build_messages, mixture
 except ModuleNotFoundError as error:
     print(f"xsvggt_ros: ROS messages are not built, {error.name} is not installed; the core works without them")
     HAVE_ROSIDL = False
@@ -36,6 +37,8 @@ class BuildMessages(Command):
         self.set_undefined_options("build", ("build_lib", "build_lib"))
 
     def run(self) -> None:
+        if reason := mixture():
+            raise SetupError(reason)
         with tempfile.TemporaryDirectory() as work:
             self.build("xsvggt_ros", ROOT, ["std_msgs", "builtin_interfaces"], Path(work, "xsvggt_ros"))
             # Asked of the ament index, not of Python: an older build of this very package must not count.
@@ -68,16 +71,22 @@ class BuildMessages(Command):
         return [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("msg/*.msg"))]
 
 
-class BuildWithMessages(build):
-    sub_commands = (*build.sub_commands, ("build_messages", None))
+class Build(build):
+    if HAVE_ROSIDL:
+        sub_commands = (*build.sub_commands, ("build_messages", None))
+
+    def run(self) -> None:
+        rmtree(self.build_lib, ignore_errors=True)  # modules of an earlier build, which may be named otherwise by now
+        super().run()
 
 
-class BinaryDistribution(Distribution):
+class PackageDistribution(Distribution):
+    has_data = (
+        Distribution.has_data_files
+    )  # under this name an editable install asks whether to install share/ and lib/
+
     def has_ext_modules(self) -> bool:
-        return True
+        return HAVE_ROSIDL
 
 
-if HAVE_ROSIDL:
-    setup(cmdclass={"build": BuildWithMessages, "build_messages": BuildMessages}, distclass=BinaryDistribution)
-else:
-    setup()
+setup(cmdclass={"build": Build, "build_messages": BuildMessages}, distclass=PackageDistribution)

@@ -9,11 +9,13 @@ from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, EmitEvent, ExecuteProcess, OpaqueFunction
 from launch.events import matches_action
 from launch.events.process import ShutdownProcess
+from launch.logging import get_logger
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.names import nearest, unknown_names
 from xsvggt_ros.parameters_file import facts
 from xsvggt_ros.settings import settings
 
@@ -43,6 +45,10 @@ DISPLAYED = ("points", "depth/image", "path", "odometry")  # topics of the node 
 KILL_AFTER_S = "20"  # a step that runs is waited for, and takes seconds with a large model on a CPU
 
 
+# Likeness from which an argument is taken for one of ours: those of a launch file that includes this one come too.
+ALIKE = 0.8
+
+
 def arguments() -> list[DeclareLaunchArgument]:
     overrides = {s.name: ("", f"{s.description} {facts(s)} Empty: as in params_file.") for s in settings(NodeConfig)}
     return [
@@ -54,7 +60,7 @@ def arguments() -> list[DeclareLaunchArgument]:
 def stream_node(given: dict[str, str], sim_time: dict[str, bool], companions: list[ExecuteProcess]) -> Node:
     """The node; when it ends for good, so do its companions, but not the launch file that may include this one."""
     overrides = {
-        setting.name: ParameterValue(LaunchConfiguration(setting.name), value_type=setting.type)
+        setting.name: ParameterValue(setting.parse(given[setting.name]), value_type=setting.type)
         for setting in settings(NodeConfig)
         if given[setting.name]
     }
@@ -105,6 +111,7 @@ def bag_player(given: dict[str, str]) -> ExecuteProcess:
 
 def processes(context: LaunchContext) -> list[ExecuteProcess]:
     """What the arguments ask for, once their values are known."""
+    say_unknown(context)
     given = context.launch_configurations
     sim_time = {"use_sim_time": true(given["use_sim_time"] or "true")} if given["use_sim_time"] or given["bag"] else {}
     companions: list[ExecuteProcess] = []
@@ -113,6 +120,20 @@ def processes(context: LaunchContext) -> list[ExecuteProcess]:
     if given["bag"]:
         companions.append(bag_player(given))
     return [stream_node(given, sim_time, companions), *companions]
+
+
+def say_unknown(context: LaunchContext) -> None:
+    """Names what was given in vain: anything on the command line, and what includes pass that resembles an argument."""
+    known = [*ARGUMENTS, *(s.name for s in settings(NodeConfig))]
+    groups = {name.partition(".")[0] for name in known if "." in name}
+    typed = {argument.partition(":=")[0] for argument in context.argv}
+    unknown = {
+        name
+        for name in context.launch_configurations.keys() - known
+        if name in typed or name.partition(".")[0] in groups or nearest(name, known, ALIKE)
+    }
+    if unknown:
+        get_logger("stream.launch.py").warning(f"arguments ignored, unknown here: {unknown_names(unknown, known)}")
 
 
 def true(value: str) -> bool:

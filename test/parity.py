@@ -46,6 +46,7 @@ PUBLISHED_SPECIALS = 5  # tokens of a frame that are not patches, where no confi
 PUBLISHED_GROUP = 64  # tokens that share a key channel's scale in the published scheme
 CPU = torch.device("cpu")
 UNLIMITED = CacheConfig(policy="full", key_bits=16, value_bits=16, camera_window=0)
+HALF_A_PIXEL = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])  # to the published principal point, see decode_pose
 
 Arrays = dict[str, Tensor]
 
@@ -462,7 +463,7 @@ def poses(u: Arrays) -> list[Check]:
         T, intrinsics = geometry.decode_pose(pose, 392, 518)
         found = {
             "pose_extrinsic": T[:3],
-            "pose_intrinsic_392x518": intrinsics,
+            "pose_intrinsic_392x518": intrinsics + HALF_A_PIXEL,
             "pose_enc_back": geometry.encode_pose(T, intrinsics, 392, 518),
             "pose_inv_extrinsic": geometry.inverse(T),
         }

@@ -17,6 +17,7 @@ from xsvggt_ros.messages.bag import TYPES
 
 WIDTH, HEIGHT = 640, 480
 K = np.array([[420.0, 0, 311.5], [0, 410.0, 247.25], [0, 0, 1]])
+P = np.array([[350.0, 0, 300], [0, 350.0, 230], [0, 0, 1]])
 # Models as ROS drivers publish them, with the strength of real lenses.
 LENSES = {
     "plumb_bob 5": ("plumb_bob", [-0.32, 0.12, 1.2e-3, -8e-4, -0.02]),
@@ -172,7 +173,6 @@ def test_an_image_without_distortion_is_not_touched(model, d):
 
 def test_a_rectified_image_has_the_K_of_P_where_there_is_one():
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    P = np.array([[350.0, 0, 300], [0, 350.0, 230], [0, 0, 1]])
     same, K_image = Rectifier()(image, camera_info(d=[-0.3, 0.1, 0, 0], p=P), False)
     assert same is image
     np.testing.assert_array_equal(K_image, P)
@@ -223,16 +223,27 @@ def changed(position, value):
         (camera_info(k=changed((2, 2), 0)), "K must be of the form"),
         (
             camera_info(size=(320, 240)),
-            "for 320 x 240 pixels, the image has 640 x 480; publish the camera_info of this",
+            "for 320 x 240 pixels, the image has 640 x 480; use the camera_info of this",
         ),
         (camera_info(binning=(2, 1)), "for 320 x 480 pixels, the image has 640 x 480"),
         (camera_info(roi=region(8, 8, 100, 80)), "for 100 x 80 pixels, the image has 640 x 480"),
         (camera_info(roi=region(8, 8, 640, 480)), "lies outside of the sensor's 640 x 480; give roi in pixels"),
         (camera_info("mei", [0.1]), "'mei' is not supported; calibrate for one of plumb_bob, rational_pol"),
-        (camera_info("plumb_bob", [0.1] * 8), "8 distortion coefficients, plumb_bob has 4 or 5; publish"),
+        (
+            camera_info("plumb_bob", [0.1] * 6),
+            "6 distortion coefficients, plumb_bob has 4 or 5 or 8 or 12 or 14; publish",
+        ),
         (camera_info("", [0.1]), "1 distortion coefficients, plumb_bob has 4 or 5"),
-        (camera_info("rational_polynomial", [0.1] * 5), "has 8 or 12 or 14"),
+        (camera_info("plumb_bob", [0.1, 0, 0]), "3 distortion coefficients, plumb_bob has 4 or 5"),
+        (camera_info("rational_polynomial", [0.1] * 15), "has 4 or 5 or 8 or 12 or 14"),
         (camera_info("equidistant", [0.1] * 5), "equidistant has 4"),
+        (camera_info("none", [0.1] * 5), "'none' is not supported"),
+        (camera_info(k=K.T), "camera_info K is transposed"),
+        (camera_info(k=K / 420), "K must be of the form"),
+        (camera_info(k=np.zeros((3, 3)), p=K, d=[0.1, 0, 0, 0]), "K is zero, though there is distortion; calibrate"),
+        (camera_info(k=[[0.65, 0, 0.5], [0, 0.65, 0.5], [0, 0, 1]]), "K is none of an image"),
+        (camera_info(k=K[:2]), "K must have 9 values, got 6"),
+        (camera_info(size=(0, 0), k=changed((0, 2), 639.5)), "states no width and height, and the principal point"),
         (camera_info(d=[np.nan, 0, 0, 0]), "distortion has values that are not finite"),
         (camera_info(d=[1e300, 1e300, 0, 0]), "no finite pixels; calibrate"),
         (camera_info("equidistant", [1e300, 0, 0, 1e308]), "no finite pixels; calibrate"),
@@ -245,13 +256,73 @@ def test_what_is_no_calibration_is_refused_with_the_fix(info, words):
     assert words in str(error.value)
 
 
+# The same calibration, as drivers also write it.
+ALSO = {
+    "plumb_bob over 8": ("plumb_bob 5", "plumb_bob", [0.0] * 3),
+    "plumb_bob over 14": ("plumb_bob 4", "plumb_bob", [0.0] * 10),
+    "plumb_bob over 6": ("plumb_bob 5", "plumb_bob", [0.0]),
+    "rational over 5": ("plumb_bob 5", "rational_polynomial", []),
+    "rational over 4": ("plumb_bob 4", "rational_polynomial", []),
+    "plumb_bob over 8, all in use": ("rational 8", "plumb_bob", []),
+    "unnamed over 12": ("rational 12", "", []),
+    "capitals": ("plumb_bob 5", "Plumb_Bob", []),
+    "Kalibr's name": ("plumb_bob 4", "radtan", []),
+    "equidistant over 5": ("equidistant", "equidistant", [0.0]),
+    "fisheye over 14": ("equidistant", "fisheye", [0.0] * 10),
+}
+
+
+@pytest.mark.parametrize("name", ALSO)
+def test_what_is_the_same_calibration_gives_the_same_image(name):
+    lens, model, zeros = ALSO[name]
+    usual, d = LENSES[lens]
+    raw = dots(project(rays(), usual, d))
+    expected, _ = Rectifier()(raw, camera_info(usual, d), True)
+    rectified, _ = Rectifier()(raw, camera_info(model, d + zeros), True)
+    np.testing.assert_array_equal(rectified, expected)
+    assert errors(rectified, K, rays()).max() < 0.15
+
+
+def test_a_calibration_is_not_taken_for_one_that_differs_in_how_many_coefficients_are_sent():
+    """Two coefficients in use are a calibration where four are sent, and none where two are."""
+    image, rectifier = dots(project(rays(), "plumb_bob", [0.1, 0.02, 0, 0])), Rectifier()
+    rectifier(image, camera_info(d=[0.1, 0.02, 0, 0]), True)
+    with pytest.raises(ValueError, match="2 distortion coefficients"):
+        rectifier(image, camera_info(d=[0.1, 0.02]), True)
+
+
+@pytest.mark.parametrize("rectify", [True, False])
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        (camera_info(d=[0.0] * 8, k=np.zeros((3, 3)), p=P), P),  # a stream that is rectified
+        (camera_info("none", [0.0] * 5), K),
+        (camera_info(k=K + np.array([[0, 1e-9, 0], [2e-3, 0, 0], [0, 1e-12, 1e-8]])), K),
+        (camera_info(size=(0, 0)), K),
+    ],
+    ids=["K zero", "none", "rounding", "no size"],
+)
+def test_matrices_as_drivers_write_them_are_used(info, expected, rectify):
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    same, K_image = Rectifier()(image, info, rectify)
+    assert same is image
+    np.testing.assert_array_equal(K_image, expected)
+
+
+def test_a_corner_of_a_sensor_is_seen_by_rays_that_its_middle_is_not():
+    """Its principal point lies outside of it."""
+    info = camera_info(k=[[500.0, 0, 639.5], [0, 500, 479.5], [0, 0, 1]], size=(1280, 960), roi=region(0, 0, 400, 300))
+    np.testing.assert_allclose(decode_intrinsics(info, (300, 400))[:2, 2], [639.5, 479.5])
+
+
 def test_a_P_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="P has values that are not finite"):
         decode_intrinsics(camera_info(p=changed((0, 0), np.nan)), rectified=True)
 
 
 def test_an_image_too_long_for_opencv_is_refused():
-    info = camera_info(d=[0.1, 0, 0, 0], size=(40_000, 1))
+    matrix = [[40_000, 0, 20_000], [0, 40_000, 0], [0, 0, 1]]
+    info = camera_info(d=[0.1, 0, 0, 0], k=matrix, size=(40_000, 1))
     with pytest.raises(ValueError, match="40000 x 1 pixels cannot be rectified; send one of at most 32766"):
         Rectifier()(np.zeros((1, 40_000, 3), np.uint8), info, True)
 

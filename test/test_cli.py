@@ -44,6 +44,27 @@ def test_usage_errors(arguments, capsys):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("replay in --output out --cache.budget_tokns 5", "--cache.budget_tokns (did you mean --cache.budget_tokens?)"),
+        ("replay in --output out --cache.budget_tokns=5", "--cache.budget_tokns (did you mean --cache.budget_tokens?)"),
+        ("replay in --output out --cache.budget 5", "--cache.budget (did you mean --cache.budget_mib?)"),
+        ("replay in --output out --seed 1", "--seed (did you mean --cache.seed?)"),
+        ("replay in --output out --max_frames 1", "--max_frames (did you mean --max-frames?)"),
+        ("replay in --output out --no-rectfy", "--no-rectfy (did you mean --no-rectify?)"),
+        ("replay --worldframe map in --output out", "--worldframe (did you mean --world_frame?)"),
+        ("replay in another --output out", "another"),
+        ("rooms --output out --frame 3", "--frame (did you mean --frames?)"),
+    ],
+)
+def test_an_unknown_flag_is_named_with_the_nearest(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments.split())
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f": error: unrecognized arguments: {said}")
+
+
+@pytest.mark.parametrize(
     ("raised", "code", "printed"),
     [
         (ValueError("the fix"), 2, "xsvggt replay: the fix\n"),

@@ -47,8 +47,19 @@ def test_changes_reach_nested_groups_and_leave_the_rest():
         ({"cache.pin_first_frame": 1}, "must be of type bool"),
         ({"image_width": 500}, "try 490 or 504"),
         ({"colour": 1}, "unknown setting: colour"),
-        ({"world_frame": ""}, "world_frame must have a name of its own"),
+        ({"image_width": 500.5}, "image_width must be of type int, got 500.5"),
+        ({"cache.budget_tokns": 500}, r"unknown setting: cache.budget_tokns \(did you mean cache.budget_tokens\?\)$"),
+        ({"device": 0}, "device must be of type str, got 0; put text in quotes"),
+        ({"world_frame": True}, "world_frame must be of type str, got True; put text in quotes"),
+        ({"publish_tf": "on"}, "publish_tf must be of type bool, got 'on'; it is true or false"),
+        ({"target_latency_ms": True}, "target_latency_ms must be of type float, got True"),
+        ({"target_latency_ms": None}, "target_latency_ms must be of type float, got None"),
+        ({"world_frame": ""}, "world_frame must name a frame, for example odom; got ''"),
+        ({"world_frame": " / "}, "world_frame must name a frame"),
         ({"base_frame": "odom"}, "world_frame must have a name of its own, got 'odom' beside base_frame 'odom'"),
+        ({"base_frame": "/odom"}, "world_frame must have a name of its own, got 'odom' beside base_frame 'odom'"),
+        ({"scale.source": "tf", "scale.parent_frame": "odom", "scale.child_frame": "/"}, "needs the two frames"),
+        ({"scale.parent_frame": "/odom", "scale.child_frame": "odom"}, "scale.child_frame must be another frame than"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_with_the_reason(change, reason):
@@ -58,6 +69,43 @@ def test_a_value_that_is_not_allowed_is_refused_with_the_reason(change, reason):
 
 def test_a_whole_number_will_do_for_a_float():
     assert changed(NodeConfig(), {"cache.budget_mib": 64}).stream.cache.budget_mib == 64.0
+
+
+def test_a_float_that_is_whole_will_do_for_a_whole_number():
+    tokens = changed(NodeConfig(), {"cache.budget_tokens": 3e3}).stream.cache.budget_tokens
+    assert (tokens, type(tokens)) == (3000, int)
+
+
+@pytest.mark.parametrize(
+    "name", ["world_frame", "base_frame", "camera_frame", "scale.parent_frame", "scale.child_frame"]
+)
+def test_frames_are_named_as_in_tf2(name):
+    assert values(changed(NodeConfig(), {name: "/left/camera "}))[name] == "left/camera"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("target_latency_ms", "100", 100.0),
+        ("cache.budget_tokens", "3e3", 3000),
+        ("seed", "9007199254740993", 2**53 + 1),  # which no float is
+        ("publish_tf", "False", False),
+        ("device", "0", "0"),
+    ],
+)
+def test_a_text_is_read_as_the_settings_type(name, text, value):
+    setting = next(s for s in settings(NodeConfig) if s.name.endswith(name))
+    parsed = setting.parse(text)
+    assert (parsed, type(parsed)) == (value, setting.type)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("point_stride", "2.5"), ("point_stride", ""), ("max_gap", "5 s"), ("rectify", "yes")]
+)
+def test_a_text_that_means_no_value_is_refused_by_name(name, text):
+    setting = next(s for s in settings(NodeConfig) if s.name == name)
+    with pytest.raises(ValueError, match=f"{name} must be of type {setting.type.__name__}, got {text!r}"):
+        setting.parse(text)
 
 
 def test_every_policy_can_be_made():

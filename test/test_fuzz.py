@@ -86,7 +86,7 @@ def test_camera_infos(endurance):
             return
         image, K = answer
         assert (image.shape, image.dtype) == (RAMP.shape, np.uint8)
-        matrix = info.p.reshape(3, 4) if not rectify and info.p[0] > 0 else info.k.reshape(3, 3)
+        matrix = info.p.reshape(3, 4) if info.p[0] > 0 and not (rectify and info.k.any()) else info.k.reshape(3, 3)
         np.testing.assert_allclose(K, window(info, matrix), atol=1e-9)
         check_geometry(K)
         if rectify and any(info.d):
@@ -128,8 +128,10 @@ def check_rectified(image, K, info):
     rows, columns = np.indices(fuzz.SIZE).astype(float)
     x, y = (columns - K[0, 2]) / K[0, 0], (rows - K[1, 2]) / K[1, 1]
     rays = np.dstack([x, y, np.ones_like(x)]).reshape(-1, 1, 3)
-    project = cv2.fisheye.projectPoints if info.distortion_model == "equidistant" else cv2.projectPoints
-    pixels = project(rays, np.zeros(3), np.zeros(3), K, np.array(info.d))[0].reshape(*fuzz.SIZE, 2)
+    fisheye = info.distortion_model == "equidistant"
+    project = cv2.fisheye.projectPoints if fisheye else cv2.projectPoints
+    d = np.resize([*info.d, *np.zeros(14)], 4 if fisheye else 14)  # what is left off or over is 0
+    pixels = project(rays, np.zeros(3), np.zeros(3), K, d)[0].reshape(*fuzz.SIZE, 2)
     inside = ((pixels >= 0) & (pixels <= [WIDTH - 1, HEIGHT - 1])).all(-1)
     error = np.abs(image[..., :2] - pixels * [8, 10])[inside]
     assert error.max(initial=0) <= 1  # rounding, and 1/32 of a pixel

@@ -39,7 +39,7 @@ def test_quaternion_is_ros_order_and_round_trips():
 
 
 def test_pose_encoding_round_trips():
-    T, K = some_pose(), geometry.intrinsic_matrix(300.0, 310.0, 259.0, 196.0)
+    T, K = some_pose(), geometry.intrinsic_matrix(300.0, 310.0, 258.5, 195.5)
     T_back, K_back = geometry.decode_pose(geometry.encode_pose(T, K, 392, 518), 392, 518)
     np.testing.assert_allclose(T_back, T, atol=1e-12)
     np.testing.assert_allclose(K_back, K, atol=1e-9)
@@ -50,6 +50,38 @@ def test_an_absurd_pose_still_decodes_to_finite_numbers(fov):
     T, K = geometry.decode_pose(np.array([0, 0, 0, 0, 0, 0, 0, fov, fov]), 84, 112)
     assert np.isfinite(K).all() and K[0, 0] > 0
     np.testing.assert_allclose(T, np.eye(4))
+
+
+@pytest.mark.parametrize(("height", "width"), [(84, 112), (98, 56), (7, 9)])
+def test_what_a_predicted_camera_sees_of_a_plane_is_unprojected_onto_it(height, width):
+    """Its field of view reaches from edge to edge of the image: the rays through the pixels' centres follow from it
+    alone, and where they meet the plane from the pose."""
+    fov_height, fov_width = 0.9, 1.3
+    T_world_cam, normal, distance = some_pose(3), np.array([0.2, -0.4, 0.6]), 3.0
+    pose = np.concatenate(
+        [geometry.encode_pose(geometry.inverse(T_world_cam), np.eye(3), 1, 1)[:7], [fov_height, fov_width]]
+    )
+    normal = T_world_cam[:3, :3] @ normal  # in front of the camera, leaning
+    distance += normal @ T_world_cam[:3, 3]
+    x = ((np.arange(width) + 0.5) / width * 2 - 1) * np.tan(fov_width / 2)
+    y = ((np.arange(height) + 0.5) / height * 2 - 1) * np.tan(fov_height / 2)
+    rays = np.stack([*np.meshgrid(x, y), np.ones((height, width))], -1) @ T_world_cam[:3, :3].T
+    depth = (distance - normal @ T_world_cam[:3, 3]) / (rays @ normal)
+    assert depth.min() > 0
+
+    T_cam_world, K = geometry.decode_pose(pose, height, width)
+    points = geometry.transform(geometry.inverse(T_cam_world), geometry.unproject(depth, K).astype(float))
+    np.testing.assert_allclose(points @ normal, distance, rtol=1e-6)
+    np.testing.assert_allclose(points, T_world_cam[:3, 3] + depth[..., None] * rays, rtol=1e-5, atol=1e-5)
+
+
+def test_the_optical_axis_of_a_predicted_camera_goes_through_the_middle_of_the_image():
+    """As that of the rooms does, which the demo model learns from."""
+    pose = np.array([0, 0, 0, 0, 0, 0, 1, 1.0, 1.2])
+    np.testing.assert_array_equal(geometry.decode_pose(pose, 84, 112)[1][:2, 2], [55.5, 41.5])
+    mirrored = geometry.unproject(np.ones((84, 112)), geometry.decode_pose(pose, 84, 112)[1])
+    np.testing.assert_allclose(mirrored[..., 0], -mirrored[:, ::-1, 0], atol=1e-7)
+    np.testing.assert_allclose(mirrored[..., 1], -mirrored[::-1, :, 1], atol=1e-7)
 
 
 def test_unprojected_points_project_back_to_their_pixels():

@@ -2,6 +2,7 @@
 """Runs the launch file with stand-ins for the programs, which record how they were started."""
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -15,11 +16,11 @@ pytest.importorskip("launch_ros", reason="needs a ROS distribution")  # "launch"
 import rclpy
 import yaml
 from launch import LaunchDescription, LaunchService
-from launch.actions import ExecuteProcess, GroupAction, IncludeLaunchDescription, Shutdown
+from launch.actions import ExecuteProcess, GroupAction, IncludeLaunchDescription, SetLaunchConfiguration, Shutdown
 from launch_ros.actions import PushRosNamespace
 
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.placement.placement import REFERENCES
+from xsvggt_ros.messages.topics import REFERENCES
 from xsvggt_ros.settings import settings, values
 
 LAUNCH_FILE = ROOT / "launch" / "stream.launch.py"
@@ -75,14 +76,23 @@ def launch(tmp_path, monkeypatch):
     monkeypatch.setenv("RECORDS", str(records))
     monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path / "log"))
 
-    def launch(*actions, awaited=()):
+    def launch(*actions, awaited=(), argv=(), code=0):
         monkeypatch.setenv("AWAITED", " ".join(awaited))
-        service = LaunchService(noninteractive=True)
+        service = LaunchService(argv=argv, noninteractive=True)
         service.include_launch_description(LaunchDescription(actions))
-        assert service.run() == 0
+        assert service.run() == code
         return {path.name: json.loads(path.read_text() or "{}") for path in records.iterdir()}
 
     return launch
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Warnings and errors of launch, whose loggers keep them from pytest."""
+    messages = []
+    for level in ("warning", "error"):
+        monkeypatch.setattr(logging.Logger, level, lambda logger, message, *_: messages.append(message))
+    return messages
 
 
 @pytest.fixture
@@ -146,6 +156,52 @@ def test_every_setting_is_an_argument_of_its_own_type(run):
     expected = {name: value for name, (_, value) in arguments.items()}
     assert found == expected
     assert {name: type(value) for name, value in found.items()} == {s.name: s.type for s in settings(NodeConfig)}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("cache.budget_tokens", "2.5", "type int, got '2.5'"),
+        ("target_latency_ms", "fast", "type float, got 'fast'"),
+        ("publish_tf", "on", "type bool, got 'on'; it is true or false"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name_and_nothing_starts(launch, said, name, text, wanted):
+    assert not launch(stream(**{name: text}), code=1)
+    (error,) = said
+    assert error.endswith(f": {name} must be of {wanted}")
+
+
+def test_whole_numbers_are_taken_for_either_type_of_numbers(run):
+    found = parameters(run(target_latency_ms="100", **{"cache.budget_tokens": "3e3"})["stream_node"])
+    assert (found["target_latency_ms"], found["cache.budget_tokens"]) == (100.0, 3000)
+    assert (type(found["target_latency_ms"]), type(found["cache.budget_tokens"])) == (float, int)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("cache.budget_tokns", "cache.budget_tokns (did you mean cache.budget_tokens?)"),
+        ("cache.nonsense", "cache.nonsense"),
+        ("wrold_frame", "wrold_frame (did you mean world_frame?)"),
+        ("budget_mib", "budget_mib (did you mean cache.budget_mib?)"),
+        ("image_topics", "image_topics (did you mean image_topic?)"),
+    ],
+)
+def test_what_resembles_an_argument_and_is_none_is_named(launch, said, name, hint):
+    records = launch(stream(**{name: "5"}))
+    assert parameters(records["stream_node"]) == values(NodeConfig())
+    assert said == [f"arguments ignored, unknown here: {hint}"]
+
+
+def test_arguments_of_the_launch_file_that_includes_this_one_are_left_alone(launch, said):
+    launch(SetLaunchConfiguration("robot", "red"), SetLaunchConfiguration("lidar_height", "2"), stream(rviz="false"))
+    assert not said
+
+
+def test_whatever_is_given_on_the_command_line_in_vain_is_named(launch, said):
+    launch(stream(nonsense="1", device="cpu"), argv=["nonsense:=1", "device:=cpu"])
+    assert said == ["arguments ignored, unknown here: nonsense"]
 
 
 def test_arguments_override_the_parameter_file_only_when_given(run, tmp_path):

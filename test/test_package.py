@@ -3,21 +3,47 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
+from itertools import chain
 from xml.etree import ElementTree
 
 import pytest
 import yaml
-from support.imports import imports, modules
+from support.imports import imports
 from support.paths import ROOT
 from support.without_ros import is_ros
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.messages.topics import TOPICS
 
-WITH_RCLPY = {"rcl_interfaces", "rosgraph_msgs"}  # depended on by rclpy itself
+# Module: its name on the package index, its key in rosdep/python.yaml of github.com/ros/rosdistro ("": it has none).
+PYTHON_PACKAGES = {
+    "PIL": ("pillow", "python3-pil"),
+    "av": ("av", ""),
+    "cv2": ("opencv-python-headless", "python3-opencv"),
+    "flash_attn": ("flash-attn", ""),
+    "hypothesis": ("hypothesis", "python3-hypothesis"),
+    "jinja2": ("jinja2", "python3-jinja2"),
+    "lz4": ("lz4", ""),
+    "matplotlib": ("matplotlib", "python3-matplotlib"),
+    "mcap": ("mcap", ""),
+    "numpy": ("numpy", "python3-numpy"),
+    "pillow_heif": ("pillow-heif", ""),
+    "pytest": ("pytest", "python3-pytest"),
+    "rosbags": ("rosbags", "python3-rosbags-pip"),
+    "rosbags.image": ("rosbags-image", ""),
+    "ruamel.yaml": ("ruamel.yaml", "python3-ruamel.yaml"),
+    "safetensors": ("safetensors", ""),
+    "scipy": ("scipy", "python3-scipy"),
+    "simplejpeg": ("simplejpeg", "python3-simplejpeg-pip"),
+    "torch": ("torch", "python3-torch"),
+    "tqdm": ("tqdm", "python3-tqdm"),
+    "yaml": ("pyyaml", "python3-yaml"),
+    "zstandard": ("zstandard", ""),
+}
 PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
 
 
@@ -25,11 +51,91 @@ def test_version_is_the_same_for_pip_and_colcon():
     assert PACKAGE.findtext("version") == metadata.version("xsvggt_ros")
 
 
+def dependencies(*tags):
+    """What package.xml declares under these tags, or under all."""
+    return {depend.text for depend in PACKAGE.iter() if depend.tag in tags or (not tags and "depend" in depend.tag)}
+
+
+def imported(*folders):
+    """{dotted name: one place where it is imported}, of what is neither Python's nor ours."""
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*"))]
+    sources = [path for path in files if path.suffix == ".py" or path.parent.name == "scripts"]
+    ours = {path.stem for path in (*ROOT.glob("*.py"), *(ROOT / "test").iterdir())} | {"xsvggt_ros"}
+    return {
+        name: f"{path.relative_to(ROOT)}:{line}"
+        for path in sources
+        for name, line in imports(path)
+        if name.partition(".")[0] not in ours | sys.stdlib_module_names
+    }
+
+
+def python_package(name):
+    """The row of PYTHON_PACKAGES that a module belongs to."""
+    while name and name not in PYTHON_PACKAGES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def pip_requirements():
+    """Names in pyproject.toml: of what everybody gets, and of what some extra gives."""
+    project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = project["dependencies"], chain.from_iterable(project["optional-dependencies"].values())
+    return [{re.match(r"[\w.-]+", requirement)[0] for requirement in requirements} for requirements in lists]
+
+
 def test_ros_packages_in_use_are_dependencies_of_package_xml():
-    declared = {depend.text for depend in PACKAGE.iter() if depend.tag.endswith("depend")}
-    imported = {name.split(".")[0] for path in modules().values() for name, _ in imports(path) if is_ros(name)}
-    published = {kind.split("/")[0] for kind in TOPICS.values()} - {"xsvggt_ros"}
-    assert (imported | published) - WITH_RCLPY - {"xsvggt_ros"} <= declared
+    needed = {name.partition(".")[0]: place for name, place in imported("xsvggt_ros", "launch", "scripts").items()}
+    of_tests = {name.partition(".")[0]: place for name, place in imported("test").items()}
+    needed |= {kind.partition("/")[0]: "messages/topics.py" for kind in TOPICS.values()}
+    running = dependencies("depend", "exec_depend") | {"xsvggt_ros"}
+    testing = running | dependencies("test_depend")
+    missing = [f"<exec_depend>{n}</exec_depend>  for {p}" for n, p in needed.items() if is_ros(n) and n not in running]
+    missing += [
+        f"<test_depend>{n}</test_depend>  for {p}" for n, p in of_tests.items() if is_ros(n) and n not in testing
+    ]
+    assert not missing, "add to package.xml: " + "; ".join(missing)
+
+
+def test_every_python_package_in_use_is_known_here():
+    places = imported("xsvggt_ros", "launch", "scripts", "test")
+    unknown = {n: place for n, place in places.items() if not is_ros(n) and not python_package(n)}
+    assert not unknown, (
+        f"{unknown} is declared nowhere: give it a row in PYTHON_PACKAGES, with its key in rosdep/python.yaml of "
+        "github.com/ros/rosdistro if there is one; the tests below then say which files it goes into"
+    )
+    assert {python_package(name) for name in places} - {""} == set(PYTHON_PACKAGES), "a row that nothing imports"
+
+
+@pytest.mark.parametrize("module", PYTHON_PACKAGES)
+def test_a_python_package_is_declared_for_pip_and_for_rosdep_or_else_in_words(module):
+    name, key = PYTHON_PACKAGES[module]
+    required, optional = pip_requirements()
+    runs = module in map(python_package, imported("xsvggt_ros", "launch", "scripts"))
+    assert name in required | optional, f"add {name} to pyproject.toml, to the dependencies or to an extra"
+    if runs and name in optional:  # it goes on without
+        return
+    assert name in required or not runs, f"move {name} to the dependencies in pyproject.toml"
+    if key:
+        tag = "exec_depend" if runs else "test_depend"
+        assert key in dependencies(tag), f"add <{tag}>{key}</{tag}> to package.xml"
+    else:
+        assert is_named(name, "package.xml"), f"rosdep has no key for {name}: name it in the comment in package.xml"
+    for file in ("README.md", ".github/workflows/colcon.yml"):
+        skipped = re.search(r'--skip-keys "(.*)"', (ROOT / file).read_text())[1].split()
+        assert key in skipped or not key.endswith("-pip"), f"add {key} to --skip-keys in {file}: root's pip is no help"
+        by_pip = not key or key in skipped
+        assert is_named(name, file) or not by_pip, (
+            f"rosdep does not install {name}: add it to the line of pip in {file}"
+        )
+
+
+def is_named(distribution, file):
+    return re.search(rf"\b{re.escape(distribution)}\b(?!-)", (ROOT / file).read_text())
+
+
+def test_rosdep_keys_in_package_xml_are_in_use():
+    used = {key for _, key in PYTHON_PACKAGES.values()}
+    assert {name for name in dependencies() if name.startswith("python3-")} == used - {""}
 
 
 @pytest.mark.parametrize("folder", ["xsvggt_ros", "scripts", "launch", "test"])

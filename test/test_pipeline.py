@@ -12,6 +12,7 @@ from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.pipeline import Pipeline, Rejected, Unplaced
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.settings import changed
+from xsvggt_ros.status import NO_CAMERA_INFO
 from xsvggt_ros.stream import GeometryStream
 
 K = np.array([[50.0, 0, 31.5], [0, 51.0, 23.5], [0, 0, 1]])
@@ -43,6 +44,31 @@ def test_camera_info_gives_the_intrinsics_of_the_images_after_it(model):
     pipeline.receive("camera_info", camera_info(K))
     after = pipeline.process(raw_image(picture(1), 1), SMALL).frame.intrinsics
     assert after[0, 0] == pytest.approx(K[0, 0] * 56 / 64) != before[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        (camera_info(K, (240, 320)), "camera_info is for 320 x 240 pixels, the image has 64 x 48; publish"),
+        (camera_info(np.zeros((3, 3))), "focal lengths must be above 0"),
+        (camera_info(np.full((3, 3), np.nan)), "not finite"),
+    ],
+)
+def test_why_a_calibration_is_not_in_use_is_in_the_status_and_said_once(model, caplog, info, words):
+    pipeline = pipeline_of(model)
+    pipeline.process(raw_image(picture(0), 0), SMALL)
+    assert pipeline.status.calibration == NO_CAMERA_INFO
+    assert not caplog.records  # which is no fault, of a folder of images least of all
+    pipeline.receive("camera_info", info)
+    for stamp in (1, 2):
+        pipeline.process(raw_image(picture(0), stamp), SMALL)
+        assert words in pipeline.status.calibration
+    assert [record.message for record in caplog.records] == [pipeline.status.calibration]
+    pipeline.receive("camera_info", camera_info(K))
+    pipeline.process(raw_image(picture(0), 3), SMALL)
+    pipeline.process(raw_image(picture(0)[:40], 4), SMALL)  # a stray one, which is not taken in
+    assert pipeline.status.images.frames_rejected == 1
+    assert pipeline.status.calibration == pipeline.status.figures()["calibration"] == ""
 
 
 def test_every_image_is_counted_once_by_what_became_of_it(model):
@@ -85,6 +111,17 @@ def processed(pipeline, cameras, config=SMALL, first=0):
     """Which of the images of these frame_ids, 33 ms apart, were placed."""
     messages = [raw_image(picture(i), i * SECOND // 30, frame_id=camera) for i, camera in enumerate(cameras, first)]
     return [isinstance(pipeline.process(message, config), Placed) for message in messages]
+
+
+def test_of_two_cameras_on_one_topic_each_has_its_own_calibration(model):
+    pipeline = pipeline_of(model)
+    wide, narrow = K.copy(), K.copy()
+    narrow[[0, 1], [0, 1]] *= 2
+    for left, right in ((wide, narrow), (wide, narrow)):
+        for matrix, camera in ((left, "left"), (right, "right")):
+            pipeline.receive("camera_info", camera_info(matrix, frame_id=camera))
+    placed = pipeline.process(raw_image(picture(0), 0, frame_id="left"), SMALL)
+    assert placed.frame.intrinsics[0, 0] == pytest.approx(wide[0, 0] * 56 / 64)
 
 
 def test_of_two_cameras_on_one_topic_the_first_is_followed(model, caplog):
@@ -131,3 +168,14 @@ def test_a_reference_that_cannot_be_used_is_said_once_in_a_while(model, caplog):
     for _ in range(3):
         pipeline.receive("reference/depth", raw_image(picture(0), 0))
     assert [record.message.split(":")[0] for record in caplog.records] == ["reference/depth ignored"]
+
+
+def test_rows_of_high_images_that_are_not_used_are_said_once(model, caplog):
+    with caplog.at_level(logging.WARNING):
+        for size in ((48, 64), (64, 64), (80, 64)):
+            pipeline = pipeline_of(model)
+            for world in range(2):
+                pipeline.process(raw_image(picture(0, size), world * SECOND), SMALL)
+                pipeline.reset()
+    (said,) = [message for message in caplog.messages if "not used" in message]
+    assert said.startswith("images of 64x80 are higher than wide, and of their rows 20%, at top and bottom")

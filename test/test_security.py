@@ -358,7 +358,7 @@ def read_frames(path):
 # Of what the disk takes: points in the cloud, or none so that the bag is first to grow; frames and those in the bag.
 LIMITS = {
     "no point": (20_000, "0", range(1, 2), range(1)),
-    "points": (200_000, "0", range(2, COUNT), range(1)),
+    "points": (200_000, "0", range(2, COUNT), range(1, 3)),
     "bag": (1_500_000, "1000", range(10, COUNT), range(5, COUNT)),
 }
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from xsvggt_ros.model import load_model
 from xsvggt_ros.status import StepStatus
 
 TOKENS = 53  # of a 112x84 frame
+K = np.array([[100.0, 0, 79.5], [0, 100.0, 59.5], [0, 0, 1]])  # of the images
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +103,22 @@ def test_bad_images_are_refused_and_the_stream_stays_usable(model):
 
 def test_bad_intrinsics_are_refused_and_the_stream_stays_as_it_was(model):
     stream, twin = stream_of(model), stream_of(model)
-    for K in (np.eye(4), np.zeros((3, 3)), np.full((3, 3), np.nan), [1.0]):
-        with pytest.raises(ValueError, match="camera matrix"):
-            stream.step(image(0), K)
+    bad = {
+        "3x3 camera matrix, got shape [4, 4]": np.eye(4),
+        "3x3 camera matrix, got shape [3, 4]": np.hstack([K, np.zeros((3, 1))]),
+        "3x3 camera matrix, got shape [1]": [1.0],
+        "focal lengths must be above 0": np.zeros((3, 3)),
+        "not finite": np.full((3, 3), np.nan),
+        "intrinsics is transposed": K.T,
+        "must be of the form": K / 2,  # K[2, 2] is no longer 1
+        "of an image of 160 x 120 pixels: focal lengths [0.9, 0.9]": np.array(
+            [[0.9, 0, 0.5], [0, 0.9, 0.5], [0, 0, 1]]
+        ),
+        "scale it to the image": np.diag([25, 25, 1]) @ K,  # of a photograph of 4000 columns
+    }
+    for words, wrong in bad.items():
+        with pytest.raises(ValueError, match=re.escape(words)):
+            stream.step(image(0), wrong)
     np.testing.assert_array_equal(stream.step(image(1)).depth, twin.step(image(1)).depth)
 
 
@@ -139,8 +154,17 @@ def test_reset_forgets(model):
         np.testing.assert_array_equal(frame.depth, depth)
 
 
+def test_predicted_intrinsics_have_their_principal_point_in_the_middle_of_the_image(model):
+    np.testing.assert_array_equal(stream_of(model).step(image(0)).intrinsics[:2, 2], [55.5, 41.5])
+
+
+def test_intrinsics_that_a_product_of_matrices_made_inexact_are_used(model):
+    inexact = K + np.array([[0, 1e-10, 0], [-1e-11, 0, 0], [1e-17, 0, 1e-12]])
+    twin = stream_of(model).step(image(0), K)
+    np.testing.assert_array_equal(stream_of(model).step(image(0), inexact).intrinsics, twin.intrinsics)
+
+
 def test_known_intrinsics_are_used_scaled(model):
-    K = np.array([[100.0, 0, 79.5], [0, 100.0, 59.5], [0, 0, 1]])
     frame = stream_of(model).step(image(0), K)
     np.testing.assert_allclose(frame.intrinsics, [[70, 0, 55.5], [0, 70, 41.5], [0, 0, 1]])
 

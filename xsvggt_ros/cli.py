@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+
+from xsvggt_ros.names import unknown_names
 
 # Subcommand -> what it does, and the module with `add_arguments(parser)` and `run(args) -> exit code`.
 # Only the module that is asked for gets imported: most of them load torch.
@@ -26,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code of the command line: 0 done, 2 bad input (one sentence on stderr says what), 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    args = _parser(arguments[:1]).parse_args(arguments)
+    args, unknown = _parser(arguments[:1]).parse_known_args(arguments)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {_named(unknown, args.parser)}")
     try:
         return args.run(args)
     except (ValueError, OSError, MemoryError) as error:
@@ -44,8 +49,14 @@ def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
         if name in wanted:
             subcommand = import_module(module)
             subcommand.add_arguments(command)
-            command.set_defaults(run=subcommand.run)
+            command.set_defaults(run=subcommand.run, parser=command)
     return parser
+
+
+def _named(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """The unknown flags with the nearest that there are; else the words that are too many."""
+    flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+    return unknown_names(flags or unknown, re.findall(r"--[\w.-]+", parser.format_usage()))
 
 
 if __name__ == "__main__":

@@ -83,8 +83,8 @@ class StreamConfig(Checked):
 
     weights: str = setting(
         "",
-        "Checkpoint (.pt, .pth, .safetensors); empty: the one that comes with the model, which only `demo` has; "
-        "random: random weights, which see nothing.",
+        "Checkpoint (torch or safetensors), or a folder with one; empty: the one that comes with the model, which only "
+        "`demo` has; random: random weights, which see nothing.",
     )
     model: str = setting("demo", "Named model configuration the weights belong to.", choices=("streamvggt", "demo"))
     device: str = setting("auto", "torch device; auto: cuda if there is one, else cpu.")
@@ -102,6 +102,7 @@ class StreamConfig(Checked):
         unit="pixel",
         minimum=0,
         maximum=2800,
+        step=PATCH_SIZE,
     )
     max_lateness: float = setting(
         1.0,
@@ -115,15 +116,6 @@ class StreamConfig(Checked):
     )
     point_head: bool = setting(False, "Predict points with the point head instead of unprojecting the depth.")
     cache: CacheConfig = group(CacheConfig, "cache.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.image_width % PATCH_SIZE:
-            below = self.image_width // PATCH_SIZE * PATCH_SIZE
-            raise ValueError(
-                f"image_width must be a multiple of {PATCH_SIZE}, got {self.image_width}; "
-                f"try {below} or {below + PATCH_SIZE}"
-            )
 
 
 @dataclass(frozen=True)
@@ -151,8 +143,10 @@ class ScaleConfig(Checked):
     camera_height: float = setting(
         1.0, "camera_height: the camera's height above the ground.", unit="m", minimum=0.01, maximum=1e4, live=True
     )
-    parent_frame: str = setting("", "tf: fixed frame of the reference motion, for example the wheel odometry's.")
-    child_frame: str = setting("", "tf: frame whose motion is the reference, for example base_link.")
+    parent_frame: str = setting(
+        "", "tf: fixed frame of the reference motion, for example the wheel odometry's.", frame=True
+    )
+    child_frame: str = setting("", "tf: frame whose motion is the reference, for example base_link.", frame=True)
     window: int = setting(50, "Measurements whose median is the scale.", minimum=1, live=True)
     min_motion: float = setting(
         0.2,
@@ -166,6 +160,11 @@ class ScaleConfig(Checked):
         super().__post_init__()
         if self.source == "tf" and not (self.parent_frame and self.child_frame):
             raise ValueError("source tf needs the two frames: set scale.parent_frame and scale.child_frame")
+        if self.parent_frame and self.parent_frame == self.child_frame:
+            raise ValueError(
+                f"child_frame must be another frame than scale.parent_frame, got {self.child_frame!r} for both: "
+                "a frame does not move in itself"
+            )
 
 
 @dataclass(frozen=True)
@@ -199,6 +198,7 @@ class NodeConfig(Checked):
         "",
         "frame_id of the camera to follow where several send on one topic; empty: that of the first image, until "
         "~/reset.",
+        frame=True,
         live=True,
     )
     rectify: bool = setting(
@@ -206,11 +206,14 @@ class NodeConfig(Checked):
         "Undo the lens distortion that camera_info states; false: images are rectified already, as image_rect is.",
         live=True,
     )
-    world_frame: str = setting("odom", "Parent frame of the published pose; fixed, x forward, y left, z up.")
+    world_frame: str = setting(
+        "odom", "Parent frame of the published pose; fixed, x forward, y left, z up.", frame=True
+    )
     base_frame: str = setting(
         "",
         "Child frame of the published pose, whose transform to the camera is looked up in TF; empty: the image's "
         "frame_id, with the first camera taken as level.",
+        frame=True,
     )
     publish_tf: bool = setting(True, "Send the pose to /tf.", live=True)
     invert_tf: bool = setting(
@@ -223,7 +226,7 @@ class NodeConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.world_frame or self.world_frame == self.base_frame:
+        if self.world_frame == self.base_frame:
             raise ValueError(
                 f"world_frame must have a name of its own, got {self.world_frame!r} beside base_frame "
                 f"{self.base_frame!r}; REP 105 has odom and base_link"

@@ -24,14 +24,18 @@ class InputImage:
 
 @dataclass(frozen=True)
 class Frame:
-    """What the stream says about one image, at the network's resolution (h, w). Units are the model's."""
+    """What the stream says about one image, at the network's resolution (h, w). Units are the model's.
+
+    The arrays are the frame's own: no later step changes them, and they share no memory with what came in. `image` is
+    read-only: draw into a copy of it. `depth` need not be contiguous in memory.
+    """
 
     index: int  # from 0 at the start of the stream or its last reset
     T_first_cam: NDArray[np.float64]  # [4, 4], optical axes; first: the camera at index 0
     intrinsics: NDArray[np.float64]  # [3, 3], the given ones or else the predicted
     depth: NDArray[np.float32]  # [h, w], along the optical axis, finite and positive
     confidence: NDArray[np.float32]  # [h, w], at least 1
-    image: NDArray[np.uint8]  # [h, w, 3], RGB
+    image: NDArray[np.uint8]  # [h, w, 3], RGB, read-only
     status: StepStatus
     predicted_points: NDArray[np.float32] | None = None  # [h, w, 3], first camera's frame; by the point head if it runs
 

@@ -2,7 +2,8 @@
 """Cameras, poses and points.
 
 Transforms are named T_target_source. Camera frames are optical (x right, y down, z forward); the ROS world is
-REP 103 (x forward, y left, z up), with the first camera level in its origin. Units are the model's.
+REP 103 (x forward, y left, z up), with the first camera level in its origin. Units are the model's. Pixel centres lie
+at integers, so that the middle of an image of width W is at (W - 1) / 2.
 """
 
 from __future__ import annotations
@@ -65,13 +66,15 @@ def decode_pose(pose: NDArray, height: int, width: int) -> tuple[Array, Array]:
     """Pose encoding [9] -> T_cam_world [4, 4] and intrinsics [3, 3] of an image of that size (pixels).
 
     pose is translation (3), quaternion x y z w (4), fields of view over height and width (radians), as
-    VGGT, arXiv 2503.11651, section 3.1; the fields of view are limited to (1, 179) degrees.
+    VGGT, arXiv 2503.11651, section 3.1; the fields of view are limited to (1, 179) degrees. The principal point is the
+    middle of the image, ((width - 1) / 2, (height - 1) / 2): the published code's (width / 2, height / 2) is that of
+    pixels whose corners lie at integers, and half a pixel off where it unprojects by their indices.
     """
     pose = np.asarray(pose, dtype=np.float64)
     T_cam_world = rigid(rotation_matrix(pose[3:7]), pose[:3])
     fov_height, fov_width = np.clip(pose[7:9], *FOV_LIMITS)
     focal_x, focal_y = width / 2 / np.tan(fov_width / 2), height / 2 / np.tan(fov_height / 2)
-    return T_cam_world, intrinsic_matrix(focal_x, focal_y, width / 2, height / 2)
+    return T_cam_world, intrinsic_matrix(focal_x, focal_y, (width - 1) / 2, (height - 1) / 2)
 
 
 def encode_pose(T_cam_world: Array, intrinsics: Array, height: int, width: int) -> Array:

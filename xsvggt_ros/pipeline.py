@@ -18,6 +18,7 @@ from xsvggt_ros.placement.placement import NotPlaced, Placed, Placement
 from xsvggt_ros.status import Status, StepStatus
 from xsvggt_ros.stream import GeometryStream
 
+ROUNDING = 0.1  # of a height to whole patches, at most
 THROTTLE_S = 5.0  # between two warnings about the same topic
 
 
@@ -62,6 +63,7 @@ class Pipeline:
         self._cache = config.stream.cache
         self._reset_asked = Event()
         self._followed = ""  # frame_id of the camera whose images are taken
+        self._told_cropping = False
         self._worlds = 0
         self._warned_at: dict[str, float] = {}
         self.status = Status(scale=self._placement.scale)
@@ -70,7 +72,7 @@ class Pipeline:
         """Takes a message of camera_info or of one of the topics.REFERENCES; one that cannot be used is said."""
         try:
             if topic == CAMERA_INFO:
-                self._camera.camera_info = message
+                self._camera.receive(message)
             else:
                 hand_over(self._placement, topic, message)
         except ValueError as error:
@@ -108,6 +110,8 @@ class Pipeline:
         except OutOfMemory as error:
             return self._rejected(str(error), "frames_failed")
         self._tell(frame.status)
+        if frame.index == 0:
+            self._tell_cropping(image, frame)
         return self._placed(frame, image, config)
 
     def _apply(self, config: NodeConfig) -> None:
@@ -157,7 +161,8 @@ class Pipeline:
         images = replace(counts, **more, resets=max(0, self._worlds - 1))
         status = replace(before, images=images, shortage=self._stream.shortage)
         if step is not None:
-            status = replace(status, step=step, scale=self._placement.scale, missing=missing)
+            calibration = self._camera.calibration
+            status = replace(status, step=step, scale=self._placement.scale, missing=missing, calibration=calibration)
         self.status = status
 
     def _tell(self, step: StepStatus) -> None:
@@ -171,6 +176,17 @@ class Pipeline:
             self._log.info(
                 f"cache: {step.policy}, {step.budget_tokens or 'unlimited'} tokens per layer, "
                 f"{step.key_bits} bit keys, {step.value_bits} bit values, {step.cache_bytes / MIB:.2f} MiB"
+            )
+
+    def _tell_cropping(self, image: InputImage, frame: Frame) -> None:
+        """Says once how much of high images is not seen: the network's input is at most a square."""
+        (height, width), (seen_height, seen_width) = image.image.shape[:2], frame.image.shape[:2]
+        lost = 1 - (seen_height / seen_width) / (height / width)
+        if lost > ROUNDING and not self._told_cropping:
+            self._told_cropping = True
+            self._log.warning(
+                f"images of {width}x{height} are higher than wide, and of their rows {lost:.0%}, at top and bottom, "
+                "are not used: turn the camera, or its images, by 90 degrees"
             )
 
 

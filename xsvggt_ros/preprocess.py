@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 WHITE = 255
+FULL = (2**10 - 1, 2**12 - 1, 2**16 - 1)  # brightest samples of the cameras that send 16 bits
 STEEPEST = 16  # height over width; of a higher image only that little in the middle would be seen
 
 
@@ -58,8 +60,27 @@ class Resize:
         return K
 
 
+def stretched(samples: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """16-bit samples as 8-bit ones, from the darkest to the brightest: how many of the bits are used is not known."""
+    eight = np.empty(samples.shape, np.uint8)
+    cv2.normalize(samples, eight, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+    return eight
+
+
+def eight_bits(colours: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """16-bit colours [H, W, 3 or 4] as 8-bit ones, in the same proportion: divided by what their bits can hold."""
+    brightest = colours[..., :3].max(initial=0)
+    full = next(full for full in FULL if brightest <= full)
+    eight = np.empty(colours.shape, np.uint8)
+    cv2.convertScaleAbs(colours, eight, WHITE / full)
+    return eight
+
+
 def rgb(image: Image.Image) -> Image.Image:
-    """Any image as RGB; transparent ones over white."""
-    if image.mode == "RGBA":
+    """Any image as RGB; 16-bit grey is stretched, transparent ones lie over white."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray(stretched(np.asarray(image).astype(np.uint16)))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (WHITE,) * 4), image)
     return image.convert("RGB")

@@ -8,8 +8,13 @@ of them by name.
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
+
+from xsvggt_ros.names import frame_name, unknown_names
+
+HINTS = {str: "; put text in quotes", bool: "; it is true or false"}  # YAML takes bare words and numbers for others
 
 
 def setting(
@@ -19,12 +24,17 @@ def setting(
     unit: str = "",
     minimum: float | None = None,
     maximum: float | None = None,
+    step: int | None = None,
     choices: tuple | None = None,
+    frame: bool = False,
     live: bool = False,
 ) -> Any:
-    """A dataclass field that knows what a user needs to know about it."""
-    about = dict(description=description, unit=unit, minimum=minimum, maximum=maximum)
-    return field(default=default, metadata=dict(about, choices=choices, live=live))
+    """A dataclass field that knows what a user needs to know about it.
+
+    step: whole numbers only, multiples of it. frame: the name of a TF frame, empty only if the default is.
+    """
+    about = dict(description=description, unit=unit, minimum=minimum, maximum=maximum, step=step)
+    return field(default=default, metadata=dict(about, choices=choices, frame=frame, live=live))
 
 
 def group(config: type, prefix: str = "") -> Any:
@@ -43,23 +53,59 @@ class Setting:
     unit: str
     minimum: float | None
     maximum: float | None
+    step: int | None
     choices: tuple | None
+    frame: bool
     live: bool
 
     def check(self, value: Any) -> Any:
-        """The value in the setting's type. Raises ValueError with the reason if it is not allowed."""
-        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if type(value) is not self.type:
-            raise ValueError(f"{self.name} must be of type {self.type.__name__}, got {value!r}")
+        """The value in the setting's type and form. Raises ValueError with the reason if it is not allowed."""
+        value = self._typed(value)
         if self.choices and value not in self.choices:
             raise ValueError(f"{self.name} must be one of {', '.join(map(str, self.choices))}, got {value!r}")
+        self._check_range(value)
+        return self._framed(value) if self.frame else value
+
+    def parse(self, text: str) -> Any:
+        """The value of the setting's type that a text stands for; `check` says whether it is allowed.
+
+        Raises ValueError if it stands for none.
+        """
+        if self.type is bool:
+            return self._typed({"true": True, "false": False}.get(text.lower(), text))
+        if self.type is not str:
+            for number in (int, float):
+                with suppress(ValueError):
+                    return self._typed(number(text))
+        return self._typed(text)
+
+    def _typed(self, value: Any) -> Any:
+        """A whole number may come as either of the two types of numbers."""
+        whole = type(value) is int or (type(value) is float and value.is_integer())
+        if whole and self.type in (int, float):
+            value = self.type(value)
+        if type(value) is not self.type:
+            hint = HINTS.get(self.type, "")
+            raise ValueError(f"{self.name} must be of type {self.type.__name__}, got {value!r}{hint}")
+        return value
+
+    def _check_range(self, value: Any) -> None:
         low, high = self.minimum, self.maximum
         # Written so that NaN, which compares false with everything, is refused too.
         if (low is not None and not value >= low) or (high is not None and not value <= high):
             bounds = f"at least {low}" if high is None else f"between {low} and {high}"
             raise ValueError(f"{self.name} must be {bounds}{' ' + self.unit if self.unit else ''}, got {value!r}")
-        return value
+        if self.step and value % self.step:
+            below = value // self.step * self.step
+            raise ValueError(
+                f"{self.name} must be a multiple of {self.step}, got {value}; try {below} or {below + self.step}"
+            )
+
+    def _framed(self, value: str) -> str:
+        name = frame_name(value)
+        if self.default and not name:
+            raise ValueError(f"{self.name} must name a frame, for example {self.default}; got {value!r}")
+        return name
 
 
 def settings(config: type, prefix: str = "") -> list[Setting]:
@@ -88,9 +134,10 @@ def changed(config: Any, changes: dict[str, Any]) -> Any:
 
     Raises ValueError, naming the setting and the reason, for an unknown name or a value not allowed.
     """
-    unknown = set(changes) - set(values(config))
+    known = values(config)
+    unknown = changes.keys() - known
     if unknown:
-        raise ValueError(f"unknown setting: {', '.join(sorted(unknown))}")
+        raise ValueError(f"unknown setting: {unknown_names(unknown, known)}")
     return _changed(config, changes, "")
 
 

@@ -7,6 +7,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+NO_CAMERA_INFO = "no camera_info has come: the intrinsics are the model's guess"
+
 
 @dataclass(frozen=True)
 class StepStatus:
@@ -75,9 +77,11 @@ class Status:
     missing: str = ""  # why the newest frame could not be placed; empty: it could
     shortage: str = ""  # why the cache is smaller than configured, since memory ran out; empty: it is not
     silent: bool = False  # whether images have stopped coming
+    calibration: str = ""  # why the newest image's intrinsics are the model's guess; empty: camera_info gives them
 
     def figures(self) -> dict[str, Any]:
         """{name: value} of everything that is counted or measured: the fields of msg/StreamStatus.msg."""
         step = asdict(self.step)
         seconds = {f"{stage}_seconds": float(value) for stage, value in step.pop("seconds").items()}
-        return step | seconds | asdict(self.scale) | asdict(self.images) | asdict(self.performance)
+        step |= seconds | {"calibration": self.calibration}
+        return step | asdict(self.scale) | asdict(self.images) | asdict(self.performance)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from xsvggt_ros import geometry
 from xsvggt_ros.cache import CacheShape, KVCache
+from xsvggt_ros.camera import check_camera_matrix
 from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.continuity import Continuity
 from xsvggt_ros.frame import Frame
@@ -108,7 +109,7 @@ class GeometryStream:
         no memory and at a world's first image, in a new world. `shortage` says so until the cache is reconfigured.
         """
         resize = self._resize(image)
-        known = None if intrinsics is None else resize.intrinsics(_camera_matrix(intrinsics))
+        known = None if intrinsics is None else resize.intrinsics(_camera_matrix(intrinsics, *image.shape[:2]))
         if reason := self._continuity.why_new_world(image.shape, stamp_ns):
             self.reset(reason)
         gap = self._continuity.accept(image.shape, stamp_ns)
@@ -265,11 +266,13 @@ def _halved(config: CacheConfig, cache: KVCache | None) -> CacheConfig:
     return config if cache.budget == cache.floor else _scaled(config, 0.5)
 
 
-def _camera_matrix(intrinsics: NDArray[np.float64]) -> NDArray[np.float64]:
+def _camera_matrix(intrinsics: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
     K = np.asarray(intrinsics, dtype=np.float64)
-    if K.shape != (3, 3) or not np.isfinite(K).all() or not (K[0, 0] > 0 and K[1, 1] > 0):
-        raise ValueError(f"intrinsics must be a finite 3x3 camera matrix with focal lengths above 0, got {K.tolist()}")
-    return K
+    if K.shape != (3, 3):
+        raise ValueError(
+            f"intrinsics must be a 3x3 camera matrix, got shape {list(K.shape)}; give K, or P's first columns"
+        )
+    return check_camera_matrix(K, "intrinsics", height, width)
 
 
 class StageTimer:

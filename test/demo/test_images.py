@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from support.recordings import write_folder
+from support.recordings import encoded, picture, write_folder
 
 from xsvggt_ros.demo.images import FEWEST_IMAGES, MOTION_RATE, SEED, demo_sequence
 from xsvggt_ros.training.batches import FIRST_SEED, INTERVALS
@@ -37,3 +37,11 @@ def test_too_few_images_are_refused_with_their_number(tmp_path):
         demo_sequence(write_folder(tmp_path, 3), 100)
     with pytest.raises(ValueError, match="max-frames 5"):
         demo_sequence(None, 5)
+
+
+def test_recorded_images_of_another_size_are_left_out_and_that_is_said(tmp_path, caplog):
+    folder = write_folder(tmp_path, 24)
+    (folder / "frame-5.png").write_bytes(encoded(picture(5, (40, 64)), ".png"))
+    images, _ = demo_sequence(folder, 100)
+    assert len(images) == 23
+    assert "1 images are left out" in caplog.text

@@ -155,6 +155,7 @@ def test_a_recording_without_answers_or_change_can_be_reported(recording):
     silent, unchanged = shortened(recording, slice(0)), shortened(recording, slice(2))
     for incomplete in (silent, unchanged):
         Page(html(incomplete, check(incomplete)))
+    assert dict(headline(unchanged))["ATE"].startswith("undefined of 2 answers; Sim(3) aligned")
 
 
 def test_false_colours_run_from_low_to_high_and_leave_out_what_is_not_finite():

@@ -134,6 +134,35 @@ def test_means_weigh_depth_by_pixels_and_poses_equally():
     assert mean_errors([replace(one, depth=None, pose=None)]).pose is None
 
 
+def test_what_stands_still_has_no_error_relative_to_its_way():
+    still = [replace(truth(i), T_world_cam=truth(0).T_world_cam) for i in range(4)]
+    unaligned = sequence_errors(followed(still, 4.0)[0], None, "none")
+    assert np.isnan(unaligned.pose.centre) and unaligned.columns()["centre"] is None
+    assert unaligned.pose.ate > 0.01 and unaligned.pose.adjacent_turn == pytest.approx(0, abs=1e-5)
+    aligned = sequence_errors(followed(still, 4.0)[0], None, "scale").columns()
+    assert aligned["ate"] is None and aligned["rpe_translation"] is None and aligned["rpe_rotation"] > 1
+
+
+def test_what_any_prediction_fits_is_undefined():
+    wall = [replace(truth(i), depth=np.full((HEIGHT, WIDTH), 3, np.float32)) for i in range(3)]
+    assert sequence_errors(followed(wall)[0], None, "scale_shift").columns()["abs_rel"] is None
+    assert sequence_errors(followed(wall)[0], None, "scale").columns()["abs_rel"] > 0.05
+    dot = np.zeros((HEIGHT, WIDTH), np.float32)
+    dot[20, 30] = 2
+    _, clouds = followed([replace(truth(i), depth=dot if i == 0 else 0 * dot) for i in range(3)])
+    assert sequence_errors(followed(wall)[0], clouds, "scale").columns()["accuracy"] is None
+
+
+def test_what_is_undefined_is_not_in_the_mean():
+    moving = sequence_errors(followed([truth(i) for i in range(5)], 4.0)[0], None, "scale")
+    still = [replace(truth(i), T_world_cam=truth(0).T_world_cam) for i in range(4)]
+    standing = sequence_errors(followed(still, 4.0)[0], None, "scale")
+    mean = mean_errors([moving, standing])
+    assert mean.pose.ate == moving.pose.ate
+    assert mean.pose.rpe_rotation == (moving.pose.rpe_rotation + standing.pose.rpe_rotation) / 2
+    assert mean_errors([standing]).columns()["ate"] is None
+
+
 def test_a_gallery_shows_the_first_and_the_last_frame():
     gallery = Gallery.of(9, 3)
     for i in range(9):
@@ -147,14 +176,14 @@ SMALL = ["--weights", "random", "--image_width", "56"]
 
 
 def test_command_on_rooms_in_a_folder(tmp_path, capsys):
-    write_folder(room(3, 4, WIDTH, HEIGHT, rate=4), tmp_path / "in" / "a room")
+    write_folder(room(3, 6, WIDTH, HEIGHT, rate=4), tmp_path / "in" / "a room")
     arguments = ["eval", "rooms", str(tmp_path / "in"), "--points", "--stride", "2", "--output", str(tmp_path / "out")]
     assert main([*arguments, *SMALL]) == 0
     header, line, mean = capsys.readouterr().out.splitlines()
     assert header.split()[:2] == ["AbsRel", "SqRel"] and mean.startswith("mean")
     rows = list(csv.DictReader((tmp_path / "out" / "errors.csv").open()))
     assert [row["name"] for row in rows] == ["a room", "mean"]
-    assert int(rows[0]["pixels"]) == 2 * WIDTH * HEIGHT and float(rows[0]["accuracy"]) > 0
+    assert int(rows[0]["pixels"]) == 3 * WIDTH * HEIGHT and float(rows[0]["accuracy"]) > 0
     assert line.split()[2] == f"{float(rows[0]['abs_rel']):.4f}"
     facts = json.loads((tmp_path / "out" / "errors.json").read_text())
     assert facts["settings"]["image_width"] == 56 and facts["alignment"] == "scale"
@@ -181,3 +210,68 @@ def test_command_says_what_the_truth_lacks(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "no depth errors, as the truth is not known: walk" in printed and "no pose" not in printed
     assert (tmp_path / "out" / "walk.png").exists()
+
+
+def write_walk(folder, metres):
+    """As many frames as there are places, along x."""
+    for i in range(len(metres)):
+        path = folder / "rgb_90" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((HEIGHT, WIDTH, 3), 40 * i, np.uint8))
+    (folder / "groundtruth_90.txt").write_text("".join(f"{i} {x} 0 0 0 0 0 1\n" for i, x in enumerate(metres)))
+
+
+def test_command_says_what_is_undefined_and_leaves_it_out_of_the_mean(tmp_path, capsys):
+    write_walk(tmp_path / "tripod", [1.0] * 4)
+    write_walk(tmp_path / "walk", range(4))
+    assert main(["eval", "tum", str(tmp_path), "--output", str(tmp_path / "out"), *SMALL]) == 0
+    printed = capsys.readouterr().out
+    note = (
+        "undefined, and not in the mean, ATE and RPE t: the true camera stands still, or there are only 2 poses: tripod"
+    )
+    assert note in printed.splitlines() and "nan" not in printed
+    rows = {row["name"]: row for row in csv.DictReader((tmp_path / "out" / "errors.csv").open())}
+    assert rows["tripod"]["ate"] == "" and rows["mean"]["ate"] == rows["walk"]["ate"] != ""
+    facts = json.loads((tmp_path / "out" / "errors.json").read_text(), parse_constant=pytest.fail)
+    assert facts["errors"][0]["ate"] is None and note in facts["notes"]
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """What is refused is refused before the model is there."""
+    monkeypatch.setattr("xsvggt_ros.evaluation.command.GeometryStream", lambda config: pytest.fail("a model was made"))
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--frames", "1"], "--frames 1 leaves no motion between frames to compare; give at least 2"),
+        (["--frames", "1", "--sweep", "--output", "x"], "--frames 1 leaves no motion"),
+    ],
+)
+def test_command_refuses_what_cannot_be_compared(arguments, message, capsys):
+    assert main(["eval", *arguments, *SMALL]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_model")
+def test_command_refuses_a_stride_that_leaves_one_frame(tmp_path, capsys):
+    write_walk(tmp_path / "walk", range(4))
+    assert main(["eval", "tum", str(tmp_path), "--stride", "4", *SMALL]) == 2
+    assert "as all have fewer than 2 frames at --stride 4: walk; lower --stride" in capsys.readouterr().err
+
+
+def test_command_leaves_out_a_sequence_of_one_frame(tmp_path, capsys, caplog):
+    write_walk(tmp_path / "walk", range(4))
+    write_walk(tmp_path / "photo", range(1))
+    assert main(["eval", "tum", str(tmp_path), *SMALL]) == 0
+    assert "left out, fewer than 2 frames at --stride 1: photo" in caplog.text
+    assert "photo" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seeds", ["3:3", "5:3", "-1:3", "100", "0:99999999999999999999", "a:b"])
+def test_command_refuses_seeds_that_are_no_range(seeds, capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", f"--seeds={seeds}"])
+    assert "is not A:B with A below B, as in 100:148" in capsys.readouterr().err

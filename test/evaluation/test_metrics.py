@@ -18,11 +18,13 @@ from xsvggt_ros.evaluation import metrics
 from xsvggt_ros.evaluation.metrics import (
     ALIGNMENTS,
     DepthErrors,
+    Undefined,
     align_depth,
     depth_errors,
     depth_scale,
     depth_scale_shift,
     first_frame_errors,
+    motion_errors,
     pose_errors,
     scene_scale,
     umeyama,
@@ -115,6 +117,11 @@ def test_scale_has_a_least_value():
     assert depth_scale(np.array([1e6, 2e6]), np.array([1.0, 2.0])) == 1e-3
 
 
+def test_a_prediction_of_nothing_is_all_wrong():
+    errors = depth_errors(align_depth(np.zeros(9), np.arange(1.0, 10), "scale"), np.arange(1.0, 10))
+    assert errors.abs_rel == pytest.approx(1, abs=1e-2) and errors.delta_125 == 0
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_scale_and_shift_have_the_least_absolute_residual(seed):
     predicted, truth = skewed_depth(seed)
@@ -138,6 +145,51 @@ def test_any_scale_and_shift_are_found(seed, factor, shift):
 
 def test_a_flat_prediction_is_shifted_to_the_median():
     assert depth_scale_shift(np.full(5, 0.1), np.array([1.0, 2, 3, 4, 50])) == (0.0, 3.0)
+
+
+def test_an_inverted_prediction_is_no_better_than_a_flat_one():
+    truth = np.linspace(1, 9, 50)
+    assert depth_scale_shift(10 - truth, truth) == (0.0, 5.0)
+    aligned = align_depth(1 / truth, truth, "scale_shift")
+    assert depth_errors(aligned, truth).abs_rel == pytest.approx(np.mean(np.abs(5 - truth) / truth))
+
+
+def test_alignments_that_any_prediction_fits_are_undefined():
+    wrong = np.random.default_rng(0).uniform(1, 9, 50)
+    for predicted, truth, alignment in [
+        (wrong[:1], np.array([3.0]), "scale"),
+        (wrong[:2], np.array([3.0, 5.0]), "scale_shift"),
+        (wrong, np.full(50, 3.0), "scale_shift"),
+        (wrong, 3 + 0.003 * np.sin(np.arange(50)), "scale_shift"),
+    ]:
+        with pytest.raises(Undefined, match="do not tell predictions apart"):
+            align_depth(predicted, truth, alignment)
+    flat = np.full(50, 3.0)  # to which only a flat prediction can be scaled
+    assert depth_errors(align_depth(wrong, flat, "scale"), flat).abs_rel > 0.1
+    assert depth_errors(align_depth(wrong[:1], flat[:1], "none"), flat[:1]).abs_rel > 0.1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_depth_that_is_no_number_is_refused_and_not_left_out(bad, alignment):
+    predicted, truth = skewed_depth()
+    for of_truth in (False, True):
+        depths = [predicted.copy(), truth.copy()]
+        depths[of_truth][3] = bad
+        with pytest.raises(ValueError, match="depth must be finite, but 1 of 200"):
+            depth_errors(align_depth(*depths, alignment), depths[1])
+
+
+def test_true_depth_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="true depth must be above 0"):
+        depth_errors(np.ones(2), np.array([1.0, 0.0]))
+
+
+def test_undefined_depth_is_not_in_the_mean():
+    defined = DepthErrors(0.1, 1, 2, 3, 1.0, pixels=300)
+    mean = DepthErrors.mean([defined, DepthErrors.undefined(100)])
+    np.testing.assert_allclose(astuple(mean), [*astuple(defined)[:-1], 400])
+    assert np.isnan(DepthErrors.mean([DepthErrors.undefined(100)]).abs_rel)
 
 
 @given(seeds, factors)
@@ -256,6 +308,63 @@ def test_standing_still_has_the_spread_of_the_truth_as_its_error():
     centres = true[:, :3, 3]
     assert errors.ate == pytest.approx(np.sqrt(centres.var(axis=0).sum()))
     assert errors.rpe_translation == pytest.approx(np.sqrt(np.mean(np.sum(np.diff(centres, axis=0) ** 2, axis=1))))
+
+
+def shaking(rng: np.random.Generator, metres: float, frames: int = 50) -> np.ndarray:
+    """A camera that turns on a tripod, [frames, 4, 4]."""
+    return np.array([rigid(yaw(3 * i), np.array([1.0, 2, 3]) + metres * rng.normal(size=3)) for i in range(frames)])
+
+
+@pytest.mark.parametrize("metres", [0, 1e-9, 1e-4, 1e-3])
+@pytest.mark.parametrize("wrong", ["drifts", "shakes", "stands", "is right"])
+def test_the_error_of_places_is_undefined_where_the_true_camera_stands_still(metres, wrong):
+    """Scaled to nothing, anything is as good as right; but how it turns is known."""
+    rng = np.random.default_rng(0)
+    true = shaking(rng, metres)
+    predicted = true.copy()
+    predicted[:, :3, 3] = {
+        "drifts": np.linspace(0, 5, 50)[:, None] * [1, 1, 1],
+        "shakes": rng.normal(size=(50, 3)),
+        "stands": np.zeros((50, 3)),
+        "is right": true[:, :3, 3],
+    }[wrong]
+    errors = pose_errors(predicted, true)
+    assert np.isnan(errors.ate) and np.isnan(errors.rpe_translation)
+    assert errors.rpe_rotation == pytest.approx(0, abs=1e-5)
+    assert pose_errors(np.tile(np.eye(4), (50, 1, 1)), true).rpe_rotation == pytest.approx(3)
+
+
+def test_the_error_of_places_is_undefined_of_two_poses():
+    """Which Sim(3) always brings together."""
+    true = some_trajectory(np.random.default_rng(0), 3)
+    assert np.isnan(pose_errors(some_trajectory(np.random.default_rng(1), 2), true[:2]).ate)
+    assert pose_errors(some_trajectory(np.random.default_rng(1), 3), true).ate > 0.01
+
+
+def test_a_small_motion_is_one():
+    true = some_trajectory(np.random.default_rng(0))
+    true[:, :3, 3] *= 0.02
+    assert pose_errors(shaking(np.random.default_rng(1), 1.0, len(true)), true).ate > 2e-3
+    assert pose_errors(true, true).ate == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("errors", [pose_errors, motion_errors, lambda *T: first_frame_errors(*T, 1.0)])
+def test_poses_that_are_no_numbers_are_refused_and_not_left_out(bad, errors):
+    true = some_trajectory(np.random.default_rng(0))
+    for name in ("predicted", "true"):
+        broken = true.copy()
+        broken[[3, 5], 0, 3] = bad
+        with pytest.raises(ValueError, match=rf"{name} poses must be finite, but 2 of 12 are not, the first is 3"):
+            errors(*((broken, true) if name == "predicted" else (true, broken)))
+
+
+@pytest.mark.parametrize("scale", [0, -1, np.nan, np.inf])
+def test_a_scale_that_is_none_is_refused(scale):
+    true = some_trajectory(np.random.default_rng(0))
+    for errors in (first_frame_errors, motion_errors):
+        with pytest.raises(ValueError, match="true scale must be above 0"):
+            errors(true, true, scale)
 
 
 def test_trajectories_that_cannot_be_compared_are_refused():

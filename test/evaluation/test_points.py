@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xsvggt_ros.evaluation import points
+from xsvggt_ros.evaluation.metrics import Undefined
 from xsvggt_ros.evaluation.points import align_points, estimate_normals, icp, point_errors
 from xsvggt_ros.geometry import rigid, rotation_matrix, transform
 
@@ -107,6 +108,33 @@ def test_normals_of_a_sphere_are_its_radii(monkeypatch):
     assert np.abs(np.sum(normals * directions, axis=1)).min() > 0.97
     monkeypatch.setattr(points, "CHUNK", 1234)  # in pieces, the same
     np.testing.assert_array_equal(estimate_normals(directions), normals)
+
+
+def test_points_on_a_line_or_in_one_place_have_no_normal():
+    line = np.outer(np.arange(40.0), [1, 2, 0])
+    for cloud in (line, np.ones((40, 3)), np.zeros((40, 3))):
+        np.testing.assert_array_equal(estimate_normals(cloud), np.zeros((40, 3)))
+
+
+def test_a_prediction_in_one_place_is_all_wrong():
+    truth = plane(z=3.0)
+    errors = point_errors(align_points(np.ones_like(truth), truth), truth)
+    assert errors.completeness > 1 and errors.normal_consistency == 0
+
+
+def test_true_points_that_any_prediction_fits_are_undefined():
+    wrong = room()
+    for count, truth in ((400, np.full((400, 3), [0.0, 0, 3])), (2, room(2, seed=1))):
+        with pytest.raises(Undefined, match="do not tell predictions apart"):
+            align_points(wrong[:count], truth)
+
+
+def test_points_that_are_no_numbers_are_refused():
+    broken = room()
+    broken[7, 1] = np.nan
+    for clouds in ((broken, room()), (room(), broken)):
+        with pytest.raises(ValueError, match="must be finite"):
+            align_points(*clouds)
 
 
 def test_clouds_without_normals_are_refused():

@@ -213,8 +213,9 @@ def test_a_loop_is_named_and_does_not_hang():
 
 
 def test_a_leading_slash_is_no_part_of_the_name():
-    frames = tree(stamped("/odom", "/base", 0, (1.0, 0.0, 0.0)))
+    frames = tree(stamped("/odom", "/base", 0, (1.0, 0.0, 0.0)), stamped("//base", " camera\n", 0, (0.0, 2.0, 0.0)))
     np.testing.assert_array_equal(frames.lookup("odom", "/base", NOW)[:3, 3], [1, 0, 0])
+    np.testing.assert_array_equal(frames.lookup("odom", "camera", NOW)[:3, 3], [1, 2, 0])
 
 
 def test_a_frame_in_itself_needs_no_transform():
@@ -231,7 +232,9 @@ def test_a_frame_in_itself_needs_no_transform():
         (stamped("odom", "base", 0, (0.0, 0.0, 0.0), (0.0, 1e-200, 0.0, 0.0)), "quaternion is zero"),
         (stamped("", "base"), "without a name"),
         (stamped("odom", "/"), "without a name"),
+        (stamped("odom", " "), "without a name"),
         (stamped("base", "/base"), "its own parent"),
+        (stamped("//base", "base "), "its own parent"),
     ],
 )
 def test_what_is_no_transform_is_ignored_and_said_once(bad, words, caplog):

@@ -2,7 +2,6 @@
 import logging
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pytest
 from support.paths import SHARED
@@ -65,14 +64,6 @@ class TestFolder:
         images, _ = read(write_folder(tmp_path, 2, "a{}" + suffix))
         assert indices(images) == [0, 1]
 
-    @pytest.mark.parametrize("shape", [(48, 64), (48, 64, 4)])
-    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-    def test_gray_alpha_and_16_bit_files_become_rgb(self, tmp_path, shape, dtype):
-        cv2.imwrite(str(tmp_path / "a.png"), np.full(shape, np.iinfo(dtype).max // 2, dtype))
-        images, _ = read(tmp_path)
-        assert images[0].image.shape == (48, 64, 3)
-        assert abs(int(images[0].image.mean()) - 127) <= 1
-
     def test_stride_keeps_stamps_and_reads_nothing_between(self, tmp_path):
         write_folder(tmp_path, 8)
         (tmp_path / "frame-1.png").write_bytes(b"no image")
@@ -134,7 +125,7 @@ class TestBagTopics:
 
     def test_bag_without_images(self, tmp_path):
         bag = write_bag(tmp_path / "bag", [("/cam/camera_info", 0, camera_info(K))])
-        with pytest.raises(ValueError, match=r"has no image topic; image topics in it: none$"):
+        with pytest.raises(ValueError, match=r"has no image topic; image topics in it: none, but /cam/camera_info"):
             read(bag)
 
     def test_frame_without_a_name_is_called_camera(self, tmp_path):
@@ -150,10 +141,15 @@ class TestBagTopics:
         assert [item.intrinsics for item in images] == [None] * 3
         assert [r.levelno for r in caplog.records] == [logging.WARNING]
 
-    def test_camera_info_of_another_camera_is_not_taken(self, tmp_path):
+    def test_camera_info_of_another_camera_is_not_taken_but_said(self, tmp_path, caplog):
         messages = [("/b/camera_info", 0, camera_info(K)), ("/a/image", 0, raw_image(picture(0), 0))]
         images, _ = read(write_bag(tmp_path / "bag", messages))
         assert images[0].intrinsics is None
+        assert "no CameraInfo on /a/camera_info" in caplog.text and "there: /b/camera_info" in caplog.text
+
+    def test_a_bag_without_any_camera_info_is_no_fault(self, tmp_path, caplog):
+        images, _ = read(write_bag(tmp_path / "bag", [("/a/image", 0, raw_image(picture(0), 0))]))
+        assert images[0].intrinsics is None and not caplog.text
 
     def test_unusable_images_are_skipped(self, tmp_path):
         cut_off = compressed_image(picture(1), SECOND, ".jpg")
@@ -175,8 +171,7 @@ class TestBagTopics:
     [
         ("nowhere", {}, "does not exist"),
         ("folder", {"stride": 0}, "stride must be at least 1"),
-        ("folder", {"rate": 0.0}, "rate must be above 0"),
-        ("folder", {"rate": float("nan")}, "rate must be above 0"),
+        ("folder", {"rate": 0.0}, "rate must be from 0.001 to 10000"),
         ("folder", {"topic": "/image"}, "leave the topic out"),
         ("bag", {"rate": 30.0}, "leave the rate out"),
     ],

@@ -334,6 +334,17 @@ def test_damaged_packet_is_one_image_less(tmp_path, name):
     assert times(images) == [time for time in every_tenth() if time != 0.8]
 
 
+def test_damaged_packet_that_the_stride_leaves_out(tmp_path):
+    images, _, skipped = read(damage_packet(WHOLE["mjpeg.avi"](tmp_path / "a.avi"), 8), stride=3)
+    assert times(images) == [0, 0.3, 0.6, 0.9, 1.2, 1.5, 1.8] and not skipped
+
+
+def test_cut_program_stream_loses_its_last_image_only(tmp_path):
+    """All of its images are in one part, and libav says of each that it comes from one that is not whole."""
+    images, _, skipped = read(cut(libav_video(tmp_path / "a.mpg", "mpeg2video"), 0.4))
+    assert len(images) == 12 and len(skipped) == 1
+
+
 class TestRefused:
     def refusal(self, path):
         with pytest.raises(ValueError) as error:
@@ -375,6 +386,11 @@ class TestRefused:
     def test_empty(self, tmp_path):
         (tmp_path / "a.mp4").write_bytes(b"")
         assert "a.mp4 is empty: give a" in self.refusal(tmp_path / "a.mp4")
+
+    def test_playlist_opens_no_network(self, tmp_path):
+        path = tmp_path / "a.m3u8"
+        path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
+        assert "a.m3u8" in self.refusal(path)
 
     @pytest.mark.parametrize("cover", [False, True])
     def test_sound_only(self, tmp_path, cover):

@@ -251,7 +251,7 @@ def test_more_frames_only_add_to_fewer():
 def test_bad_motion_is_refused_at_once():
     with pytest.raises(ValueError, match="robot, handheld"):
         stream(0, 2, kind="flying")
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match="rate must be from"):
         stream(0, 2, rate=0)
 
 

@@ -56,7 +56,7 @@ def test_the_node_waits_for_transitions_where_it_is_told_to(lifecycle, node, cli
     assert lifecycle.change("ACTIVATE")
     assert lifecycle.state() == State.PRIMARY_STATE_ACTIVE
     client.connect()
-    assert {"/image", "/camera_info"} <= subscriptions(client)
+    client.until(lambda: {"/image", "/camera_info"} <= subscriptions(client))
 
 
 def test_weights_that_cannot_be_loaded_leave_the_node_usable(lifecycle, node, client, tmp_path):
@@ -97,7 +97,7 @@ def test_deactivated_the_node_reads_and_gives_out_nothing_and_then_goes_on(lifec
     for seed in range(100):
         client.images.publish(client.image(seed))
     assert lifecycle.change("DEACTIVATE")  # with most of them waiting
-    client.until(lambda: "/image" not in subscriptions(client))
+    client.until(lambda: not client.images.get_subscription_count())
     for messages in client.received.values():
         messages.clear()
     unseen = client.image()

@@ -14,6 +14,7 @@ from xsvggt_ros.msg import StreamStatus
 
 from xsvggt_ros.messages.decode import stamp_ns
 from xsvggt_ros.ros.load_shedding import LEVELS, PATIENCE, RECENT
+from xsvggt_ros.status import NO_CAMERA_INFO
 
 BUDGET = 136  # tokens: eight frames; a quarter of it is the floor
 MISSED, MET = 0.001, 1e6  # ms
@@ -78,7 +79,7 @@ def test_a_target_that_is_missed_costs_a_level_after_the_other(node, user, verdi
     user.until(lambda: len(verdicts()) > seen)
     verdict = verdicts()[-1][1]
     assert verdict.level == DiagnosticStatus.WARN
-    assert verdict.message == f"too slow for target_latency_ms: {LEVELS[-1].description}"
+    assert verdict.message.startswith(f"too slow for target_latency_ms: {LEVELS[-1].description}")
     for level in LEVELS:
         ages = [1000 * status.age_seconds for status in statuses if status.shed_level == level.number]
         figures(f"age of the outputs on level {level.number} ({level.description})", f"{median(ages):.1f} ms")
@@ -114,7 +115,7 @@ def test_diagnostics_come_each_second_and_agree_with_the_status(user, verdicts, 
     assert period == pytest.approx(1, abs=0.3)
     assert {verdict.level for _, verdict in latest} == {DiagnosticStatus.OK}
     assert latest[-1][1].name == "/stream"
-    assert latest[-1][1].message == "every image is used"
+    assert latest[-1][1].message.startswith(NO_CAMERA_INFO)
     values = {pair.key: pair.value for pair in latest[-1][1].values}
     assert set(values) == set(StreamStatus.get_fields_and_field_types()) - {"header"}
     for name, text in values.items():
@@ -135,5 +136,5 @@ def test_diagnostics_warn_once_of_an_image_that_cannot_be_used(user, verdicts):
     user.exchange(user.image())
     user.until(lambda: len(verdicts()) >= seen + 3)
     warnings = [verdict.message for _, verdict in verdicts()[seen:] if verdict.level == DiagnosticStatus.WARN]
-    assert warnings == ["1 images unusable: the log says why"]
+    assert [warning.split(";")[0] for warning in warnings] == ["1 images unusable: the log says why"]
     assert verdicts()[-1][1].level == DiagnosticStatus.OK

@@ -13,7 +13,7 @@ from rclpy.serialization import deserialize_message, serialize_message
 
 from xsvggt_ros.ros.load_shedding import LEVELS
 from xsvggt_ros.ros.monitor import STEPS, WINDOW_S, Monitor, diagnostic
-from xsvggt_ros.status import ImageCounts, Performance, ScaleStatus, Status, StepStatus
+from xsvggt_ros.status import NO_CAMERA_INFO, ImageCounts, Performance, ScaleStatus, Status, StepStatus
 
 OK, WARN, ERROR, STALE = (getattr(DiagnosticStatus, level) for level in ("OK", "WARN", "ERROR", "STALE"))
 
@@ -34,12 +34,13 @@ class Node:
         self.monitor = Monitor(self.clock)
         self.input = self.before = ImageCounts()
         self.step, self.scale, self.level = StepStatus(), ScaleStatus(), LEVELS[0]
-        self.missing = self.shortage = ""
+        self.missing = self.shortage = self.calibration = ""
 
     def status(self):
         performance = replace(self.monitor.performance(), shed_level=self.level.number)
+        silent = self.monitor.silent()
         return Status(
-            self.step, self.scale, self.input, performance, self.missing, self.shortage, self.monitor.silent()
+            self.step, self.scale, self.input, performance, self.missing, self.shortage, silent, self.calibration
         )
 
     def diagnostic(self, idle=""):
@@ -183,6 +184,39 @@ def test_without_images_the_values_are_stale(node):
     assert node.verdict() == (STALE, "no image for 5 s")
     node.images(1)
     assert node.verdict()[0] == OK
+
+
+def test_a_silence_counts_from_when_images_are_wanted(node):
+    node.clock.now += 2 * WINDOW_S  # switched off
+    node.monitor.listen()
+    assert node.verdict()[0] == OK
+    node.clock.now += WINDOW_S - 0.1
+    assert node.verdict()[0] == OK
+    node.clock.now += 0.2
+    assert node.verdict() == (STALE, "no image for 5 s")
+    node.images(1)
+    node.clock.now += WINDOW_S - 0.1
+    assert node.verdict()[0] == OK
+
+
+def test_without_a_calibration_all_may_be_well_but_it_is_said(node):
+    node.calibration = NO_CAMERA_INFO
+    assert node.verdict() == (OK, NO_CAMERA_INFO)
+    said = diagnostic("/stream", node.status(), node.before, calibrations="camera_info is read on /a")
+    assert said.message == f"{NO_CAMERA_INFO}; camera_info is read on /a"
+    assert {pair.key: pair.value for pair in said.values}["calibration"] == NO_CAMERA_INFO
+    node.count(frames_rejected=1)
+    level, message = node.verdict()
+    assert level == WARN and message.endswith(NO_CAMERA_INFO)
+
+
+def test_a_calibration_that_cannot_be_used_is_a_warning_until_another_can(node):
+    node.calibration = "camera_info ignored: it is for 320 x 240 pixels"
+    for _ in range(2):
+        node.images(10)
+        assert node.verdict() == (WARN, node.calibration)
+    node.calibration = ""
+    assert node.verdict() == (OK, "every image is used")
 
 
 def test_of_several_complaints_the_worst_gives_the_level_and_all_are_said(node):

@@ -175,7 +175,7 @@ def test_bad_image_is_counted_and_the_next_good_one_works(node, user, change, re
 
 
 def test_rejection_is_logged_with_its_reason(node, user):
-    assert "image not used: image encoding '64FC7' is not supported; publish one of rgb8" in node.output()
+    assert "image not used: image encoding '64FC7' is not supported; convert it to one of rgb8" in node.output()
 
 
 def test_repeated_stamp_is_late(user):

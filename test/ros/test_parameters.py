@@ -4,6 +4,7 @@ import pytest
 pytest.importorskip("rclpy")
 
 import rclpy
+from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
@@ -70,9 +71,15 @@ def test_initial_values_are_taken(make_node):
         {"cache__key_bits": 3},
         {"cache__policy": "best"},
         {"cache__budget_tokens": 0},  # with the policy xstream, and no limit in MiB
-        {"cache__budget_mib": 100},  # an integer where a float belongs
         {"image_width": 100},
         {"queue": True},
+        {"device": 0},
+        {"publish_tf": 1},
+        {"point_stride": 2.5},
+        {"confidence_threshold": "high"},
+        {"max_gap": float("nan")},
+        {"world_frame": [1, 2]},
+        {"base_frame": "/odom"},  # which is world_frame
     ],
     ids=str,
 )
@@ -80,6 +87,111 @@ def test_bad_initial_value_is_refused_by_name(make_node, bad):
     (name,) = bad
     with pytest.raises(ValueError, match=name.replace("__", ".").split(".")[-1]):
         Parameters(make_node(**bad))
+
+
+WHOLE = {"target_latency_ms": 100, "cache__budget_mib": 8, "cache__budget_tokens": 3e3, "cache__key_bits": 8.0}
+
+
+def check_whole_numbers(node, parameters):
+    for name, value in WHOLE.items():
+        name = name.replace("__", ".")
+        wanted = type(values(NodeConfig())[name])
+        assert (values(parameters.config)[name], type(values(parameters.config)[name])) == (value, wanted)
+        assert type(node.get_parameter(name).value) is wanted
+        assert node.describe_parameter(name).type == node.get_parameter(name).type_.value
+
+
+def test_a_whole_number_is_taken_for_either_type_of_numbers_at_the_start(make_node):
+    node = make_node(**WHOLE)
+    check_whole_numbers(node, Parameters(node))
+
+
+def test_a_whole_number_is_taken_for_either_type_of_numbers_as_a_change(make_node):
+    node = make_node()
+    parameters = Parameters(node)
+    assert set_all(node, **WHOLE).successful
+    check_whole_numbers(node, parameters)
+
+
+def test_frames_are_named_as_in_tf2(make_node):
+    node = make_node(world_frame="/map")
+    parameters = Parameters(node)
+    assert set_all(node, base_frame="/base_link ").successful
+    assert (parameters.config.world_frame, parameters.config.base_frame) == ("map", "base_link")
+    assert node.get_parameter("world_frame").value == "map"
+    assert not set_all(node, world_frame="/").successful
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What the nodes warn of."""
+    said = []
+    monkeypatch.setattr(RcutilsLogger, "warning", lambda _, message, **__: said.append(message))
+    return said
+
+
+def test_unknown_names_are_said_with_the_nearest_known(make_node, warnings):
+    qos = {"qos_overrides./image.subscription.reliability": "best_effort"}
+    node = make_node(
+        cache__budget_tokns=500, nonsense=1, use_sim_time=False, start_type_description_service=True, **qos
+    )
+    assert Parameters(node).config == NodeConfig()
+    hint = "cache.budget_tokns (did you mean cache.budget_tokens?), nonsense"
+    assert warnings == [f"parameters ignored, unknown here: {hint}"]
+
+
+def test_known_names_are_not_warned_of(make_node, warnings):
+    Parameters(make_node(**WHOLE, use_sim_time=False))
+    assert not warnings
+
+
+def test_the_unknown_name_is_said_before_what_it_brings_about(make_node, warnings):
+    with pytest.raises(ValueError, match="needs a budget"):
+        Parameters(make_node(cache__policy_="full", cache__budget_tokens=0))
+    assert "did you mean cache.policy?" in warnings[0]
+
+
+CONTRADICTIONS = [
+    [("cache__budget_tokens", 0), ("cache__budget_mib", 40.0)],
+    [("cache__budget_tokens", 0), ("cache__policy", "full")],
+    [("cache__camera_window", 0), ("cache__budget_mib", 0.0), ("cache__budget_tokens", 100)],
+    [("base_frame", "odom"), ("world_frame", "map")],
+    [("scale__source", "tf"), ("scale__parent_frame", "odom"), ("scale__child_frame", "base_link")],
+    [("scale__child_frame", "a"), ("scale__source", "tf"), ("scale__parent_frame", "a"), ("scale__parent_frame", "b")],
+]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("changes", CONTRADICTIONS, ids=str)
+def test_settings_that_depend_on_each_other_change_one_after_the_other(make_node, warnings, changes, backwards):
+    node = make_node(cache__budget_mib=8.0) if "cache__camera_window" in dict(changes) else make_node()
+    parameters = Parameters(node)
+    changes = list(dict(changes).items())
+    for name, value in reversed(changes) if backwards else changes:
+        before = parameters.config
+        assert set_all(node, **{name: value}).successful
+        assert node.get_parameter(name.replace("__", ".")).value == value
+        if parameters.config == before:  # waits, which is said
+            assert name.replace("__", ".") in warnings.pop()
+    wanted = {name.replace("__", "."): value for name, value in changes}
+    assert wanted.items() <= values(parameters.config).items()
+    assert parameters.settled() == parameters.config
+
+
+def test_a_contradiction_waits_and_holds_nothing_else_up(make_node, warnings):
+    node = make_node()
+    parameters = Parameters(node)
+    assert set_all(node, cache__budget_tokens=0).successful
+    assert parameters.config == NodeConfig()
+    assert "not in force yet: cache.budget_tokens; cache.policy xstream needs a budget: set" in warnings[0]
+    assert set_all(node, point_stride=7).successful
+    assert parameters.config == changed(NodeConfig(), {"point_stride": 7})
+    assert not set_all(node, path_length=0).successful  # what is wrong by itself is refused all the same
+    with pytest.raises(ValueError, match="needs a budget"):
+        parameters.settled()
+    assert set_all(node, cache__budget_tokens=500).successful
+    assert parameters.config == parameters.settled()
+    assert parameters.config == changed(NodeConfig(), {"point_stride": 7, "cache.budget_tokens": 500})
 
 
 def test_change_replaces_the_configuration_as_a_whole(make_node):
@@ -98,9 +210,13 @@ def test_change_replaces_the_configuration_as_a_whole(make_node):
         ({"cache__key_bits": 5}, "one of 2, 4, 8, 16, got 5"),
         ({"confidence_threshold": float("nan")}, "confidence_threshold"),
         ({"point_stride": 0}, "point_stride"),
-        ({"cache__policy": 3}, "type"),
-        ({"cache__budget_mib": None}, "undeclared"),
-        ({"cache__budget_tokens": 0}, "needs a budget"),
+        ({"cache__policy": 3}, "cache.policy must be of type str, got 3; put text in quotes"),
+        ({"device": 0}, "device must be of type str, got 0; put text in quotes"),
+        ({"world_frame": True}, "world_frame must be of type str, got True"),
+        ({"publish_tf": 1}, "publish_tf must be of type bool, got 1"),
+        ({"cache__budget_tokens": 3000.5}, "cache.budget_tokens must be of type int, got 3000.5"),
+        ({"cache__budget_tokens": -1.0}, "cache.budget_tokens must be between 0 and"),
+        ({"cache__budget_mib": None}, "cache.budget_mib must be of type float, got None"),
     ],
     ids=str,
 )
@@ -110,7 +226,11 @@ def test_bad_change_is_refused_with_the_reason_and_changes_nothing(make_node, ba
     result = set_all(node, path_length=5, **bad)
     assert not result.successful
     assert reason in result.reason
-    assert parameters.config == NodeConfig()
+    assert parameters.config == parameters.settled() == NodeConfig()
+    for name in bad:
+        parameter = node.get_parameter(name.replace("__", "."))
+        assert parameter.value == values(NodeConfig())[parameter.name]
+        assert node.describe_parameter(parameter.name).type == parameter.type_.value
     assert node.get_parameter("path_length").value == NodeConfig().path_length
 
 
@@ -141,5 +261,8 @@ def test_changes_apply_on_humble_too(make_node, monkeypatch):
     parameters = Parameters(node)
     assert set_all(node, cache__budget_tokens=500).successful
     assert parameters.config.stream.cache.budget_tokens == 500
+    assert set_all(node, cache__budget_tokens=0).successful
+    assert set_all(node, cache__budget_mib=40).successful
+    assert parameters.config.stream.cache.budget_mib == 40.0
     assert not set_all(node, cache__key_bits=8, cache__value_bits=3).successful
     assert parameters.config.stream.cache.key_bits == 4

@@ -12,9 +12,10 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 
 from xsvggt_ros.messages.decode import stamp_ns
-from xsvggt_ros.ros.node import SILENCE_REPEAT, SILENCE_S
+from xsvggt_ros.ros.monitor import WINDOW_S
+from xsvggt_ros.ros.node import SILENCE_REPEAT
 
-WARNING = f"no image for {SILENCE_S:.0f} s on "
+WARNING = f"no image for {WINDOW_S:.0f} s on "
 
 
 def warnings(node) -> list[str]:
@@ -49,6 +50,7 @@ def test_node_without_images_says_who_publishes_what_and_is_heard_when_that_fits
     ):
         assert words in warning
     assert "/quiet/stream/depth/image" not in warning  # its own
+    diagnostics.clear()
     client.until(lambda: diagnostics)
     (verdict,) = (status for status in diagnostics[-1].status if status.name == "/quiet/stream")
     assert (verdict.level, verdict.message) == (DiagnosticStatus.STALE, "no image for 5 s")
@@ -60,13 +62,34 @@ def test_node_without_images_says_who_publishes_what_and_is_heard_when_that_fits
     client.node.destroy_publisher(fitting)
     assert len(warnings(node)) == 1
     if endurance:
-        spans = SILENCE_REPEAT * SILENCE_S
+        spans = SILENCE_REPEAT  # s, of a look a second
         client.until(lambda: len(warnings(node)) == 3, seconds=2 * spans + 60)  # a silence of its own, said twice
         assert "Its publishers: none." in warnings(node)[1]
         _, second, third = (float(line.split("[")[2].split("]")[0]) for line in warnings(node))
         assert third - second == pytest.approx(spans, abs=1)
     node.send_signal(signal.SIGINT)  # while it waits
     assert node.exit_code() == 0, node.output()
+
+
+def test_a_time_in_which_images_were_switched_off_is_no_silence(start_node, start_client):
+    client = start_client("/off")
+    diagnostics = client.listen(DiagnosticArray, "/diagnostics")
+    node = start_node("stream", {"__ns": "/off"}, device="cpu", image_width=56)
+
+    def verdict():
+        diagnostics.clear()
+        client.until(lambda: any(array.status[0].name == "/off/stream" for array in diagnostics))
+        return next(array.status[0].message for array in diagnostics if array.status[0].name == "/off/stream")
+
+    client.until(lambda: verdict() == "no image for 5 s")
+    client.until(lambda: len(warnings(node)) == 1)
+    assert client.enable(False).success
+    client.until(lambda: verdict() == "images are ignored: ~/enable")
+    assert client.enable(True).success
+    client.until(lambda: verdict() != "images are ignored: ~/enable")
+    assert verdict() == "every image is used"
+    assert len(warnings(node)) == 1
+    client.until(lambda: len(warnings(node)) == 2)  # of a silence of its own
 
 
 def test_images_that_the_middleware_loses_are_counted(start_node, start_client, figures):

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cv2
+import mcap.writer
 import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2.enums import CompressionFormat, CompressionMode
 from rosbags.typesys import Stores, get_typestore
 
 TYPES = get_typestore(Stores.LATEST)
@@ -67,11 +70,11 @@ def compressed_image(image: np.ndarray, stamp: int, suffix: str = ".png") -> Any
     return message("sensor_msgs/msg/CompressedImage", header=header(stamp), format=suffix[1:], data=data)
 
 
-def camera_info(K: np.ndarray, size: tuple[int, int] = (48, 64)) -> Any:
+def camera_info(K: np.ndarray, size: tuple[int, int] = (48, 64), frame_id: str = "cam_optical") -> Any:
     roi = message("sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
     return message(
         "sensor_msgs/msg/CameraInfo",
-        header=header(0),
+        header=header(0, frame_id),
         height=size[0],
         width=size[1],
         distortion_model="",
@@ -85,15 +88,54 @@ def camera_info(K: np.ndarray, size: tuple[int, int] = (48, 64)) -> Any:
     )
 
 
-def write_bag(path: Path, messages: Iterable[tuple[str, int, Any]], storage: str = "mcap") -> Path:
-    """Writes (topic, time of recording, message) into a new bag folder."""
+def write_bag(
+    path: Path,
+    messages: Iterable[tuple[str, int, Any]],
+    storage: str = "mcap",
+    compression: CompressionMode | None = None,
+    empty: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """Writes (topic, time of recording, message) into a new bag folder; empty: topic -> type of those without any."""
     connections: dict[str, Any] = {}
-    with Writer(path, version=8, storage_plugin=STORAGES[storage]) as writer:
+    writer = Writer(path, version=8, storage_plugin=STORAGES[storage])
+    if compression:
+        writer.set_compression(compression, CompressionFormat.ZSTD)
+    with writer:
+        for topic, kind in empty.items():
+            writer.add_connection(topic, kind, typestore=TYPES)
         for topic, time, msg in messages:
             kind = msg.__msgtype__
             if topic not in connections:
                 connections[topic] = writer.add_connection(topic, kind, typestore=TYPES)
             writer.write(connections[topic], time, TYPES.serialize_cdr(msg, kind))
+    return path
+
+
+def write_mcap(
+    path: Path,
+    times: Iterable[int],
+    foreign: tuple[str, str, str] = ("", "", ""),
+    kind: str = "sensor_msgs/msg/Image",
+    **options: Any,
+) -> Path:
+    """An mcap file of raw pictures on /cam/image_raw, picture i at times[i] seconds; options: those of mcap's Writer.
+
+    foreign: type, encoding of it and of the messages on /other, one after each picture.
+    """
+    writer = mcap.writer.Writer(str(path), **options)
+    writer.start(profile="", library="")
+    schema = writer.register_schema(kind, "ros2msg", b"")
+    images = writer.register_channel("/cam/image_raw", "cdr", schema)
+    other = 0
+    if foreign[2]:
+        other_schema = writer.register_schema(*foreign[:2], b"\xff\xfe") if foreign[0] else 0
+        other = writer.register_channel("/other", foreign[2], other_schema)
+    for index, second in enumerate(times):
+        image = TYPES.serialize_cdr(raw_image(picture(index), second * SECOND), "sensor_msgs/msg/Image")
+        writer.add_message(images, second * SECOND, bytes(image), second * SECOND)
+        if other:
+            writer.add_message(other, second * SECOND, b"{}", second * SECOND)
+    writer.finish()
     return path
 
 

@@ -5,8 +5,17 @@ import sys
 
 from support.paths import ROOT
 
-ROS = {"rclpy", "cv_bridge", "sensor_msgs_py", "tf2_ros", "tf_transformations", "launch", "launch_ros", "rpyutils"}
-ROS |= {"ament_index_python", "rosidl_runtime_py"}
+ROS = {
+    "rclpy",
+    "cv_bridge",
+    "sensor_msgs_py",
+    "tf2_ros",
+    "tf_transformations",
+    "launch",
+    "launch_ros",
+    "launch_testing",
+}
+ROS |= {"ament_index_python", "rosidl_runtime_py", "rpyutils"}
 
 # First lines of a program for `python -c`.
 WITHOUT_ROS = f"""

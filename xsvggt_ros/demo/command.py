@@ -31,6 +31,7 @@ from xsvggt_ros.frame import Frame, InputImage
 from xsvggt_ros.installation import package_file
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.preprocess import Resize
+from xsvggt_ros.rate import check_rate
 from xsvggt_ros.replay.signals import stop_signals
 from xsvggt_ros.settings import changed, settings, values
 from xsvggt_ros.stream import GeometryStream
@@ -69,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
     Raises ValueError or OSError, before the node is started, for input or output that cannot work.
     """
     config = changed(NodeConfig(), given_settings(args, SETTINGS))
-    if not args.rate > 0:
-        raise ValueError(f"rate must be above 0 images per second, got {args.rate}")
+    check_rate(args.rate)
     ros = _ros_side()
     args.output.mkdir(parents=True, exist_ok=True)
     log = args.output / "node.log"

@@ -36,7 +36,7 @@ def demo_sequence(source: Path | None, frames: int) -> tuple[list[InputImage], l
 def _recorded(source: Path, frames: int) -> list[InputImage]:
     with open_source(source) as recording:
         usable = Images(recording)
-        images = list(tqdm(islice(usable, frames), "reading", unit="image"))
+        images = _of_one_size(list(tqdm(islice(usable, frames), "reading", unit="image")))
     if usable.skipped:
         log.warning("%d images skipped, the first: %s", len(usable.skipped), usable.skipped[0])
     if recording.damage:
@@ -44,6 +44,14 @@ def _recorded(source: Path, frames: int) -> list[InputImage]:
     if len(images) < FEWEST_IMAGES:
         raise ValueError(f"{source} has {len(images)} usable images; the demo needs at least {FEWEST_IMAGES}")
     return images
+
+
+def _of_one_size(images: list[InputImage]) -> list[InputImage]:
+    """Those of the first one's size: the node takes others for strays."""
+    same = [image for image in images if image.image.shape == images[0].image.shape]
+    if len(same) < len(images):
+        log.warning("%d images are left out, as their size is another than that of the first", len(images) - len(same))
+    return same
 
 
 def _synthetic_room(frames: int) -> tuple[list[InputImage], list[RoomFrame]]:

@@ -163,7 +163,8 @@ def as_json(recording: Recording, checks: list[Check]) -> dict[str, Any]:
 def _comparison_as_json(comparison: Comparison) -> dict[str, Any]:
     """Errors by frame: metres, degrees."""
     frames = {name: getattr(comparison, name) for name in ("node", "unchanged", "trivial")}
-    return {"aligned": asdict(comparison.aligned)} | {
+    aligned = {name: None if np.isnan(error) else error for name, error in asdict(comparison.aligned).items()}
+    return {"aligned": aligned} | {
         name: {
             "depth": [asdict(d) for d in e.depth],
             "rotation": e.rotation.tolist(),

@@ -51,7 +51,9 @@ def _accuracy(r: Recording) -> list[tuple[str, str]]:
         for name, (label, written) in QUANTITIES.items()
     ]
     path = np.linalg.norm(np.diff(r.true_poses()[:, :3, 3], axis=0), axis=1).sum()
-    return [*numbers, ("ATE", f"{r.comparison.aligned.ate:.2f} m; Sim(3) aligned, over a path of {path:.1f} m")]
+    ate = r.comparison.aligned.ate
+    written_ate = "undefined of 2 answers" if np.isnan(ate) else f"{ate:.2f} m"
+    return [*numbers, ("ATE", f"{written_ate}; Sim(3) aligned, over a path of {path:.1f} m")]
 
 
 def _service(r: Recording) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import logging
 import re
 import shlex
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from xsvggt_ros.config import StreamConfig
-from xsvggt_ros.evaluation.datasets import DATASETS, EvaluationSequence, room_sequences
+from xsvggt_ros.evaluation.datasets import DATASETS, EvaluationSequence, readable, room_sequences
 from xsvggt_ros.evaluation.evaluate import UNALIGNED, SequenceErrors, mean_errors, sequence_errors, standing_still
 from xsvggt_ros.evaluation.metrics import ALIGNMENTS
 from xsvggt_ros.evaluation.plots import draw_accuracy, draw_sequence
@@ -25,15 +26,28 @@ from xsvggt_ros.evaluation.sweep import IMAGE_SIZE, Sweep, run_sweep
 from xsvggt_ros.evaluation.table import Table, write_table
 from xsvggt_ros.evaluation.trace import Clouds, Gallery, Trace, follow
 from xsvggt_ros.flags import add_settings, given_settings
+from xsvggt_ros.rate import check_rate
 from xsvggt_ros.rooms.motion import MOTIONS
 from xsvggt_ros.settings import changed, settings, values
 from xsvggt_ros.stream import GeometryStream
+
+log = logging.getLogger(__name__)
 
 SETTINGS = settings(StreamConfig)
 ROOMS = "rooms"
 ROOM_FRAMES = 48
 PICTURES = 5  # of a sequence
 NAME_WIDTH, COLUMN_WIDTH = 26, 9
+
+FEWEST = 2  # frames; poses are compared from one to the next
+MOST_SEEDS = 1_000_000  # where those of training begin
+# Why an error is undefined: the truth is such that any prediction would score well.
+UNDEFINED = {
+    "abs_rel": "depth errors: true depth is flat or of too few pixels for the alignment",
+    "ate": "ATE and RPE t: the true camera stands still, or there are only 2 poses",
+    "centre": "centre: the true camera stands still",
+    "accuracy": "point errors: true points are fewer than 3 or in one place",
+}
 
 Columns = dict[str, tuple[str, str]]  # name of an error -> heading, format
 DEPTH: Columns = {
@@ -99,6 +113,9 @@ def run(args: argparse.Namespace) -> int:
     """Exit code 0. Raises ValueError or OSError, with the fix, for what cannot be evaluated."""
     if any(number is not None and number < 1 for number in (args.frames, args.stride, args.workers)):
         raise ValueError("frames, stride and workers must be at least 1")
+    if args.frames is not None and args.frames < FEWEST:
+        raise ValueError(f"--frames {args.frames} leaves no motion between frames to compare; give at least {FEWEST}")
+    check_rate(args.rate)
     given = given_settings(args, SETTINGS)
     config = changed(StreamConfig(), given)
     if args.sweep:
@@ -116,7 +133,7 @@ def _dataset_help() -> str:
 def _seeds(text: str) -> range:
     match = re.fullmatch(r"(\d+):(\d+)", text)
     seeds = range(*map(int, match.groups())) if match else range(0)
-    if not seeds:
+    if not seeds or seeds.stop - seeds.start > MOST_SEEDS:
         raise argparse.ArgumentTypeError(f"{text!r} is not A:B with A below B, as in 100:148")
     return seeds
 
@@ -155,6 +172,18 @@ class Evaluation:
         found = [mean_errors(self.errors)]
         return [*found, mean_errors(self.baseline, "constant depth, still")] if self.baseline else found
 
+    def notes(self, points: bool) -> list[str]:
+        """Sentences about what could not be scored, of which sequences, and that the mean is without them."""
+        kinds = ["depth", "pose", *(["points"] if points else [])]
+        unknown = {kind: [e.name for e in self.errors if getattr(e, kind) is None] for kind in kinds}
+        undefined = {
+            why: [e.name for e in self.errors if e.columns().get(name, 0) is None] for name, why in UNDEFINED.items()
+        }
+        return [
+            *(f"no {kind} errors, as the truth is not known: {', '.join(w)}" for kind, w in unknown.items() if w),
+            *(f"undefined, and not in the mean, {why}: {', '.join(w)}" for why, w in undefined.items() if w),
+        ]
+
 
 def _evaluate(args: argparse.Namespace, config: StreamConfig) -> None:
     sequences, count = _sequences(args)
@@ -167,10 +196,13 @@ def _evaluate(args: argparse.Namespace, config: StreamConfig) -> None:
     print(f"{'':<{NAME_WIDTH}}" + "".join(f"{heading:>{COLUMN_WIDTH}}" for heading, _ in columns.values()))
     for sequence in tqdm(sequences, total=count, unit="sequence", leave=False):
         errors = _evaluate_sequence(args, stream, sequence, evaluation)
-        tqdm.write(_line(errors, columns))
+        if errors:
+            tqdm.write(_line(errors, columns))
+    if not evaluation.errors:
+        raise ValueError(f"no sequence of {args.root} could be used; the warnings say why")
     for mean in evaluation.means():
         print(_line(mean, columns))
-    for note in _missing(evaluation.errors, args.points):
+    for note in evaluation.notes(args.points):
         print(note)
     if args.output:
         _write(args, config, evaluation)
@@ -181,10 +213,22 @@ def _sequences(args: argparse.Namespace) -> tuple[Iterable[EvaluationSequence], 
     if args.root:
         found = DATASETS[args.dataset](args.root)
         cut = slice(0, args.frames and args.frames * args.stride, args.stride)
-        return [replace(sequence, frames=sequence.frames[cut]) for sequence in found], len(found)
+        long = _long_enough([replace(sequence, frames=sequence.frames[cut]) for sequence in found], args.stride)
+        return long, len(long)
     if args.dataset != ROOMS:
         raise ValueError(f"{args.dataset} has to be read from somewhere: give its folder as ROOT")
     return _rooms(args), len(args.seeds)
+
+
+def _long_enough(sequences: list[EvaluationSequence], stride: int) -> list[EvaluationSequence]:
+    """Those whose motion can be compared; what is left out is said. Raises ValueError if none is left."""
+    short = [sequence.name for sequence in sequences if len(sequence.frames) < FEWEST]
+    text = f"fewer than {FEWEST} frames at --stride {stride}: {', '.join(short)}"
+    if len(short) == len(sequences):
+        raise ValueError(f"nothing to evaluate, as all have {text}; lower --stride or give longer sequences")
+    if short:
+        log.warning("left out, %s", text)
+    return [sequence for sequence in sequences if len(sequence.frames) >= FEWEST]
 
 
 def _rooms(args: argparse.Namespace) -> Iterator[EvaluationSequence]:
@@ -195,11 +239,17 @@ def _rooms(args: argparse.Namespace) -> Iterator[EvaluationSequence]:
 
 def _evaluate_sequence(
     args: argparse.Namespace, stream: GeometryStream, sequence: EvaluationSequence, evaluation: Evaluation
-) -> SequenceErrors:
+) -> SequenceErrors | None:
+    """Its errors, which go into the evaluation; None where too little of it can be used."""
     trace, clouds = Trace(sequence), Clouds(sequence)
     gallery = Gallery.of(len(sequence.frames), PICTURES)
-    frames = tqdm(sequence.frames, desc=sequence.name, unit="frame", leave=False, disable=None)
+    frames = tqdm(
+        readable(sequence), sequence.name, len(sequence.frames), unit="frame", leave=False, disable=None
+    )  # fmt: skip
     follow(stream, frames, trace, *([clouds] if args.points else []), *([gallery] if args.output else []))
+    if len(trace.seconds) < FEWEST:
+        log.warning("%s is left out: %d of its frames can be used", sequence.name, len(trace.seconds))
+        return None
     errors = sequence_errors(trace, clouds, args.align)
     evaluation.errors.append(errors)
     if args.align == UNALIGNED and trace.scale_true is not None:
@@ -212,15 +262,9 @@ def _evaluate_sequence(
 
 def _line(errors: SequenceErrors, columns: Columns) -> str:
     found = errors.columns()
-    cells = [format(found[name], form) if name in found else "-" for name, (_, form) in columns.items()]
+    numbers = ((found.get(name), form) for name, (_, form) in columns.items())
+    cells = ["-" if number is None else format(number, form) for number, form in numbers]
     return f"{errors.name:<{NAME_WIDTH}}" + "".join(f"{cell:>{COLUMN_WIDTH}}" for cell in cells)
-
-
-def _missing(errors: list[SequenceErrors], points: bool) -> list[str]:
-    """Sentences about what could not be scored."""
-    kinds = ["depth", "pose", *(["points"] if points else [])]
-    without = {kind: [e.name for e in errors if getattr(e, kind) is None] for kind in kinds}
-    return [f"no {kind} errors, as the truth is not known: {', '.join(w)}" for kind, w in without.items() if w]
 
 
 def _write(args: argparse.Namespace, config: StreamConfig, evaluation: Evaluation) -> None:
@@ -232,4 +276,5 @@ def _write(args: argparse.Namespace, config: StreamConfig, evaluation: Evaluatio
         writer.writeheader()
         writer.writerows(rows)
     facts = {"command": _command(), "alignment": args.align, "settings": values(config), "errors": rows}
-    (args.output / "errors.json").write_text(json.dumps(facts, indent=1) + "\n")
+    notes = {"notes": evaluation.notes(args.points)}
+    (args.output / "errors.json").write_text(json.dumps(facts | notes, indent=1, allow_nan=False) + "\n")

@@ -7,6 +7,7 @@ poses are camera-to-world with optical axes. Where a data set has no stamps, ima
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from xsvggt_ros.geometry import Array, intrinsic_matrix, inverse, rigid, rotation_matrix
-from xsvggt_ros.preprocess import rgb
-from xsvggt_ros.replay.sources.folder import FOLDER_RATE, IMAGE_SUFFIXES
+from xsvggt_ros.evaluation.text_files import (
+    read_camera,
+    read_list,
+    read_matrices,
+    read_pose,
+    read_text,
+    read_trajectory,
+)
+from xsvggt_ros.geometry import Array, intrinsic_matrix, inverse
+from xsvggt_ros.natural_order import naturally_sorted, numbers
+from xsvggt_ros.replay.sources.folder import FOLDER_RATE, READ_SUFFIXES, image_files, read_image
 from xsvggt_ros.rooms import stream
 
 Depth = NDArray[np.float32]
+
+logger = logging.getLogger(__name__)
 
 NO_READING = 65535  # of a 16-bit depth image, beside 0
 ASSOCIATION = 0.02  # seconds between an image and what was recorded with it
@@ -78,6 +89,15 @@ class LazyFrames(Sequence[EvaluationFrame]):
         return LazyFrames(self._loaders[index]) if isinstance(index, slice) else self._loaders[index]()
 
 
+def readable(sequence: EvaluationSequence) -> Iterator[EvaluationFrame]:
+    """The frames whose files can be read; the log names the others."""
+    for index in range(len(sequence.frames)):
+        try:
+            yield sequence.frames[index]
+        except (OSError, ValueError) as error:
+            logger.warning("%s: frame %d is left out: %s", sequence.name, index, error)
+
+
 def seven_scenes(root: Path) -> list[EvaluationSequence]:
     """7-Scenes: the test sequences of <scene>/TestSplit.txt, or one folder of frame-*.{color,depth,pose}.*.
 
@@ -89,7 +109,7 @@ def seven_scenes(root: Path) -> list[EvaluationSequence]:
     return [
         EvaluationSequence(f"{scene.name}/seq-{int(number):02d}", _seven_scenes(scene / f"seq-{int(number):02d}"), 10.0)
         for scene in _folders(root, "TestSplit.txt")
-        for number in re.findall(r"\d+", (scene / "TestSplit.txt").read_text())
+        for number in re.findall(r"\d+", read_text(scene / "TestSplit.txt"))
     ]
 
 
@@ -100,10 +120,10 @@ def _seven_scenes(folder: Path) -> LazyFrames:
     return _frames(
         folder,
         images,
-        seconds=[_numbers(image)[0] / FOLDER_RATE for image in images],
+        seconds=[numbers(image)[0] / FOLDER_RATE for image in images],
         depths=_png_depths(_files(folder, f"frame-*.{depth}"), 1000),
-        poses=np.concatenate([_matrices(path) for path in _files(folder, "frame-*.pose.txt")]),
-        intrinsics=_table(camera, 3) if camera.exists() else SEVEN_SCENES_CAMERA,
+        poses=np.stack([read_pose(folder / f"{image.name.split('.')[0]}.pose.txt") for image in images]),
+        intrinsics=read_camera(camera) if camera.exists() else SEVEN_SCENES_CAMERA,
     )
 
 
@@ -118,14 +138,16 @@ def tum(root: Path) -> list[EvaluationSequence]:
 def _tum(folder: Path) -> LazyFrames:
     if not (folder / "rgb_90").exists():
         return _published_tum(folder)
-    seconds, poses = _trajectory(folder / "groundtruth_90.txt")
+    seconds, poses = read_trajectory(folder / "groundtruth_90.txt")
     return _frames(folder, _images(folder / "rgb_90"), seconds=seconds, poses=poses)
 
 
 def _published_tum(folder: Path) -> LazyFrames:
-    seconds, images = _tum_list(folder / "rgb.txt")
-    depth_seconds, depth_files = _tum_list(folder / "depth.txt")
-    pose_seconds, poses = _trajectory(folder / "groundtruth.txt")
+    seconds, images = read_list(folder / "rgb.txt")
+    depth_seconds, depth_files = read_list(folder / "depth.txt")
+    pose_seconds, poses = read_trajectory(folder / "groundtruth.txt")
+    timed = np.isfinite(pose_seconds)
+    pose_seconds, poses = pose_seconds[timed], poses[timed]
     depths = [*_png_depths(depth_files, 5000), None]  # the last for images without one
     depth_of, pose_of = _nearest(seconds, depth_seconds), _nearest(seconds, pose_seconds)
     chosen = np.flatnonzero(pose_of < len(poses))[::3][:90]
@@ -138,14 +160,6 @@ def _published_tum(folder: Path) -> LazyFrames:
         depths=[depths[i] for i in depth_of[chosen]],
         poses=poses[pose_of[chosen]],
     )
-
-
-def _tum_list(path: Path) -> tuple[Array, list[Path]]:
-    """Seconds and files of a list `seconds file`."""
-    rows = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
-    if {len(row) for row in rows} != {2}:
-        raise ValueError(f"{path} must have a line `seconds file` per image")
-    return np.array([float(seconds) for seconds, _ in rows]), [path.parent / name for _, name in rows]
 
 
 def _nearest(seconds: Array, others: Array) -> NDArray[np.intp]:
@@ -165,7 +179,7 @@ def bonn(root: Path) -> list[EvaluationSequence]:
 def _bonn(folder: Path) -> LazyFrames:
     images = _images(folder / "rgb_110")
     depths = _png_depths(_images(folder / "depth_110"), 5000)
-    return _frames(folder, images, seconds=[_numbers(image)[-1] for image in images], depths=depths)
+    return _frames(folder, images, seconds=[numbers(image)[-1] for image in images], depths=depths)
 
 
 def kitti(root: Path) -> list[EvaluationSequence]:
@@ -225,7 +239,7 @@ def scannet(root: Path) -> list[EvaluationSequence]:
 
 def _scannet(folder: Path) -> LazyFrames:
     depths = _png_depths(_images(folder / "depth_90"), 1000)
-    return _frames(folder, _images(folder / "color_90"), depths=depths, poses=_matrices(folder / "pose_90.txt"))
+    return _frames(folder, _images(folder / "color_90"), depths=depths, poses=read_matrices(folder / "pose_90.txt"))
 
 
 def nrgbd(root: Path) -> list[EvaluationSequence]:
@@ -238,7 +252,7 @@ def _nrgbd(folder: Path) -> LazyFrames:
         folder,
         _images(folder / "images"),
         depths=_png_depths(_images(folder / "depth"), 1000),
-        poses=_matrices(folder / "poses.txt") @ OPENGL_TO_OPTICAL,
+        poses=read_matrices(folder / "poses.txt") @ OPENGL_TO_OPTICAL,
         intrinsics=NRGBD_CAMERA,
     )
 
@@ -249,14 +263,14 @@ def rooms(root: Path) -> list[EvaluationSequence]:
 
 
 def _rooms(folder: Path) -> LazyFrames:
-    seconds, poses = _trajectory(folder / "groundtruth.txt")
+    seconds, poses = read_trajectory(folder / "groundtruth.txt")
     return _frames(
         folder,
         _images(folder / "rgb"),
         seconds=seconds,
         depths=_png_depths(_images(folder / "depth"), 1000),
         poses=poses,
-        intrinsics=_table(folder / "intrinsics.txt", 3),
+        intrinsics=read_camera(folder / "intrinsics.txt"),
     )
 
 
@@ -272,7 +286,7 @@ def room_sequences(
 
 
 # Name of a data set -> its sequences, from its folder. Raises FileNotFoundError or ValueError, with what was expected
-# where; images are only read with their frames, which then raise OSError.
+# where; images are only read with their frames, which then raise OSError or ValueError, with the name of a damaged one.
 DATASETS: dict[str, Callable[[Path], list[EvaluationSequence]]] = {
     "7scenes": seven_scenes,
     "tum": tum,
@@ -304,7 +318,7 @@ def _frames(
     count = len(images)
     columns: dict[str, Any] = {
         "images": images,
-        "stamps": [i / FOLDER_RATE for i in range(count)] if seconds is None else seconds,
+        "stamps": [i / FOLDER_RATE for i in range(count)] if seconds is None else _without_gaps(seconds),
         "depth images": [None] * count if depths is None else depths,
         "poses": [None] * count if poses is None else poses,
     }
@@ -320,9 +334,18 @@ def _frame(
 ) -> EvaluationFrame:
     if T_world_cam is not None and not np.isfinite(T_world_cam).all():
         T_world_cam = None  # how ScanNet says that tracking was lost
-    with Image.open(image) as opened:
-        colour = np.array(rgb(opened))
+    try:
+        colour = read_image(image)
+    except ValueError as error:
+        raise ValueError(f"{image}: {error}") from error
     return EvaluationFrame(round(seconds * 1e9), colour, depth and depth(), T_world_cam, intrinsics)
+
+
+def _without_gaps(seconds: Sequence[float] | Array) -> Array:
+    """Times that a damaged line does not say, from those around it."""
+    times, index = np.asarray(seconds, dtype=np.float64), np.arange(len(seconds))
+    known = np.isfinite(times)
+    return np.where(known, times, np.interp(index, index[known], times[known])) if known.any() else index / FOLDER_RATE
 
 
 def _folders(root: Path, *markers: str) -> list[Path]:
@@ -334,23 +357,18 @@ def _folders(root: Path, *markers: str) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    found = [path for path in _files(folder, "*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    found = image_files(folder) if folder.is_dir() else []
     if not found:
-        raise FileNotFoundError(f"{folder} has no images ({' '.join(IMAGE_SUFFIXES)})")
+        raise FileNotFoundError(f"{folder} does not exist or has no images ({' '.join(READ_SUFFIXES)})")
     return found
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
-    """In order of the numbers in their names."""
-    found = sorted(folder.glob(pattern), key=_numbers)
+    """In natural order."""
+    found = naturally_sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
     if not found:
         raise FileNotFoundError(f"{folder} does not exist or has no {pattern}")
     return found
-
-
-def _numbers(path: Path) -> list[float]:
-    """Of a file's name: counts, or seconds with decimals."""
-    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", path.stem)]
 
 
 def _png_depths(paths: Sequence[Path], steps_per_metre: float) -> list[Callable[[], Depth]]:
@@ -358,32 +376,9 @@ def _png_depths(paths: Sequence[Path], steps_per_metre: float) -> list[Callable[
 
 
 def _png_depth(path: Path, steps_per_metre: float) -> Depth:
-    with Image.open(path) as image:
-        steps = np.array(image)
-    return np.where(steps == NO_READING, 0, steps / steps_per_metre).astype(np.float32)
-
-
-def _trajectory(path: Path) -> tuple[Array, Array]:
-    """Seconds [N] and poses [N, 4, 4] of a TUM trajectory."""
-    rows = _table(path, 8)
-    return rows[:, 0], np.stack([rigid(rotation_matrix(row[4:]), row[1:4]) for row in rows])
-
-
-def _matrices(path: Path) -> Array:
-    """[N, 4, 4], from a line each or from four."""
-    values = _table(path, 4, 16)
-    if values.size % 16:
-        raise ValueError(f"{path} must have 16 numbers per pose, it has {values.size}")
-    return values.reshape(-1, 4, 4)
-
-
-def _table(path: Path, *columns: int) -> Array:
-    """[rows, columns] of a text file without its comments; `columns` are the numbers of columns that are right."""
-    expected = f"{path} must have {' or '.join(map(str, columns))} values per line"
     try:
-        rows: Array = np.loadtxt(path, ndmin=2)
-    except ValueError as error:
-        raise ValueError(f"{expected}: {error}") from error
-    if rows.shape[1] not in columns:
-        raise ValueError(f"{expected}, it has {rows.shape[1]}")
-    return rows
+        with Image.open(path) as image:
+            steps = np.array(image)
+    except (OSError, SyntaxError) as error:  # the latter of a damaged PNG
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return np.where(steps == NO_READING, 0, steps / steps_per_metre).astype(np.float32)

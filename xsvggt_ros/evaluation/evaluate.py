@@ -10,11 +10,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from xsvggt_ros.evaluation.metrics import (
+    STANDS_STILL,
     DepthErrors,
     PoseErrors,
+    Undefined,
     align_depth,
     depth_errors,
     first_frame_errors,
+    mean_of_defined,
     motion_errors,
     pose_errors,
 )
@@ -31,7 +34,7 @@ class UnalignedPoseErrors:
     """Of one trajectory in the first frame's scale and pose; nothing is fitted. Model units and degrees."""
 
     rotation: float  # from the first camera, mean
-    centre: float  # mean distance of the camera centres, as a share of the true mean distance from the first
+    centre: float  # mean distance of the camera centres, as a share of the true mean distance from the first; or NaN
     ate: float  # root mean square distance of the camera centres
     rpe_translation: float  # from frame to frame, root mean square
     rpe_rotation: float  # from frame to frame, root mean square
@@ -41,7 +44,7 @@ class UnalignedPoseErrors:
 
 @dataclass(frozen=True)
 class SequenceErrors:
-    """Of one sequence, or the mean of several; None where something needed is not known."""
+    """Of one sequence, or the mean of several; None where something needed is not known, NaN where it is undefined."""
 
     name: str
     depth: DepthErrors | None
@@ -51,9 +54,10 @@ class SequenceErrors:
     step_ms: float  # median
 
     def columns(self) -> dict[str, Any]:
-        """{name of an error: value}."""
+        """{name of an error: value, None if it is undefined}."""
         parts = [vars(part) for part in (self.depth, self.pose, self.points) if part is not None]
-        return {k: v for part in parts for k, v in part.items()} | dict(cache_mib=self.cache_mib, step_ms=self.step_ms)
+        errors = {k: None if np.isnan(v) else v for part in parts for k, v in part.items()}
+        return errors | dict(cache_mib=self.cache_mib, step_ms=self.step_ms)
 
 
 def sequence_errors(trace: Trace, clouds: Clouds | None, alignment: str) -> SequenceErrors:
@@ -74,7 +78,10 @@ def depth_of(trace: Trace, alignment: str, first: int = 0) -> DepthErrors | None
     if unit is None or not sum(map(len, trace.depth_true[first:])):
         return None
     truth = np.concatenate(trace.depth_true[first:]) / unit
-    predicted = align_depth(np.concatenate(trace.depth[first:]), truth, alignment)
+    try:
+        predicted = align_depth(np.concatenate(trace.depth[first:]), truth, alignment)
+    except Undefined:
+        return DepthErrors.undefined(len(truth))
     if trace.sequence.clip_prediction:
         predicted = np.minimum(predicted, trace.sequence.max_depth / unit)
     return depth_errors(predicted, truth)
@@ -88,12 +95,12 @@ def unaligned_pose_of(trace: Trace, first: int = 1) -> UnalignedPoseErrors | Non
         return None
     still = np.broadcast_to(np.eye(4), T.shape)
     rotation, distance = (error[first:] for error in first_frame_errors(T, T_true, scale))
-    travelled = first_frame_errors(still, T_true, scale)[1][first:]
+    travelled = first_frame_errors(still, T_true, scale)[1][first:].mean()
     turned, moved = (error[first - 1 :] for error in motion_errors(T, T_true, scale))
     turn = motion_errors(still, T_true, scale)[0][first - 1 :]
     return UnalignedPoseErrors(
         rotation=float(rotation.mean()),
-        centre=float(distance.mean() / travelled.mean()),
+        centre=float(distance.mean() / travelled) if travelled * scale > STANDS_STILL else np.nan,
         ate=_rms(distance),
         rpe_translation=_rms(moved),
         rpe_rotation=_rms(turned),
@@ -109,7 +116,10 @@ def _aligned_pose_of(trace: Trace) -> PoseErrors | None:
 
 def _points_of(clouds: Clouds) -> PointErrors:
     predicted, true = np.concatenate(clouds.predicted), np.concatenate(clouds.true)
-    return point_errors(align_points(predicted, true), true)
+    try:
+        return point_errors(align_points(predicted, true), true)
+    except Undefined:
+        return PointErrors.undefined()
 
 
 def standing_still(trace: Trace) -> Trace:
@@ -127,7 +137,7 @@ def standing_still(trace: Trace) -> Trace:
 
 
 def mean_errors(errors: Sequence[SequenceErrors], name: str = "mean") -> SequenceErrors:
-    """Of the sequences that have them: depth weighted by valid pixels, all else the plain mean."""
+    """Of the sequences that have them, defined: depth weighted by valid pixels, all else the plain mean."""
     depth = [e.depth for e in errors if e.depth]
     return SequenceErrors(
         name=name,
@@ -145,7 +155,7 @@ Errors = TypeVar("Errors", PoseErrors, UnalignedPoseErrors, PointErrors, PoseErr
 def _plain_mean(errors: Sequence[Errors]) -> Errors | None:
     if not errors:
         return None
-    return type(errors[0])(*np.mean([astuple(e) for e in errors], axis=0).tolist())
+    return type(errors[0])(*mean_of_defined([astuple(e) for e in errors]))
 
 
 def _rms(x: Array) -> float:

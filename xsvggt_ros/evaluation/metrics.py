@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of depth and of camera poses, as the field reports them. Point clouds: points.py."""
+"""Errors of depth and of camera poses, as the field reports them. Point clouds: points.py.
+
+An error is undefined, NaN or Undefined, where the truth is such that any prediction would score well, after a fit that
+has nothing to hold on to. What a prediction lacks never makes it so: that is a bad number, or ValueError.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +23,19 @@ LEAST_SCALE = 1e-3
 LEAST_DEPTH = 1e-3  # ratios and logarithms need positive depth; resizing and shifting can go below 0
 LEAST_RESIDUAL = 1e-8
 STILL = 1e-9  # a spread below this share of the coordinates is their rounding
+STANDS_STILL = 2e-3  # metres; what motion capture says of a camera on a tripod
+FLAT = 0.01  # a spread of depth below this share of it is a depth camera's noise
+
+
+class Undefined(ValueError):
+    """The truth is such that any prediction would score well."""
+
+
+def mean_of_defined(values: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> list[float]:
+    """Means of columns over the rows [N, C] that have them; NaN where none has."""
+    rows = np.array(values, dtype=np.float64)
+    means = np.ma.average(np.ma.masked_where(np.isnan(rows), rows), axis=0, weights=weights)
+    return np.ma.filled(means, np.nan).tolist()
 
 
 @dataclass(frozen=True)
@@ -33,20 +51,31 @@ class DepthErrors:
 
     @classmethod
     def mean(cls, errors: Sequence[DepthErrors]) -> DepthErrors:
-        """Of a data set: its sequences' errors weighted by their valid pixels. Raises ValueError for none."""
+        """Of a data set: its sequences' errors weighted by their valid pixels, undefined ones left out.
+
+        Raises ValueError for none.
+        """
         if not errors:
             raise ValueError("there are no depth errors to average: evaluate at least one sequence")
         pixels = [e.pixels for e in errors]
-        means = np.average([astuple(e)[:-1] for e in errors], axis=0, weights=pixels).tolist()
+        means: list[Any] = mean_of_defined([astuple(e)[:-1] for e in errors], pixels)
         return cls(*[*means, sum(pixels)])
+
+    @classmethod
+    def undefined(cls, pixels: int) -> DepthErrors:
+        """Of that many pixels."""
+        return cls(np.nan, np.nan, np.nan, np.nan, np.nan, pixels)
 
 
 def depth_errors(predicted: NDArray, truth: NDArray) -> DepthErrors:
     """Errors of aligned depth [N] at the valid pixels, where truth [N] is above 0.
 
-    A prediction below LEAST_DEPTH counts as that. Raises ValueError if the shapes differ or N is 0.
+    A prediction below LEAST_DEPTH counts as that. Raises ValueError if the shapes differ, N is 0, a prediction is not
+    finite or a truth not above 0.
     """
     p, g = _valid_pixels(predicted, truth)
+    if g.min() <= 0:
+        raise ValueError(f"true depth must be above 0 at valid pixels, the least is {g.min():g}")
     p = np.maximum(p, LEAST_DEPTH)
     return DepthErrors(
         abs_rel=float(np.mean(np.abs(p - g) / g)),
@@ -59,8 +88,13 @@ def depth_errors(predicted: NDArray, truth: NDArray) -> DepthErrors:
 
 
 def depth_scale(predicted: NDArray, truth: NDArray) -> float:
-    """s that brings s * predicted [N] close to truth [N] in the L1 sense, by reweighted least squares."""
+    """s that brings s * predicted [N] close to truth [N] in the L1 sense, by reweighted least squares.
+
+    A prediction of 0, or of mean 0, has no scale: s is 1.
+    """
     p, g = _valid_pixels(predicted, truth)
+    if p.mean() == 0:
+        return 1.0
     s = g.mean() / p.mean()
     for _ in range(SCALE_ROUNDS):
         weighted = p / (np.abs(s * p - g) + LEAST_RESIDUAL)
@@ -71,11 +105,12 @@ def depth_scale(predicted: NDArray, truth: NDArray) -> float:
 def depth_scale_shift(predicted: NDArray, truth: NDArray) -> tuple[float, float]:
     """s, t that bring s * predicted [N] + t close to truth [N] in the L1 sense, by reweighted least squares.
 
-    A flat prediction has no scale: s is 0 and t the median of the truth.
+    A flat prediction has no scale, nor has one that is near where the truth is far: s is 0 and t the truth's median.
     """
     p, g = _valid_pixels(predicted, truth)
-    if np.ptp(p) == 0:
-        return 0.0, float(np.median(g))
+    flat = 0.0, float(np.median(g))
+    if p.std() <= STILL * np.abs(p).max():
+        return flat
     weights = np.ones_like(p)
     for _ in range(SCALE_SHIFT_ROUNDS):
         p_mean, g_mean = np.average(p, weights=weights), np.average(g, weights=weights)
@@ -83,7 +118,7 @@ def depth_scale_shift(predicted: NDArray, truth: NDArray) -> tuple[float, float]
         s = weighted @ (g - g_mean) / (weighted @ (p - p_mean))
         t = g_mean - s * p_mean
         weights = 1 / (np.abs(s * p + t - g) + LEAST_RESIDUAL)
-    return float(s), float(t)
+    return (float(s), float(t)) if s > 0 else flat
 
 
 _SCALE_SHIFT: dict[str, Callable[[NDArray, NDArray], tuple[float, float]]] = {
@@ -92,17 +127,22 @@ _SCALE_SHIFT: dict[str, Callable[[NDArray, NDArray], tuple[float, float]]] = {
     "none": lambda predicted, truth: (1.0, 0.0),
 }
 ALIGNMENTS = tuple(_SCALE_SHIFT)
+_FITTED = {"scale": 1, "scale_shift": 2, "none": 0}  # numbers
 
 
 def align_depth(predicted: NDArray, truth: NDArray, alignment: str) -> Array:
     """Predicted depth [N] of a whole sequence's valid pixels in the scale of truth [N], by one of ALIGNMENTS.
 
-    Raises ValueError for another alignment.
+    Raises ValueError for another alignment; Undefined if any prediction would fit: to no more pixels than numbers are
+    fitted, or with a shift to a flat truth.
     """
     if alignment not in _SCALE_SHIFT:
         raise ValueError(f"alignment must be one of {', '.join(ALIGNMENTS)}, got {alignment!r}")
-    s, t = _SCALE_SHIFT[alignment](predicted, truth)
-    return s * np.asarray(predicted, dtype=np.float64) + t
+    p, g = _valid_pixels(predicted, truth)
+    if len(g) <= _FITTED[alignment] or (alignment == "scale_shift" and g.std() <= FLAT * g.mean()):
+        raise Undefined(f"{len(g)} pixels of a flat truth do not tell predictions apart by {alignment}; align none")
+    s, t = _SCALE_SHIFT[alignment](p, g)
+    return s * p + t
 
 
 def scene_scale(depth: NDArray, intrinsics: Array) -> float:
@@ -137,7 +177,10 @@ def umeyama(source: Array, target: Array, scale: bool = True) -> tuple[float, Ar
 
 @dataclass(frozen=True)
 class PoseErrors:
-    """Of one trajectory, after its Sim(3) alignment; root mean squares."""
+    """Of one trajectory, after its Sim(3) alignment; root mean squares.
+
+    Translations are undefined, NaN, where the alignment is: of 2 poses, or a true camera that stands still.
+    """
 
     ate: float  # of the camera centres, in the truth's unit
     rpe_translation: float  # from frame to frame, in the truth's unit
@@ -147,9 +190,11 @@ class PoseErrors:
 def pose_errors(T_world_cam: Array, T_world_cam_true: Array) -> PoseErrors:
     """Absolute and relative errors of camera-to-world poses [N, 4, 4], as `evo_ape -as` and `evo_rpe -as -d 1 -u f`.
 
-    Raises ValueError if the shapes differ or N is below 2.
+    Raises ValueError if the shapes differ, N is below 2 or a pose is not finite.
     """
     _check_trajectories(T_world_cam, T_world_cam_true)
+    if not can_align(T_world_cam_true):
+        return PoseErrors(np.nan, np.nan, _rms(motion_errors(T_world_cam, T_world_cam_true)[0]))
     centres, centres_true = T_world_cam[:, :3, 3], T_world_cam_true[:, :3, 3]
     s, R, t = umeyama(centres, centres_true)
     moved = T_world_cam.copy()
@@ -162,13 +207,20 @@ def pose_errors(T_world_cam: Array, T_world_cam_true: Array) -> PoseErrors:
     )
 
 
+def can_align(T_world_cam_true: Array) -> bool:
+    """Whether a Sim(3) alignment to true poses [N, 4, 4] tells predictions apart: of 3, and of a camera that moves."""
+    centres = T_world_cam_true[:, :3, 3]
+    spread = _rms(np.linalg.norm(centres - centres.mean(axis=0), axis=1))
+    return len(centres) >= 3 and spread >= STANDS_STILL
+
+
 def motion_errors(T_world_cam: Array, T_world_cam_true: Array, scale_true: float = 1.0) -> tuple[Array, Array]:
     """Rotation error, degrees, and distance, model units, of each frame as seen from the one before: [N - 1] both.
 
     Camera-to-world poses [N, 4, 4]; true translations are divided by scale_true, nothing is fitted. Raises ValueError
-    if the shapes differ or N is below 2.
+    if the shapes differ, N is below 2, a pose is not finite or scale_true not above 0.
     """
-    _check_trajectories(T_world_cam, T_world_cam_true)
+    _check_trajectories(T_world_cam, T_world_cam_true, scale_true)
     motions, motions_true = _motions(T_world_cam), _motions(T_world_cam_true)
     motions_true[:, :3, 3] /= scale_true
     error = np.linalg.inv(motions_true) @ motions  # [N - 1, 4, 4]
@@ -179,9 +231,10 @@ def first_frame_errors(T_world_cam: Array, T_world_cam_true: Array, scale_true: 
     """Rotation error [N], degrees, and distance of the camera centres [N], model units; nothing is fitted.
 
     Camera-to-world poses [N, 4, 4], each trajectory seen from its own first camera; scale_true, the `scene_scale` of
-    the first true depth, divides the true translations. Raises ValueError if the shapes differ or N is below 2.
+    the first true depth, divides the true translations. Raises ValueError if the shapes differ, N is below 2, a pose is
+    not finite or scale_true not above 0.
     """
-    _check_trajectories(T_world_cam, T_world_cam_true)
+    _check_trajectories(T_world_cam, T_world_cam_true, scale_true)
     T_first_cam = inverse(T_world_cam[0]) @ T_world_cam
     T_first_cam_true = inverse(T_world_cam_true[0]) @ T_world_cam_true
     T_first_cam_true[:, :3, 3] /= scale_true
@@ -195,14 +248,22 @@ def _valid_pixels(predicted: NDArray, truth: NDArray) -> tuple[Array, Array]:
         raise ValueError(
             f"predicted and true depth must be one number per valid pixel and at least one, got {p.shape} and {g.shape}"
         )
+    for name, depth in (("predicted", p), ("true", g)):
+        if bad := np.count_nonzero(~np.isfinite(depth)):
+            raise ValueError(f"{name} depth must be finite, but {bad} of {len(p)} pixels are not")
     return p, g
 
 
-def _check_trajectories(poses: Array, poses_true: Array) -> None:
+def _check_trajectories(poses: Array, poses_true: Array, scale_true: float = 1.0) -> None:
     if poses.shape != poses_true.shape or poses.shape[1:] != (4, 4) or len(poses) < 2:
         raise ValueError(
             f"predicted and true poses must be [N, 4, 4] with N of at least 2, got {poses.shape} and {poses_true.shape}"
         )
+    for name, T in (("predicted", poses), ("true", poses_true)):
+        if bad := np.flatnonzero(~np.isfinite(T).all(axis=(1, 2))).tolist():
+            raise ValueError(f"{name} poses must be finite, but {len(bad)} of {len(T)} are not, the first is {bad[0]}")
+    if not 0 < scale_true < np.inf:
+        raise ValueError(f"the true scale must be above 0 metres per model unit, got {scale_true}")
 
 
 def _motions(T_world_cam: Array) -> Array:

@@ -13,7 +13,7 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from xsvggt_ros.evaluation.evaluate import UNALIGNED
-from xsvggt_ros.evaluation.metrics import depth_scale, umeyama
+from xsvggt_ros.evaluation.metrics import can_align, depth_scale, umeyama
 from xsvggt_ros.evaluation.sweep import FLOOR, FULL, PRUNING, ROWS
 from xsvggt_ros.evaluation.table import Line, Table
 from xsvggt_ros.evaluation.trace import Gallery, Trace
@@ -33,7 +33,7 @@ def draw_sequence(path: Path, trace: Trace, gallery: Gallery, alignment: str) ->
     grid = figure.add_gridspec(3, len(gallery.frames) + 2)
     _draw_frames(figure, grid, trace, gallery, alignment)
     T, T_true = trace.poses()
-    if len(T):
+    if len(T) and (alignment == UNALIGNED or can_align(T_true)):
         _draw_trajectory(figure.add_subplot(grid[:, -2:]), _in_metres(trace, T, T_true, alignment), _seen_first(T_true))
     figure.savefig(path, dpi=DPI)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from xsvggt_ros.evaluation.metrics import umeyama
+from xsvggt_ros.evaluation.metrics import STANDS_STILL, STILL, Undefined, umeyama
 from xsvggt_ros.geometry import Array, rigid, transform
 
 ICP_THRESHOLD = 0.1  # metres
@@ -29,20 +29,31 @@ class PointErrors:
     normal_consistency: float  # |cos| of the angle between normals; mean of both ways
     normal_consistency_median: float  # mean of both ways' medians
 
+    @classmethod
+    def undefined(cls) -> PointErrors:
+        return cls(*[np.nan] * 6)
+
 
 def align_points(predicted: Array, truth: Array) -> Array:
     """Predicted points [N, 3] in the scale and at the depth of their true ones [N, 3], in the first camera's frame.
 
     Joint over all frames: each side's median z is its shift, the ratio of the median norms that remain the scale.
-    Raises ValueError if the shapes differ or N is 0.
+    Predicted points that coincide have no scale, and keep theirs. Raises ValueError if the shapes differ, N is 0 or a
+    point is not finite; Undefined below 3 points, or if the true ones coincide: any prediction would be brought there.
     """
     if predicted.shape != truth.shape or not len(truth):
         raise ValueError(
             f"predicted and true points must be [N, 3] and at least one, got {predicted.shape} and {truth.shape}"
         )
+    if not (np.isfinite(predicted).all() and np.isfinite(truth).all()):
+        raise ValueError("predicted and true points must be finite; leave out pixels without depth")
     shift_true = _median_z(truth)
+    size_true = _median_norm(truth - shift_true)
+    if len(truth) < 3 or size_true < STANDS_STILL:
+        raise Undefined(f"{len(truth)} true points within {size_true:.2g} m do not tell predictions apart")
     centred = predicted - _median_z(predicted)
-    return centred * (_median_norm(truth - shift_true) / _median_norm(centred)) + shift_true
+    size = _median_norm(centred)
+    return centred * (size_true / size if size > STILL * np.abs(predicted).max() else 1.0) + shift_true
 
 
 def point_errors(predicted: Array, truth: Array) -> PointErrors:
@@ -90,7 +101,10 @@ def icp(source: Array, target: Array) -> Array:
 
 
 def estimate_normals(points: Array) -> Array:
-    """Unit normals [N, 3] of points [N, 3], of either sign: the direction in which the nearest points vary least."""
+    """Unit normals [N, 3] of points [N, 3], of either sign: the direction in which the nearest points vary least.
+
+    Nearest points on a line, or all in one place, have none: there it is 0.
+    """
     tree = cKDTree(points)
     chunks = np.array_split(points, -(-len(points) // CHUNK))
     return np.concatenate([_normals(chunk, tree) for chunk in chunks])
@@ -100,7 +114,9 @@ def _normals(chunk: Array, tree: cKDTree) -> Array:
     _, nearest = tree.query(chunk, k=min(NEIGHBOURS, tree.n), workers=-1)  # [C, k]
     offsets = tree.data[nearest]
     offsets -= offsets.mean(axis=1, keepdims=True)  # [C, k, 3]
-    return np.linalg.eigh(offsets.swapaxes(1, 2) @ offsets).eigenvectors[:, :, 0]  # of the least eigenvalue
+    values, vectors = np.linalg.eigh(offsets.swapaxes(1, 2) @ offsets)  # ascending
+    surface = values[:, 1] > STILL * values[:, 2]
+    return np.where(surface[:, None], vectors[:, :, 0], 0)
 
 
 def _cosines(normals: Array, others: Array) -> Array:

@@ -28,6 +28,7 @@ from xsvggt_ros.evaluation.trace import Trace
 from xsvggt_ros.model import StreamVGGT, load_model
 from xsvggt_ros.model.loading import open_device
 from xsvggt_ros.preprocess import Resize
+from xsvggt_ros.rate import check_rate
 from xsvggt_ros.settings import values
 
 IMAGE_SIZE = (112, 84)  # of the rooms, width and height
@@ -119,6 +120,9 @@ class Sweep:
     frames: int = 48
     rate: float = 4.0  # images per second
     motion: str = "robot"
+
+    def __post_init__(self) -> None:
+        check_rate(self.rate)
 
     def facts(self, weights: str) -> dict[str, Any]:
         """All that must not change between two runs that share their results, the digest of the weights among it."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,6 +19,8 @@ from xsvggt_ros.geometry import Array, inverse, transform, unproject
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.stream import GeometryStream
 
+log = logging.getLogger(__name__)
+
 POINT_CROP = 224  # pixels; the side of the field's centre crop
 
 
@@ -28,10 +31,14 @@ class Observer(Protocol):
 
 
 def follow(stream: GeometryStream, frames: Iterable[EvaluationFrame], *observers: Observer) -> None:
-    """Runs the stream, from a new start, over the frames."""
+    """Runs the stream, from a new start, over the frames; the log names those that it does not take."""
     stream.reset()
     for truth in frames:
-        frame = stream.step(truth.image)
+        try:
+            frame = stream.step(truth.image)
+        except ValueError as error:
+            log.warning("frame of %.3f s is left out: %s", truth.stamp_ns * 1e-9, error)
+            continue
         for observer in observers:
             observer.add(frame, truth)
 

@@ -8,16 +8,21 @@ the same; neither is imported here.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
+from simplejpeg import decode_jpeg, decode_jpeg_header
 
 from xsvggt_ros.camera import Rectifier
 from xsvggt_ros.frame import InputImage
 from xsvggt_ros.geometry import LEAST_LENGTH, rigid, rotation_matrix
+from xsvggt_ros.names import frame_name
+from xsvggt_ros.preprocess import eight_bits, stretched
+from xsvggt_ros.status import NO_CAMERA_INFO
 
 try:  # a ROS distribution has cv_bridge, unless it was built for another numpy
     from cv_bridge.boost.cv_bridge_boost import cvtColor2 as convert_color
@@ -35,6 +40,12 @@ ENCODINGS = {
     "8UC4": ("bgra8", 4, "u1"),
     "mono8": ("mono8", 1, "u1"),
     "8UC1": ("mono8", 1, "u1"),
+    "rgb16": ("rgb8", 3, "<u2"),
+    "bgr16": ("bgr8", 3, "<u2"),
+    "16UC3": ("bgr8", 3, "<u2"),
+    "rgba16": ("rgba8", 4, "<u2"),
+    "bgra16": ("bgra8", 4, "<u2"),
+    "16UC4": ("bgra8", 4, "<u2"),
     "mono16": ("mono8", 1, "<u2"),
     "16UC1": ("mono8", 1, "<u2"),
     "yuv422": ("yuv422", 2, "u1"),
@@ -45,7 +56,23 @@ ENCODINGS = {
     **{f"bayer_{pattern}16": (f"bayer_{pattern}8", 1, "<u2") for pattern in _BAYER},
 }
 
+ENCODING_NAMES = {name.lower(): name for name in ENCODINGS}
+# Sample type and channels of a decoded file -> the encoding that a raw message of it would have.
+DECODED = {
+    ("uint8", 1): "mono8",
+    ("uint8", 3): "bgr8",
+    ("uint8", 4): "bgra8",
+    ("uint16", 1): "mono16",
+    ("uint16", 3): "bgr16",
+    ("uint16", 4): "bgra16",
+}
+JPEG, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+# What libjpeg says of pictures that are complete all the same.
+HARMLESS = ("extraneous bytes", "JFIF revision", "Adobe color transform", "SOS parameters")
+MOST_PIXELS = 2**28  # of a JPEG; a damaged header may state more
+
 DEPTH_ENCODINGS = {"32FC1": ("<f4", 1.0), "16UC1": ("<u2", 0.001)}  # sample type, metres per step (REP 118)
+MOST_CAMERAS = 16  # on one topic
 FRAME_ID = "camera"  # where the header names none: an empty frame_id is no frame
 
 
@@ -59,58 +86,95 @@ class Damaged:
 class CameraDecoder:
     """The messages of one camera as images: rectified, with their K, where a usable camera_info came.
 
-    warn: says why a camera_info is ignored, once for each reason. `camera_info` may be set from another thread.
+    warn: says why a camera_info is ignored, once for each reason. `receive` may be called from another thread.
+    `calibration`: why the newest image has no K; empty: it has.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
-        self.camera_info: Any = None  # sensor_msgs CameraInfo, the newest
+        self._newest_info: Any = None  # sensor_msgs CameraInfo
+        self._infos: dict[str, Any] = {}  # by frame_id: two cameras may send on one topic
+        self.calibration = ""
         self._warn = warn
         self._warned = ""
         self._rectifier = Rectifier()
 
+    def receive(self, info: Any) -> None:
+        """Takes a sensor_msgs CameraInfo: for the images of its frame_id, and for those to whose nobody sends any."""
+        if len(self._infos) >= MOST_CAMERAS:
+            self._infos = {}
+        self._infos[frame_name(info.header.frame_id)] = info
+        self._newest_info = info
+
     def decode(self, msg: Any, rectify: bool) -> InputImage:
         """The image of a sensor_msgs Image or CompressedImage. Raises ValueError with what is wrong and the remedy."""
-        image, K = self._rectified(decode_image(msg), rectify)
-        return InputImage(stamp_ns(msg.header), image, K, msg.header.frame_id or FRAME_ID)
+        image = decode_image(msg)
+        camera = frame_name(msg.header.frame_id)
+        info = self._infos.get(camera, self._newest_info)
+        image, K = self._rectified(image, info, rectify)
+        return InputImage(stamp_ns(msg.header), image, K, camera or FRAME_ID)
 
-    def _rectified(self, image: np.ndarray, rectify: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        info = self.camera_info
+    def _rectified(self, image: np.ndarray, info: Any, rectify: bool) -> tuple[np.ndarray, np.ndarray | None]:
         if info is None:
+            self.calibration = NO_CAMERA_INFO
             return image, None
         try:
-            return self._rectifier(image, info, rectify)
+            rectified = self._rectifier(image, info, rectify)
         except ValueError as error:
-            if str(error) != self._warned:
-                self._warned = str(error)
-                self._warn(f"camera_info ignored: {error}")
+            self.calibration = f"camera_info ignored: {error}"
+            if self.calibration != self._warned:
+                self._warned = self.calibration
+                self._warn(self.calibration)
             return image, None
+        self.calibration = ""
+        return rectified
 
 
 def decode_image(msg: Any) -> np.ndarray:
-    """RGB image of a sensor_msgs Image or CompressedImage, uint8 [H, W, 3].
+    """RGB image of a sensor_msgs Image or CompressedImage, uint8 [H, W, 3]: the same of both.
 
-    16-bit images are stretched from their darkest to their brightest sample, as RViz shows them:
-    cameras fill 10 to 16 of the bits, and the message does not say how many.
+    16-bit grey and Bayer images are stretched from their darkest to their brightest sample, as RViz shows them: cameras
+    fill 10 to 16 of the bits, and the message does not say how many. 16-bit colours keep their proportion, and of
+    colours with alpha the colours are taken.
 
     Raises ValueError with what is wrong and what would be right.
     """
     if isinstance(msg, Damaged):
         raise ValueError(msg.reason)
-    return _decode_compressed(msg) if hasattr(msg, "format") else _decode_raw(msg)
+    return _converted(*(_decompressed(msg) if hasattr(msg, "format") else _raw(msg)))
 
 
-def _decode_raw(msg: Any) -> np.ndarray:
-    if msg.encoding not in ENCODINGS:
-        raise ValueError(f"image encoding {msg.encoding!r} is not supported; publish one of {', '.join(ENCODINGS)}")
-    name, channels, dtype = ENCODINGS[msg.encoding]
-    pixels = _samples(msg, channels, dtype)
+def decode_samples(data: bytes) -> np.ndarray:
+    """The samples of an image file as they are in it, uint8 or uint16 [H, W], or [H, W, 3 or 4] in order B, G, R, A.
+
+    An orientation that the file states is left to the caller. Raises ValueError for a file that is damaged, cut off, or
+    of a kind that is not read.
+    """
+    samples = _decode_jpeg(data) if data[:2] == JPEG else _decode_other(data)
+    if samples.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"its samples are of type {samples.dtype}; convert it to 8 or 16 bits")
+    return samples
+
+
+def _converted(samples: np.ndarray, encoding: str) -> np.ndarray:
+    """RGB image, uint8 [H, W, 3], of samples [H, W] or [H, W, C] in one of ENCODINGS."""
+    name, channels, dtype = ENCODINGS[encoding]
+    if dtype == "<u2":
+        samples = stretched(samples) if channels == 1 else eight_bits(samples)
+    return convert_color(samples, name, "rgb8")
+
+
+def _raw(msg: Any) -> tuple[np.ndarray, str]:
+    """Samples and encoding of a sensor_msgs Image."""
+    encoding = ENCODING_NAMES.get(msg.encoding.strip().lower())
+    if encoding is None:
+        raise ValueError(
+            f"image encoding {msg.encoding!r} is not supported; convert it to one of {', '.join(ENCODINGS)}"
+        )
+    name, channels, dtype = ENCODINGS[encoding]
+    samples = _samples(msg, channels, dtype)
     if "yuv" in name and msg.width % 2:
-        raise ValueError(f"{msg.encoding} shares colour between two pixels; width must be even, got {msg.width}")
-    if channels > 1:
-        pixels = pixels.reshape(msg.height, msg.width, channels)
-    if dtype != "u1":
-        pixels = cv2.normalize(pixels, np.empty(pixels.shape, np.uint8), 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
-    return convert_color(pixels, name, "rgb8")
+        raise ValueError(f"{encoding} shares colour between two pixels; width must be even, got {msg.width}")
+    return samples if channels == 1 else samples.reshape(msg.height, msg.width, channels), encoding
 
 
 def _samples(msg: Any, channels: int, dtype: str) -> np.ndarray:
@@ -133,25 +197,68 @@ def _check_layout(msg: Any, row_bytes: int) -> None:
     if msg.is_bigendian and any(
         bits in msg.encoding for bits in ("16", "32")
     ):  # byte order means nothing to 8-bit samples
-        raise ValueError(f"big-endian {msg.encoding} is not supported; publish little-endian with is_bigendian 0")
+        raise ValueError(f"big-endian {msg.encoding} is not supported; make it little-endian, with is_bigendian 0")
 
 
-def _decode_compressed(msg: Any) -> np.ndarray:
-    encoded = np.frombuffer(msg.data, np.uint8) if len(msg.data) else np.zeros(1, np.uint8)
-    head = encoded[:2].tobytes()
-    if head == b"\xff\xd8" and b"\xff\xd9" not in encoded.tobytes():  # OpenCV 4 would fill the rest with grey
-        raise ValueError(f"compressed image is cut off: {len(msg.data)} bytes without the end of a JPEG")
-    if head == b"#?":  # Radiance HDR, of which OpenCV makes a temporary file
-        raise ValueError("compressed image in Radiance HDR is not supported; publish JPEG or PNG")
+def _decompressed(msg: Any) -> tuple[np.ndarray, str]:
+    """Samples and encoding of a sensor_msgs CompressedImage."""
+    if "compresseddepth" in msg.format.lower():
+        raise ValueError(f"a compressed image of format {msg.format!r} is depth; choose the topic of the colour image")
     try:
-        bgr = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:  # absurd sizes in a corrupt header
-        bgr = None
-    if bgr is None:
+        samples = decode_samples(bytes(msg.data))
+    except ValueError as error:
         raise ValueError(
-            f"compressed image ({msg.format!r}, {len(msg.data)} bytes) cannot be decoded; publish JPEG or PNG"
-        )
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+            f"compressed image ({msg.format!r}, {len(msg.data)} bytes) cannot be decoded: {error}"
+        ) from error
+    encoding = DECODED[samples.dtype.name, 1 if samples.ndim == 2 else samples.shape[2]]
+    return samples, _mosaic(msg.format, samples) or encoding
+
+
+def _mosaic(description: str, samples: np.ndarray) -> str:
+    """The Bayer encoding of samples that are a mosaic; empty: they are none.
+
+    image_transport states `ORIGINAL; CODEC compressed TARGET`. It sends the original where it names no target, and ROS
+    2 names one where it has converted a mosaic to grey or colour.
+    """
+    original, _, rest = description.lower().partition(";")
+    stated = rest.partition("compressed")[2].strip() or original.strip()
+    bayer = re.fullmatch(r"(bayer_[a-z]{4})(?:8|16)", stated)
+    encoding = f"{bayer[1]}{8 * samples.itemsize}" if bayer and samples.ndim == 2 else ""
+    return encoding if encoding in ENCODINGS else ""
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray:
+    """Grey or BGR samples of a JPEG. One without end marker, as many webcams send it, may be whole."""
+    data = data.rstrip(b"\0")  # padding, which would be taken for the samples of a picture that is cut off
+    data += b"\0" * data.endswith(b"\xff") + JPEG_END
+    try:
+        height, width, colours, _ = decode_jpeg_header(data)
+        if height * width > MOST_PIXELS:
+            raise ValueError(f"its header states {width} x {height} pixels")
+        if colours in ("CMYK", "YCCK"):
+            return _decode_other(data)
+        target = "GRAY" if colours == "Gray" else "BGR"
+        try:
+            samples = decode_jpeg(data, colorspace=target, strict=True)  # says what is wrong with the data
+        except ValueError as error:
+            if not any(words in str(error) for words in HARMLESS):
+                raise
+            samples = decode_jpeg(data, colorspace=target, strict=False)
+    except ValueError as error:
+        raise ValueError(f"it is a damaged or cut off JPEG ({error})") from error
+    return samples.squeeze(-1) if target == "GRAY" else samples
+
+
+def _decode_other(data: bytes) -> np.ndarray:
+    if data[:2] == b"#?":  # OpenCV would make a temporary file of it
+        raise ValueError("Radiance HDR is not read; convert it to JPEG or PNG")
+    try:
+        samples = cv2.imdecode(np.frombuffer(data or b"\0", np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # absurd sizes in a corrupt header
+        samples = None
+    if samples is None:
+        raise ValueError("it is damaged, cut off or of a kind that is not read; convert it to JPEG or PNG")
+    return samples
 
 
 def decode_depth(msg: Any) -> np.ndarray:
@@ -161,7 +268,7 @@ def decode_depth(msg: Any) -> np.ndarray:
     """
     if msg.encoding not in DEPTH_ENCODINGS:
         raise ValueError(
-            f"depth encoding {msg.encoding!r} is not supported; publish one of {', '.join(DEPTH_ENCODINGS)}"
+            f"depth encoding {msg.encoding!r} is not supported; convert it to one of {', '.join(DEPTH_ENCODINGS)}"
         )
     dtype, unit = DEPTH_ENCODINGS[msg.encoding]
     depth = _samples(msg, 1, dtype).astype(np.float32) * np.float32(unit)  # [H, W]
@@ -183,6 +290,6 @@ def stamp_ns(header: Any) -> int:
     if header.stamp.sec < 0 or header.stamp.nanosec >= 1_000_000_000:
         raise ValueError(
             f"the stamp, {header.stamp.sec} s and {header.stamp.nanosec} ns, is no time; "
-            "publish seconds from 0 on, and less than 1000000000 ns"
+            "a stamp has seconds from 0 on, and less than 1000000000 ns"
         )
     return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,11 +16,15 @@ from xsvggt_ros.model.attention import attention_backend, cpu_supports
 from xsvggt_ros.model.camera_head import ITERATIONS
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.model.streamvggt import StreamVGGT
-from xsvggt_ros.model.weights import load_weights
+from xsvggt_ros.model.weights import DoesNotFit, load_weights
 
 FIELD_OF_VIEW = 1.0  # radians; what a camera head without training says
 RANDOM, SEED = "random", 0  # weights
 BUNDLED = Path(__file__).parents[1] / "weights"
+PUBLISHED = "streamvggt"  # of MODELS
+# VGGT, which StreamVGGT is trained from, has the same tensor names and shapes: only what the file is called tells, or
+# the folder that it was downloaded into.
+VGGT = re.compile(r"(?<![a-z])(?<!stream[-_. ])vggt(?!.*/)|vggt[-_.]?1b", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 
@@ -35,21 +41,59 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None) -> St
         heads = ("point",) if config.point_head else ()
     sizes = MODELS[config.model]
     with torch.device("meta"):
-        model, complete = StreamVGGT(sizes, heads), StreamVGGT(sizes)
+        model = StreamVGGT(sizes, heads)
     if config.weights == RANDOM:
         _random_weights(model, dtype, device)
     else:
-        path = weights_path(config)
-        load_weights(model, path, lambda name: weight_dtype(name, dtype), device, complete.state_dict())
+        _load(model, weights_path(config), dtype, device, config.model)
     model.kernel = kernel
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return model.eval().requires_grad_(False)
 
 
+def _load(model: StreamVGGT, path: Path, dtype: torch.dtype, device: torch.device, name: str) -> None:
+    """Weights from a file into the model of that name."""
+    try:
+        load_weights(model, path, lambda tensor: weight_dtype(tensor, dtype), device, _state_dict(name))
+    except DoesNotFit as error:
+        raise ValueError(f"{error}; {_advice(error, path, name)}") from error
+    if name == PUBLISHED and is_bidirectional(path):
+        logger.warning(
+            "%s is called like a checkpoint of VGGT, which is bidirectional: it fits, but was not trained to see the "
+            "past only, so its poses and depth drift; take StreamVGGT's checkpoint",
+            path,
+        )
+
+
+def _advice(error: DoesNotFit, path: Path, name: str) -> str:
+    if fitting := [other for other in MODELS if other != name and error.would_fit(_state_dict(other))]:
+        return f"it fits the model {fitting[0]}: set `model` to that"
+    if re.search(r"-\d+-of-\d+\.", path.name):
+        return "it is one of several parts: set `weights` to their folder, with the index that names them"
+    return "check the setting `model`"
+
+
+def is_bidirectional(path: Path) -> bool:
+    """Whether a checkpoint is called VGGT, and not StreamVGGT, or is in a folder called VGGT-1B."""
+    called = "/".join(path.absolute().parts[-4:])  # a cache has models--facebook--VGGT-1B/snapshots/.../model.pt
+    return VGGT.search(called) is not None and "streamvggt" not in path.name.lower()
+
+
+def _state_dict(name: str) -> Mapping[str, Tensor]:
+    """Of a named model, without memory."""
+    with torch.device("meta"):
+        return StreamVGGT(MODELS[name]).state_dict()
+
+
 def weights_path(config: StreamConfig) -> Path:
     """The checkpoint of a configuration. Raises ValueError if none is given and none comes with the model."""
     if config.weights:
-        return Path(config.weights).expanduser()
+        try:
+            return Path(config.weights).expanduser()
+        except RuntimeError:
+            raise ValueError(
+                f"weights: there is no user {config.weights.split('/')[0]}; write the whole path"
+            ) from None
     bundled = BUNDLED / f"{config.model}.safetensors"
     if not bundled.is_file():
         raise ValueError(

@@ -1,24 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strict, weights-only loading of a checkpoint into a model built on the meta device."""
+"""Strict loading of a checkpoint into a model built on the meta device."""
 
 from __future__ import annotations
 
-import pickle
-import struct
-from collections.abc import Callable, Mapping
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-# What torch.load raises on bytes that are not what they should be.
-DAMAGE = (
-    RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, EOFError, struct.error,
-)  # fmt: skip
+from xsvggt_ros.model.checkpoint import read_checkpoint
+
 SHOWN = 3  # tensors an error names before it only counts
+# Keys and prefixes that say no more than that these are the weights; "ema", "teacher" or "loss" say something else.
+PLAIN = {"", "model", "state_dict", "model_state_dict", "module", "network", "net", "params", "_orig_mod"}
+
+log = logging.getLogger(__name__)
+
+
+class DoesNotFit(ValueError):
+    """A checkpoint's names or shapes are not those that a model has."""
+
+    def __init__(self, text: str, found: Mapping[str, Mapping[str, Tensor]]):
+        super().__init__(text)
+        self._found = found
+
+    def would_fit(self, expected: Mapping[str, Tensor]) -> bool:
+        """Whether a model of that state dict has these names and shapes."""
+        return any(not any(_faults(view.tensors, expected).values()) for view in _views(self._found, expected))
+
+
+@dataclass(frozen=True)
+class _View:
+    """Some of a checkpoint's tensors, by their names without a prefix."""
+
+    where: str  # keys that lead to the dict they are in, joined by dots
+    prefix: str  # taken off their names; ends with a dot, if it is not empty
+    tensors: Mapping[str, Tensor]
+    others: list[str]  # names in that dict without the prefix
+
+    @property
+    def name(self) -> str:
+        return ".".join(filter(None, (self.where, self.prefix.rstrip("."))))
+
+    @property
+    def plain(self) -> bool:
+        return PLAIN.issuperset(self.name.split("."))
 
 
 def load_weights(
@@ -28,86 +58,90 @@ def load_weights(
     device: torch.device | str,
     expected: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Gives `model` the tensors of a .pt, .pth or .safetensors file, as `dtype(name)` on `device`.
+    """Gives `model` the tensors of a checkpoint, see `read_checkpoint`, as `dtype(name)` on `device`.
 
-    The file holds a dict of tensors, or a training checkpoint with exactly one such dict in it. Its names and
-    shapes must be those of `expected`, by default the model's own state dict. A model built without some heads
-    passes the state dict of the full one (on the meta device): the file must then have those heads too, but they
-    are not read. The file is memory-mapped and cast tensor by tensor: beside the result, at most one tensor is copied.
+    Their names and shapes must be those of `expected`, by default the model's own state dict; a prefix like `module.`
+    before all names is taken off. A model built without some heads passes the state dict of the full one (on the meta
+    device): the file must then have those heads too, but they are not read. What the file has several of is told apart
+    by name: the model is taken, not its moving average. The file is memory-mapped and cast tensor by tensor: beside
+    the result, at most one tensor is copied (files of torch before 1.6 are read whole).
 
-    Raises FileNotFoundError; ValueError for a file that is damaged, holds more than tensors, or does not fit.
+    Raises FileNotFoundError; DoesNotFit; ValueError for a file that is damaged, holds something else than tensors, or
+    tensors that are no finite floating-point numbers.
     """
     path = Path(path)
-    tensors = _mapped_tensors(path)
     own = model.state_dict()
-    _check_fit(path, tensors, own if expected is None else expected)
-    # Copied even where nothing is cast: a mapped tensor would change, or crash the process, with its file.
-    loaded = {name: tensors[name].to(device, dtype(name), copy=True) for name in own}
+    view = _chosen(path, read_checkpoint(path), own if expected is None else expected)
+    _say(path, view)
+    loaded = {name: _cast(f"{path}: tensor {name}", view.tensors[name], dtype(name), device) for name in own}
     model.load_state_dict(loaded, assign=True)
 
 
-def _mapped_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, none of them read yet."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file at {path}; check the setting `weights`")
-    if path.suffix == ".safetensors":
-        return _mapped_safetensors(path)
-    if path.suffix in (".pt", ".pth"):
-        return _state_dict(path, _mapped_checkpoint(path))
-    raise ValueError(f"weights must be a .pt, .pth or .safetensors file, got {path}")
+def _chosen(path: Path, found: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Tensor]) -> _View:
+    """The tensors that fit."""
+    views = list(_views(found, expected))
+    fitting = [view for view in views if not any(_faults(view.tensors, expected).values())]
+    if not fitting:
+        best = max(views, key=lambda view: len(expected.keys() & view.tensors.keys()))
+        faults = "; ".join(_summary(kind, names) for kind, names in _faults(best.tensors, expected).items() if names)
+        raise DoesNotFit(f"{path} does not fit the model: {faults}", found)
+    plain = [view for view in fitting if view.plain]
+    if len(fitting) > 1:
+        names = ", ".join(view.name or "the file itself" for view in fitting)
+        if len(plain) != 1:
+            raise ValueError(f"{path} has several weights that fit, {names}; save one alone: torch.save(it, path)")
+        log.warning("%s has several weights that fit, %s; %s is taken, save another alone to use it", path, names,
+                    plain[0].name)  # fmt: skip
+    return plain[0] if plain else fitting[0]
 
 
-def _mapped_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a complete safetensors file ({error}); download or save it again") from error
+def _views(found: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Tensor]) -> Iterator[_View]:
+    """Each dict as it is, and without each prefix that stands before an expected name."""
+    for where, tensors in found.items():
+        cuts = ((name, cut) for name in tensors for cut in (i + 1 for i, letter in enumerate(name) if letter == "."))
+        prefixes = Counter(name[:cut] for name, cut in cuts if name[cut:] in expected)
+        for prefix in ("", *prefixes):
+            view = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            yield _View(where, prefix, view, [name for name in tensors if not name.startswith(prefix)])
 
 
-def _mapped_checkpoint(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds Python objects, which may run code when loaded, so it was refused; "
-            "keep only its tensors: torch.save(model.state_dict(), path)"
-        ) from error
-    except DAMAGE as error:
-        raise ValueError(
-            f"{path} is not a complete file of torch.save's zip format; download or save it again"
-        ) from error
+def _say(path: Path, view: _View) -> None:
+    """What was done to a checkpoint to make it fit."""
+    if view.prefix:
+        log.warning("%s: the prefix `%s` is taken off the names of its tensors", path, view.prefix)
+    if small := [name for name, t in view.tensors.items() if t.is_floating_point() and t.itemsize == 1]:
+        log.warning("%s: %s: it keeps 2 or 3 bits of them, and no scale", path, _summary("in float8", small))
+    if view.others:
+        log.warning("%s: left out, %s", path, _summary(f"without `{view.prefix}`", view.others))
 
 
-def _state_dict(path: Path, checkpoint: Any) -> dict[str, Tensor]:
-    """The checkpoint itself or, if it is a training checkpoint, the only dict of tensors in it."""
-    inside = checkpoint if isinstance(checkpoint, dict) else {}
-    found = [part for part in (checkpoint, *inside.values()) if _is_state_dict(part)]
-    if len(found) != 1:
-        raise ValueError(
-            f"{path} must hold one dict of tensors, but {len(found)} were found among {sorted(map(str, inside))}; "
-            "save the one to load alone: torch.save(model.state_dict(), path)"
-        )
-    return found[0]
-
-
-def _is_state_dict(part: Any) -> bool:
-    return isinstance(part, dict) and bool(part) and all(isinstance(tensor, Tensor) for tensor in part.values())
-
-
-def _check_fit(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    missing = [name for name in expected if name not in tensors]
-    unknown = [name for name in tensors if name not in expected]
-    shapes = [
-        f"{name} {list(tensors[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
-    kinds = {"missing": missing, "unknown": unknown, "of another shape": shapes}
-    faults = [_summary(kind, names) for kind, names in kinds.items() if names]
-    if faults:
-        raise ValueError(f"{path} does not fit the model: {'; '.join(faults)}. Check the setting `model`")
+def _faults(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """{kind: names of the tensors that have it}."""
+    both = [(name, tensors[name], tensor) for name, tensor in expected.items() if name in tensors]
+    return {
+        "missing": [name for name in expected if name not in tensors],
+        "unknown": [name for name in tensors if name not in expected],
+        "of another shape": [
+            f"{name} {list(found.shape)} instead of {list(wanted.shape)}"
+            for name, found, wanted in both
+            if found.shape != wanted.shape
+        ],
+    }
 
 
 def _summary(kind: str, names: list[str]) -> str:
     more = ", ..." if len(names) > SHOWN else ""
     return f"{len(names)} tensors {kind} ({', '.join(names[:SHOWN])}{more})"
+
+
+def _cast(what: str, tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """A copy even where nothing is cast: a mapped tensor would change, or crash the process, with its file."""
+    if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+        kind = "on no device" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}".replace("torch.", "")
+        raise ValueError(f"{what} is not of floating-point numbers ({kind}); save the model's weights unquantised")
+    cast = tensor.to(device, dtype, copy=True)
+    if not cast.isfinite().all():
+        if tensor.double().isfinite().all():
+            raise ValueError(f"{what} is too large for {dtype}; set dtype to float32 or bfloat16".replace("torch.", ""))
+        raise ValueError(f"{what} is NaN or infinite somewhere, its training has failed; take an earlier checkpoint")
+    return cast

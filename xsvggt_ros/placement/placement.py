@@ -104,8 +104,8 @@ class Placement:
             return self.transforms.lookup(base, camera, stamp_ns)
         except LookupError as error:
             raise NotPlaced(
-                f"the camera's mounting on {base} is not known: {error.args[0]}. Publish it in TF (ros2 run tf2_ros "
-                "static_transform_publisher) or leave base_frame empty"
+                f"the camera's mounting on {base} is not known: {error.args[0]}. Add it to TF (ros2 run tf2_ros "
+                "static_transform_publisher; in a bag /tf_static) or leave base_frame empty"
             ) from error
 
     def _measure(

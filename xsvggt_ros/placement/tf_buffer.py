@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from xsvggt_ros.geometry import LEAST_LENGTH, Array, interpolate, inverse, rigid, rotation_matrix
+from xsvggt_ros.names import frame_name
 from xsvggt_ros.placement.timeline import Timeline
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,12 @@ class Link:
         if after < stamp_ns:
             raise LookupError(
                 f"the newest transform of {self.child!r} in {self.parent!r} is {(stamp_ns - after) / 1e9:.3f} s older "
-                "than the time asked for; check that it is still published, by the same clock (use_sim_time)"
+                "than the time asked for; check that it still comes, stamped by the same clock (use_sim_time)"
             )
         if before > stamp_ns:
             raise LookupError(
                 f"the oldest transform of {self.child!r} in {self.parent!r} is {(before - stamp_ns) / 1e9:.3f} s newer "
-                "than the time asked for; check that it is published by the same clock (use_sim_time)"
+                "than the time asked for; check that it is stamped by the same clock (use_sim_time)"
             )
         return interpolate(_matrix(first), _matrix(last), (stamp_ns - before) / (after - before))
 
@@ -75,7 +76,7 @@ class TransformBuffer:
         child frame.
         """
         for msg in msg_transforms:
-            child, parent = _frame(msg.child_frame_id), _frame(msg.header.frame_id)
+            child, parent = frame_name(msg.child_frame_id), frame_name(msg.header.frame_id)
             try:
                 pose = _decode(msg.transform)
                 _check_frames(child, parent)
@@ -93,7 +94,7 @@ class TransformBuffer:
         Raises LookupError with one sentence: which frame is unknown or not connected, which transform is too old or
         too new, or which frames form a loop. A frame in itself needs no transforms, as in tf2.
         """
-        target, source = _frame(target), _frame(source)
+        target, source = frame_name(target), frame_name(source)
         if target == source:
             return np.eye(4)
         with self._lock:
@@ -141,7 +142,7 @@ class TransformBuffer:
                 loop = [*line[line.index(link.parent) :], link.parent]
                 raise LookupError(
                     f"TF has a loop, each frame being the next one's child: {' -> '.join(loop)}; "
-                    "stop publishing one of these transforms"
+                    "leave one of these transforms out"
                 )
             line.append(link.parent)
         return line
@@ -154,18 +155,13 @@ class TransformBuffer:
         return T
 
 
-def _frame(name: str) -> str:
-    """As tf2 names it: tf's names began with a slash."""
-    return name.removeprefix("/")
-
-
 def _decode(transform: Any) -> Pose:
     t, q = transform.translation, transform.rotation
     translation, length = (t.x, t.y, t.z), math.hypot(q.x, q.y, q.z, q.w)
     if not all(map(math.isfinite, (*translation, length))):
         raise ValueError("it has values that are not finite")
     if length < LEAST_LENGTH:
-        raise ValueError("its quaternion is zero, which is no rotation; publish 0 0 0 1 for none")
+        raise ValueError("its quaternion is zero, which is no rotation; send 0 0 0 1 for none")
     return np.array(translation), np.array((q.x, q.y, q.z, q.w)) / length
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from xsvggt_ros.geometry import R_WORLD_OPTICAL
+from xsvggt_ros.rate import check_rate
 from xsvggt_ros.rooms.room import Room
 
 
@@ -38,10 +39,9 @@ def trajectory(room: Room, frames: int, kind: str = "robot", rate: float = 30.0)
 
     World as in Room; camera axes are optical (x right, y down, z forward). A "robot" keeps its camera's
     height; "handheld" sways in every direction. The first frames do not depend on `frames`.
-    Raises ValueError for an unknown kind or a rate of 0 or less.
+    Raises ValueError for an unknown kind or a rate that is not sensible.
     """
-    if not rate > 0:
-        raise ValueError(f"rate must be above 0 frames per second, got {rate}")
+    check_rate(rate)
     if kind not in MOTIONS:
         raise ValueError(f"unknown motion {kind!r}: choose one of {', '.join(MOTIONS)}")
     motion = MOTIONS[kind]

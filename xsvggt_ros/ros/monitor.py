@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from xsvggt_ros.ros.load_shedding import LEVELS
-from xsvggt_ros.status import ImageCounts, Performance, Status
+from xsvggt_ros.status import NO_CAMERA_INFO, ImageCounts, Performance, Status
 
 WINDOW_S = 5.0  # over which images are counted; a silence as long is none any more
 STEPS = 100  # of which median and worst are taken
@@ -38,9 +39,15 @@ class Monitor:
         self._clock = clock
         self._lock = Lock()
         self._arrivals: deque[float] = deque()  # of the images of the last WINDOW_S
+        self._listening_since = -math.inf
         self._since = 0.0  # when they began to come without such a pause
         self._steps: deque[float] = deque(maxlen=STEPS)
         self._age = 0.0
+
+    def listen(self) -> None:
+        """Images are wanted from now on: that none came before is no silence."""
+        with self._lock:
+            self._listening_since = self._clock()
 
     def received(self, now: float) -> None:
         """An image has come."""
@@ -67,10 +74,11 @@ class Monitor:
             )
 
     def silent(self) -> bool:
-        """Whether no image has come for WINDOW_S."""
+        """Whether no image has come for WINDOW_S in which they were wanted."""
         with self._lock:
-            self._forget(self._clock())
-            return not self._arrivals
+            now = self._clock()
+            self._forget(now)
+            return not self._arrivals and now - self._listening_since >= WINDOW_S
 
     def _forget(self, now: float) -> None:
         while self._arrivals and self._arrivals[0] <= now - WINDOW_S:
@@ -85,16 +93,18 @@ class Monitor:
         return (len(self._arrivals) - (span < WINDOW_S)) / span
 
 
-def diagnostic(name: str, status: Status | None, before: ImageCounts, idle: str = "") -> DiagnosticStatus:
+def diagnostic(
+    name: str, status: Status | None, before: ImageCounts, idle: str = "", calibrations: str = ""
+) -> DiagnosticStatus:
     """The node's entry in /diagnostics: its level, a sentence, and all it knows as values.
 
     STALE without images, ERROR while the cache is smaller than configured for want of memory, WARN if images
-    were lost since `before` was counted, or outputs are missing or thinned.
-    idle: why it does not work on images, if so.
+    were lost since `before` was counted, outputs are missing or thinned, or a camera_info cannot be used.
+    idle: why it does not work on images, if so. calibrations: where else there may be one.
     """
     if status is None:
         return DiagnosticStatus(level=DiagnosticStatus.STALE, name=name, message=idle)
-    verdicts = [(DiagnosticStatus.STALE, idle)] if idle else _verdicts(status, before)
+    verdicts = [(DiagnosticStatus.STALE, idle)] if idle else _verdicts(status, before, calibrations)
     level = max((level for level, _ in verdicts), default=DiagnosticStatus.OK)
     return DiagnosticStatus(
         level=level,
@@ -104,7 +114,7 @@ def diagnostic(name: str, status: Status | None, before: ImageCounts, idle: str 
     )
 
 
-def _verdicts(status: Status, before: ImageCounts) -> list[tuple[bytes, str]]:
+def _verdicts(status: Status, before: ImageCounts, calibrations: str) -> list[tuple[bytes, str]]:
     """(level, sentence) of all there is to say, the worst first."""
     found = []
     if status.silent:
@@ -115,9 +125,13 @@ def _verdicts(status: Status, before: ImageCounts) -> list[tuple[bytes, str]]:
         found.append((DiagnosticStatus.WARN, f"nothing published: {status.missing}"))
     if shed_level := status.performance.shed_level:
         found.append((DiagnosticStatus.WARN, f"too slow for target_latency_ms: {LEVELS[shed_level].description}"))
+    if status.calibration:  # to have none is a way of use, to have one that is of no use is not
+        level = DiagnosticStatus.OK if status.calibration == NO_CAMERA_INFO else DiagnosticStatus.WARN
+        found.append((level, "; ".join(filter(None, [status.calibration, calibrations]))))
     now, then = asdict(status.images), asdict(before)
     news = {cause: now[cause] - then[cause] for cause in UNUSED}
-    return found + [(level, f"{news[cause]} images {why}") for cause, (level, why) in UNUSED.items() if news[cause]]
+    found += [(level, f"{news[cause]} images {why}") for cause, (level, why) in UNUSED.items() if news[cause]]
+    return sorted(found, key=lambda verdict: verdict[0], reverse=True)
 
 
 def _text(value: Any) -> str:

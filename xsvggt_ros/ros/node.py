@@ -25,19 +25,21 @@ from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
+from rclpy.utilities import remove_ros_args
 from std_srvs.srv import SetBool, Trigger
 
 from xsvggt_ros.messages import topics
-from xsvggt_ros.ros.monitor import diagnostic
+from xsvggt_ros.ros.calibration import CalibrationWatch
+from xsvggt_ros.ros.monitor import WINDOW_S, diagnostic
 from xsvggt_ros.ros.parameters import Parameters
 from xsvggt_ros.ros.silence import why_silent
 from xsvggt_ros.ros.types import message_class
 from xsvggt_ros.ros.worker import Worker
-from xsvggt_ros.status import ImageCounts
+from xsvggt_ros.status import ImageCounts, Status
 from xsvggt_ros.stream import GeometryStream
 
 try:
@@ -45,15 +47,17 @@ try:
 except ModuleNotFoundError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
 
-SILENCE_S = 5.0  # without an image for this long the user is told what there is instead
-SILENCE_REPEAT = 6  # and again each time after this many such spans
+SILENCE_REPEAT = 30  # looks, a second apart, after which a user is told of a silence again
 PUBLISHERS_S = 0.5  # between two looks at who publishes images
 DIAGNOSTICS_S = 1.0
-OVERRIDABLE = QoSOverridingOptions.with_default_policies()
+OVERRIDABLE = QoSOverridingOptions(
+    [QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY]
+)
 # Reliable where all publishers are; middleware and rclpy decide it as they subscribe. Humble cannot.
 AS_PUBLISHED = getattr(ReliabilityPolicy, "BEST_AVAILABLE", ReliabilityPolicy.BEST_EFFORT)
 TRANSFORMS = QoSProfile(depth=100)
 STATIC_TRANSFORMS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 Transition = Callable[["StreamNode", LifecycleState], TransitionCallbackReturn]
 
@@ -93,6 +97,9 @@ class StreamNode(LifecycleNode):
         self._serving: Future[None] | None = None
         self._images: Subscription | None = None
         self._others: list[Subscription] = []
+        self._latched = False  # whether a latched camera_info is among them
+        self._silent_looks = 0
+        self._calibration = CalibrationWatch(self)
         self._diagnosed = ImageCounts()  # at the last diagnosis
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(SetBool, "~/enable", self._on_enable)
@@ -102,15 +109,13 @@ class StreamNode(LifecycleNode):
             )
             for topic, kind in topics.TOPICS.items()
         }
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._diagnostics = self.create_publisher(
+            DiagnosticArray, "/diagnostics", 10, qos_overriding_options=OVERRIDABLE
+        )
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # time that stands still must not silence these
         self.create_timer(DIAGNOSTICS_S, self._on_diagnostics_timer, clock=steady)
-        self._searching = [
-            self.create_timer(PUBLISHERS_S, self._on_publishers_timer, clock=steady),
-            self.create_timer(SILENCE_S, self._on_silence_timer, clock=steady),
-        ]
-        for timer in self._searching:
-            timer.cancel()
+        self._searching = self.create_timer(PUBLISHERS_S, self._on_publishers_timer, clock=steady)
+        self._searching.cancel()
         back = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=False)
         # Kept: the clock calls it even after it is gone, and crashes.
         self._jumps = self.get_clock().create_jump_callback(back, post_callback=self._on_time_went_back)
@@ -129,7 +134,7 @@ class StreamNode(LifecycleNode):
 
     @log_failure
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        config = self.settings.config
+        config = self.settings.settled()
         pool = ThreadPoolExecutor(max_workers=1)
         loading = pool.submit(GeometryStream, config.stream)
         while not loading.done():
@@ -152,15 +157,16 @@ class StreamNode(LifecycleNode):
     @log_failure
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         config = self.settings.config
-        self._silences = self._received_before = 0
+        assert self._worker
+        self._worker.listen()
         self._publishers_reliable = True
         self._images = self._subscribe_to_images()
         self._subscribe(topics.CAMERA_INFO_TYPE, topics.CAMERA_INFO, qos_profile_sensor_data)
+        self._subscribe_to_latched()
         for topic in topics.references(config):
             qos = {topics.TF: TRANSFORMS, topics.TF_STATIC: STATIC_TRANSFORMS}.get(topic, qos_profile_sensor_data)
             self._subscribe(topics.REFERENCES[topic], topic, qos)
-        for timer in self._searching:
-            timer.reset()
+        self._searching.reset()
         return super().on_activate(state)
 
     @log_failure
@@ -200,19 +206,29 @@ class StreamNode(LifecycleNode):
 
     # Input
 
-    def _subscribe(self, kind: str, topic: str, qos: QoSProfile) -> None:
+    def _subscribe(self, kind: str, topic: str, qos: QoSProfile, **options: Any) -> None:
+        options = options or {"qos_overriding_options": OVERRIDABLE}
         receive = partial(self._receive, topic)
-        self._others.append(
-            self.create_subscription(message_class(kind), topic, receive, qos, qos_overriding_options=OVERRIDABLE)
-        )
+        self._others.append(self.create_subscription(message_class(kind), topic, receive, qos, **options))
+
+    def _subscribe_to_latched(self) -> None:
+        """A camera_info that was published once, before this node was there, comes to a latched subscription only.
+
+        Made where there is such a publisher: others would warn that they do not fit. What comes twice does no harm.
+        """
+        publishers = self.get_publishers_info_by_topic(self.resolve_topic_name(topics.CAMERA_INFO))
+        latched = any(p.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in publishers)
+        if latched and not self._latched:
+            quiet = SubscriptionEventCallbacks(use_default_callbacks=False)
+            self._subscribe(topics.CAMERA_INFO_TYPE, topics.CAMERA_INFO, LATCHED, event_callbacks=quiet)
+            self._latched = True
 
     def _unsubscribe(self) -> None:
-        for timer in self._searching:
-            timer.cancel()
+        self._searching.cancel()
         for subscription in [*self._others, self._images]:
             if subscription:
                 self.destroy_subscription(subscription)
-        self._images, self._others = None, []
+        self._images, self._others, self._latched = None, [], False
 
     def _subscribe_to_images(self) -> Subscription:
         config = self.settings.config
@@ -250,7 +266,12 @@ class StreamNode(LifecycleNode):
             self._worker.time_restarted()
 
     def _on_publishers_timer(self) -> None:
-        """Subscribes anew when publishers came whose reliability another subscription would suit better.
+        """Subscribes anew when publishers came that another subscription would suit better."""
+        self._subscribe_to_latched()
+        self._follow_reliability()
+
+    def _follow_reliability(self) -> None:
+        """As the publishers of the images.
 
         An image has many datagrams; with one lost it is lost whole, unless the middleware sends it again.
         """
@@ -264,15 +285,17 @@ class StreamNode(LifecycleNode):
             self.destroy_subscription(self._images)
             self._images = self._subscribe_to_images()
 
-    def _on_silence_timer(self) -> None:
-        assert self._images and self._worker
-        received = self._worker.status().images.frames_received
-        silent = self._enabled and received == self._received_before
-        self._received_before = received
-        if silent and self._silences % SILENCE_REPEAT == 0:
-            why = why_silent(self, self._images, self._image_type(), self._worker.lost)
-            self.get_logger().warning(f"no image for {SILENCE_S:.0f} s {why}")
-        self._silences = self._silences + 1 if silent else 0
+    def _look_around(self, status: Status) -> str:
+        """Says what there is instead of images, or of their calibration; the second is returned too."""
+        assert self._images
+        if not status.silent:
+            self._silent_looks = 0
+            return self._calibration.look(status.calibration, self.resolve_topic_name(topics.CAMERA_INFO))
+        if self._silent_looks % SILENCE_REPEAT == 0:
+            why = why_silent(self, self._images, self._image_type(), status.images.frames_lost)
+            self.get_logger().warning(f"no image for {WINDOW_S:.0f} s {why}")
+        self._silent_looks += 1
+        return ""
 
     # Services and output
 
@@ -284,6 +307,8 @@ class StreamNode(LifecycleNode):
         return response
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        if request.data and not self._enabled and self._worker:
+            self._worker.listen()
         self._enabled = request.data
         response.success, response.message = True, "images are used" if request.data else "images are ignored"
         return response
@@ -297,26 +322,38 @@ class StreamNode(LifecycleNode):
         if not self._images:
             idle = "not active" if self._worker else "not configured"
         status = self._worker.status() if self._worker else None
-        array = DiagnosticArray(status=[diagnostic(self.get_fully_qualified_name(), status, self._diagnosed, idle)])
+        calibrations = self._look_around(status) if status and not idle else ""
+        name = self.get_fully_qualified_name()
+        array = DiagnosticArray(status=[diagnostic(name, status, self._diagnosed, idle, calibrations)])
         self._diagnosed = status.images if status else ImageCounts()
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
 
 
-def main(stop: threading.Event, args: list[str] | None = None) -> int:
+def main(stop: threading.Event) -> int:
     """Runs the node until `stop` is set, it is shut down or something fails; returns the exit code."""
     if stop.is_set():
         return 0
     try:
         # The caller's signal handlers set `stop`; rclpy's would shut the context under a worker that publishes.
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+        _check_arguments()
         node = StreamNode(stop)
-    except (ValueError, RuntimeError) as error:  # an initial parameter; middleware or security: their text says what
+    except (ValueError, RuntimeError) as error:  # arguments, parameters; middleware or security: their text says what
         get_logger("stream").fatal(str(error))
         return 1
     failed = run(node, stop)
     rclpy.try_shutdown()
     return int(failed)
+
+
+def _check_arguments() -> None:
+    """Raises ValueError for arguments that ROS passes over."""
+    passed_over = " ".join(remove_ros_args()[1:])
+    if passed_over:
+        raise ValueError(
+            f"arguments that mean nothing here: {passed_over}; give parameters as --ros-args -p NAME:=VALUE"
+        )
 
 
 def run(node: StreamNode, stop: threading.Event) -> bool:

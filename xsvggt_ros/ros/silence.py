@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, qos_check_compatible
 from rclpy.subscription import Subscription
@@ -25,7 +27,7 @@ def why_silent(node: Node, images: Subscription, kind: str, lost: int) -> str:
             f"The middleware lost {lost} images: publish them reliably, or give Fast DDS more shared memory on both "
             "sides with config/fastdds.xml. "
         )
-    others = ", ".join(_image_topics(node, topic))
+    others = ", ".join(topics_of(node, IMAGE_TYPES, topic))
     return (
         text
         + f"Image topics there are: {others or 'none'}"
@@ -48,12 +50,12 @@ def _publisher(publisher: TopicEndpointInfo, images: Subscription, kind: str) ->
     return f"{name} ({sends}: compatible, but nothing comes)"
 
 
-def _image_topics(node: Node, but: str) -> list[str]:
-    """Those that another node publishes, with their type, in order of name."""
+def topics_of(node: Node, types: Container[str], but: str) -> list[str]:
+    """Those of some types that another node publishes, with their type, in order of name."""
     own = {publisher.topic_name for publisher in node.publishers}
     return sorted(
         f"{topic} ({kind})"
         for topic, kinds in node.get_topic_names_and_types()
         for kind in kinds
-        if kind in IMAGE_TYPES and topic not in own | {but} and node.count_publishers(topic)
+        if kind in types and topic not in own | {but} and node.count_publishers(topic)
     )

@@ -46,6 +46,7 @@ class Worker:
         # What the node's thread may ask for.
         self.reset, self.time_restarted = self._pipeline.reset, self._pipeline.time_restarted
         self.clear, self.close = self._mailbox.clear, self._mailbox.close
+        self.listen = self._monitor.listen
 
     def receive(self, topic: str, message: Any) -> None:
         """Puts an image into the mailbox; any other message goes to the pipeline at once."""

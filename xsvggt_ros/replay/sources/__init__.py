@@ -11,6 +11,7 @@ from pathlib import Path
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.messages.bag import is_bag
 from xsvggt_ros.messages.topics import references
+from xsvggt_ros.rate import check_rate
 from xsvggt_ros.replay.sources.bag import open_recording
 from xsvggt_ros.replay.sources.folder import open_folder
 from xsvggt_ros.replay.sources.source import Images, Messages, Source, complaint, usable
@@ -21,13 +22,17 @@ __all__ = ["Images", "Messages", "Source", "add_source_arguments", "bag_topics",
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """The recording, and what is read of it."""
     parser.add_argument(
-        "input", type=Path, help="folder of images, video file, or rosbag2 (folder, .mcap or .db3), whole or cut off"
+        "input",
+        type=Path,
+        help="folder of images, video file, or rosbag2 (folder, .mcap, .db3, .zstd), whole or cut off",
     )
     parser.add_argument("--stride", type=int, default=1, metavar="N", help="use every N-th image (default: 1)")
     parser.add_argument(
         "--rate", type=float, metavar="HZ", help="images per second (default: the video's own, 30 for a folder)"
     )
-    parser.add_argument("--topic", default="", help="image topic of a bag (default: the first)")
+    parser.add_argument(
+        "--topic", default="", help="image topic of a bag (default: that with the most colour or mono images)"
+    )
     parser.add_argument(
         "--reference", default="", metavar="TOPIC", help="odometry or depth topic of a bag that scale.source names"
     )
@@ -46,7 +51,7 @@ def open_source(
     A folder is read in natural order of its file names; of one that has `*.color.*` files, as RGB-D
     recordings do, only those. Image i is stamped i / rate seconds; a video's own rate is the default,
     and 30 a second in a folder. A bag's images keep their stamps, frame and CameraInfo; `topic` is its
-    image topic, by default the first.
+    image topic, by default that with the most colour or mono images.
     references: topic of messages.topics.REFERENCES -> topic of the bag that is read along under that name; one of its
     messages that cannot be decoded is ignored, with a warning.
 
@@ -56,8 +61,8 @@ def open_source(
         raise FileNotFoundError(f"{path} does not exist; give a folder of images, a video file or a rosbag2")
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
-    if rate is not None and not rate > 0:
-        raise ValueError(f"rate must be above 0 images per second, got {rate}")
+    if rate is not None:
+        check_rate(rate)
     if is_bag(path):
         if rate is not None:
             raise ValueError(f"{path} is a bag, whose images have stamps: leave the rate out")

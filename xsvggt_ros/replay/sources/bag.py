@@ -4,24 +4,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from xsvggt_ros.messages.bag import Bag, DamagedBag, open_bag
+from xsvggt_ros.messages.bag import Bag, DamagedBag, Rows, open_bag
 from xsvggt_ros.messages.decode import Damaged
-from xsvggt_ros.messages.topics import (
-    CAMERA_INFO,
-    CAMERA_INFO_TYPE,
-    IMAGE,
-    IMAGE_TYPES,
-    REFERENCES,
-    TF,
-    TF_STATIC,
-)
+from xsvggt_ros.messages.topics import CAMERA_INFO, CAMERA_INFO_TYPE, IMAGE, REFERENCES, TF, TF_STATIC
 from xsvggt_ros.replay.sources.source import Messages, Source
+from xsvggt_ros.replay.sources.topic_choice import image_topic
 
 log = logging.getLogger(__name__)
 
@@ -29,44 +22,65 @@ log = logging.getLogger(__name__)
 @contextmanager
 def open_recording(path: Path, topic: str, stride: int, references: Mapping[str, str]) -> Iterator[Source]:
     with open_bag(path) as bag:
-        topic = _image_topic(bag, topic)
+        topic = image_topic(bag, topic)
         _check_topics(bag, references)
-        yield Source(_bag_messages(bag, topic, stride, references), bag.counts.get(topic), stride)
+        yield Source(_bag_messages(bag, topic, stride, references), bag.counts[topic], stride)
 
 
 def _bag_messages(bag: Bag, topic: str, stride: int, references: Mapping[str, str]) -> Messages:
     names = {in_bag: name for name, in_bag in references.items()}
-    with suppress(DamagedBag):  # reading the images will say so
-        yield from _first_info(bag, topic)
+    if info := _info_topic(bag, topic):
+        with suppress(DamagedBag):  # reading the images will say so
+            yield from _first_infos(_decoded(bag, bag.messages([info]), {info: CAMERA_INFO}))
     if TF_STATIC in names:
         with suppress(DamagedBag):
             yield from _decoded(bag, bag.messages([TF_STATIC]), names)
     images = count()
     for in_bag, data in bag.messages([topic, *(name for name in names if name != TF_STATIC)]):
         if in_bag != topic:
-            yield from _decoded(bag, [(in_bag, data)], names)
+            yield from _decoded(bag, iter([(in_bag, data)]), names)
         elif next(images) % stride == 0:
             yield IMAGE, _bag_image(bag, topic, data)
 
 
-def _bag_image(bag: Bag, topic: str, data: bytes) -> Any:
+def _bag_image(bag: Bag, topic: str, data: bytes | memoryview) -> Any:
     try:
         return bag.decode(topic, data)
     except ValueError as error:
         return Damaged(str(error))
 
 
-def _first_info(bag: Bag, topic: str) -> Messages:
-    """CameraInfo beside the image topic, as image_transport names it: the first holds for the whole bag."""
-    info = f"{topic.removesuffix('/compressed').rpartition('/')[0]}/camera_info"
-    if bag.topics.get(info) != CAMERA_INFO_TYPE:
-        return
-    for message in bag.messages([info]):
-        yield from _decoded(bag, [message], {info: CAMERA_INFO})
-        return
+def _first_infos(infos: Messages) -> Messages:
+    """The first of each camera that can be decoded, which holds for the whole bag."""
+    cameras = set()
+    for topic, info in infos:
+        if info.header.frame_id in cameras:
+            return
+        cameras.add(info.header.frame_id)
+        yield topic, info
 
 
-def _decoded(bag: Bag, messages: Iterable[tuple[str, bytes]], names: Mapping[str, str]) -> Messages:
+def _info_topic(bag: Bag, topic: str) -> str:
+    """CameraInfo beside the image topic, as image_transport names it; empty, which is said, if it is elsewhere."""
+    namespace, _, last = topic.rpartition("/")
+    beside = [f"{namespace}/camera_info"]
+    if last.startswith("compressed"):  # beside the topic of which this is the compressed one
+        beside.append(f"{namespace.rpartition('/')[0]}/camera_info")
+    there = {
+        name.strip("/"): name for name, kind in bag.topics.items() if kind == CAMERA_INFO_TYPE and bag.counts[name]
+    }
+    for name in beside:
+        if name.strip("/") in there:
+            return there[name.strip("/")]
+    if there:
+        expected, others = " or ".join(beside), ", ".join(there.values())
+        log.warning(
+            "no CameraInfo on %s, the model guesses the intrinsics; CameraInfo topics there: %s", expected, others
+        )
+    return ""
+
+
+def _decoded(bag: Bag, messages: Rows, names: Mapping[str, str]) -> Messages:
     """Those that can be decoded, under their names."""
     for topic, data in messages:
         try:
@@ -87,13 +101,3 @@ def _check_topics(bag: Bag, references: Mapping[str, str]) -> None:
         kind = REFERENCES[name]
         if bag.topics.get(topic, kind) != kind:
             raise ValueError(f"{topic} of {bag.path} is a {bag.topics[topic]}, it must be a {kind}")
-
-
-def _image_topic(bag: Bag, topic: str) -> str:
-    there = [name for name, kind in bag.topics.items() if kind in IMAGE_TYPES]
-    listed = ", ".join(there) or "none"
-    if not there or (topic and topic not in there):
-        raise ValueError(f"{bag.path} has no image topic {topic}".rstrip() + f"; image topics in it: {listed}")
-    if not topic and len(there) > 1:
-        log.warning("using %s; image topics in %s: %s", there[0], bag.path, listed)
-    return topic or there[0]

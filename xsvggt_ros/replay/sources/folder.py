@@ -1,43 +1,152 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of images."""
+"""A folder of images, and what an image file shows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from natsort import natsorted
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base
 
+from xsvggt_ros.messages.bag import bags_below
+from xsvggt_ros.messages.decode import Damaged, decode_samples
 from xsvggt_ros.messages.topics import IMAGE
-from xsvggt_ros.replay.sources.source import Source, header
+from xsvggt_ros.natural_order import naturally_sorted
+from xsvggt_ros.preprocess import eight_bits, rgb
+from xsvggt_ros.replay.sources.source import Source, image_message
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+HEIF_SUFFIXES = (".heic", ".heif")  # of telephones; read where pillow-heif is installed
+HEIF_BRAND = b"ftyp"
+# Images too, but of kinds that are not read.
+OTHER_SUFFIXES = (".avif", ".gif", ".jxl", ".jp2", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
 FOLDER_RATE = 30.0  # images per second
+DEPTH_TO_LOOK = 3  # levels of folders in which images are looked for, to name where they are
+# EXIF orientation -> whether rows and columns change places, and the steps in which rows and columns are then read.
+ORIENTATIONS = {
+    2: (False, 1, -1),
+    3: (False, -1, -1),
+    4: (False, -1, 1),
+    5: (True, 1, 1),
+    6: (True, 1, -1),
+    7: (True, -1, -1),
+    8: (True, -1, 1),
+}
+
+log = logging.getLogger(__name__)
+
+try:
+    from pillow_heif import register_heif_opener
+except ModuleNotFoundError:
+    READ_SUFFIXES: tuple[str, ...] = IMAGE_SUFFIXES
+else:
+    register_heif_opener()
+    READ_SUFFIXES = IMAGE_SUFFIXES + HEIF_SUFFIXES
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """The bytes of an image file as the CompressedImage that a camera would have sent of it."""
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """RGB image of a file, uint8 [H, W, 3], upright; 16-bit grey is stretched, transparent ones lie over white.
 
-    header: Any
-    format: str
-    data: bytes
-    name: str
+    Raises OSError if it cannot be read, ValueError if it is damaged.
+    """
+    data = path.read_bytes()
+    if data[4:8] == HEIF_BRAND:  # telephones call some .jpg
+        return _heif(data)
+    samples = _upright(decode_samples(data), _orientation(data))
+    if samples.ndim == 2:
+        return np.array(rgb(Image.fromarray(samples)))
+    colours = eight_bits(samples) if samples.dtype == np.uint16 else samples
+    order = [2, 1, 0, 3][: colours.shape[2]]  # of B, G, R and A
+    return np.array(rgb(Image.fromarray(np.ascontiguousarray(colours[..., order]))))
+
+
+def _heif(data: bytes) -> NDArray[np.uint8]:
+    try:
+        return np.array(rgb(Image.open(io.BytesIO(data))))  # which is turned already
+    except (OSError, ValueError, SyntaxError) as error:  # of which Pillow's names an object in memory
+        raise ValueError("it is a HEIC that is damaged, or pillow-heif is not installed; convert it to JPEG") from error
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder that are read, in natural order; what else looks like one is mentioned in the log."""
+    entries = naturally_sorted(p for p in folder.iterdir() if p.suffix.lower() in READ_SUFFIXES)
+    files = [path for path in entries if path.is_file() and not path.name.startswith(".")]
+    _tell_left_out(folder, [path for path in entries if path not in set(files)])
+    return files
 
 
 @contextmanager
 def open_folder(path: Path, rate: float | None, stride: int) -> Iterator[Source]:
-    files = natsorted((f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES), key=lambda file: file.name)
+    files = image_files(path)
     files = [file for file in files if ".color." in file.name] or files
     if not files:
-        raise ValueError(f"{path} has no images ({' '.join(IMAGE_SUFFIXES)}) and is no rosbag2")
+        raise ValueError(f"{path} has no images ({' '.join(READ_SUFFIXES)}) and is no rosbag2" + _elsewhere(path))
     step = 1e9 / (rate or FOLDER_RATE)
-    images = ((IMAGE, _image_file(files[i], round(i * step))) for i in range(0, len(files), stride))
+    images = ((IMAGE, _image_message(files[i], round(i * step))) for i in range(0, len(files), stride))
     yield Source(images, len(files), stride)
 
 
-def _image_file(path: Path, stamp: int) -> ImageFile:
-    return ImageFile(header(stamp), path.suffix[1:], path.read_bytes(), path.name)
+def _image_message(path: Path, stamp: int) -> Any:
+    """As the Image that a camera would have sent of it."""
+    try:
+        image = read_image(path)
+    except (OSError, ValueError) as error:
+        return Damaged(f"{path.name}: {error}")
+    return image_message(image, "rgb8", stamp, path.name)
+
+
+def _orientation(data: bytes) -> int:
+    """How the camera was held, as EXIF has it; 1: upright."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:  # a TIFF has been turned by OpenCV
+                return 1 if image.format == "TIFF" else image.getexif().get(Base.Orientation, 1)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):  # of no matter for what the image shows
+        return 1
+
+
+def _upright(samples: NDArray, orientation: int) -> NDArray:
+    swapped, rows, columns = ORIENTATIONS.get(orientation, (False, 1, 1))
+    turned = samples.swapaxes(0, 1) if swapped else samples
+    return np.ascontiguousarray(turned[::rows, ::columns])
+
+
+def _tell_left_out(folder: Path, unusable: list[Path]) -> None:
+    if unusable:
+        log.warning(
+            "%d entries of %s are named like images and are none, but folders, hidden files or links to nothing: %s",
+            len(unusable), folder, _listed(path.name for path in unusable),
+        )  # fmt: skip
+    others = Counter(p.suffix.lower() for p in folder.iterdir() if p.suffix.lower() in HEIF_SUFFIXES + OTHER_SUFFIXES)
+    for suffix in READ_SUFFIXES:
+        others.pop(suffix, None)
+    if others:
+        remedy = "; pip install pillow-heif to read HEIC" if any(suffix in others for suffix in HEIF_SUFFIXES) else ""
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.items())
+        log.warning("images of %s that are left out: %s; convert them to JPEG or PNG%s", folder, kinds, remedy)
+
+
+def _elsewhere(folder: Path) -> str:
+    """Where in its folders there are images, or else bags in it."""
+    for levels in range(1, DEPTH_TO_LOOK + 1):
+        found = {file.parent for file in folder.glob("*/" * levels + "*") if file.suffix.lower() in READ_SUFFIXES}
+        if found:
+            return f"; give one of the folders in it that have images: {_listed(map(str, naturally_sorted(found)))}"
+    bags = bags_below(folder)
+    return f"; give one of the bags in it: {_listed(map(str, bags))}" if bags else ""
+
+
+def _listed(names: Iterable[str], most: int = 5) -> str:
+    """The first names."""
+    names = list(names)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

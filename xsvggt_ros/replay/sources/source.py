@@ -11,6 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from xsvggt_ros.frame import InputImage
 from xsvggt_ros.messages.bag import DamagedBag
 from xsvggt_ros.messages.decode import FRAME_ID, CameraDecoder, decode_image, stamp_ns
@@ -55,7 +58,7 @@ class Images:
         camera = CameraDecoder(warn=log.warning)
         for topic, message in self._source:
             if topic == CAMERA_INFO:
-                camera.camera_info = message
+                camera.receive(message)
             if topic != IMAGE:
                 continue
             try:
@@ -87,6 +90,21 @@ def usable(source: Source, path: Path) -> Iterator[tuple[str, Any]]:
     raise ValueError(f"{path} has no image that can be used: {reason or source.damage or 'it is empty'}")
 
 
-def header(stamp: int) -> Any:
+def image_message(image: NDArray[np.uint8], encoding: str, stamp: int, name: str = "") -> Any:
+    """An image [H, W, 3] as the Image that a camera would have sent of it. name: what tells it from the others."""
+    height, width = image.shape[:2]
+    return SimpleNamespace(
+        header=_header(stamp),
+        name=name,
+        height=height,
+        width=width,
+        encoding=encoding,
+        is_bigendian=0,
+        step=3 * width,
+        data=image.reshape(-1),
+    )
+
+
+def _header(stamp: int) -> Any:
     sec, nanosec = divmod(stamp, 1_000_000_000)
     return SimpleNamespace(stamp=SimpleNamespace(sec=sec, nanosec=nanosec), frame_id=FRAME_ID)

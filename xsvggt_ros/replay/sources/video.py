@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -21,7 +20,7 @@ from av.video.stream import VideoStream
 from xsvggt_ros.messages.bag import DamagedBag
 from xsvggt_ros.messages.decode import Damaged
 from xsvggt_ros.messages.topics import IMAGE
-from xsvggt_ros.replay.sources.source import Messages, Source, header
+from xsvggt_ros.replay.sources.source import Messages, Source, image_message
 
 SECOND = 1_000_000_000  # ns
 MP4_STARTS = (b"ftyp", b"mdat", b"wide")  # the first box of an MP4 or MOV
@@ -96,35 +95,23 @@ def _is_avi(container: InputContainer) -> bool:
 
 def _video_images(frames: Iterator[av.VideoFrame | Damaged], clock: _Clock, avi: bool, stride: int) -> Messages:
     for index, frame in enumerate(frames):
+        name = f"image {index} of the video"
         if isinstance(frame, Damaged):
-            yield IMAGE, Damaged(f"{_name(index)} {frame.reason}")
-            continue
-        stamp = clock.stamp(index, frame.dts if avi else frame.pts)
-        if index % stride == 0:  # the others are not even converted
-            yield IMAGE, _video_image(frame, _name(index), stamp)
-
-
-def _name(index: int) -> str:
-    return f"image {index} of the video"
+            image: Any = Damaged(f"{name} {frame.reason}")
+        else:
+            stamp = clock.stamp(index, frame.dts if avi else frame.pts)
+            image = None if index % stride else _video_image(frame, name, stamp)  # the others are not even converted
+        if index % stride == 0:
+            yield IMAGE, image
 
 
 def _video_image(frame: av.VideoFrame, name: str, stamp: int) -> Any:
     """As the Image that a camera would have sent of it, upright."""
     try:
-        rgb = np.rot90(frame.to_ndarray(format="rgb24", threads=1), round(frame.rotation / 90))
+        rgb = np.asarray(frame.to_ndarray(format="rgb24", threads=1), np.uint8)
     except (av.FFmpegError, ValueError) as error:
         return Damaged(f"{name} cannot be converted from {frame.format.name}: {error}")
-    height, width = rgb.shape[:2]
-    return SimpleNamespace(
-        header=header(stamp),
-        height=height,
-        width=width,
-        encoding="rgb8",
-        is_bigendian=0,
-        step=3 * width,
-        data=rgb.reshape(-1),
-        name=name,
-    )
+    return image_message(np.rot90(rgb, round(frame.rotation / 90)), "rgb8", stamp, name)
 
 
 def _frames(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame | Damaged]:
@@ -162,6 +149,7 @@ class _Reach:
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.broken: set[int] = set()  # presentation times of packets that are not whole
         self._stream = stream
+        self._one_image_each = container.format.name != "mpeg"  # there a part that is not whole holds many
         self._count = 0
         self._end = self._hole = Fraction(0)  # the latest end; the longest time between one packet's and the next: s
         self._next: Fraction | None = None
@@ -182,7 +170,7 @@ class _Reach:
         if packet.stream.index != self._stream.index:
             return
         self._count += 1
-        if packet.is_corrupt:
+        if packet.is_corrupt and self._one_image_each:
             self.broken.add(packet.pts)
         if packet.dts is not None:
             start = packet.dts * packet.time_base

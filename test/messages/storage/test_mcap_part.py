@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mcap files of any writer: with and without chunks, summary and end, and with other tools' channels."""
+
+import random
+
+import pytest
+from mcap.reader import make_reader
+from mcap.writer import CompressionType, IndexType
+from support.recordings import TYPES, write_mcap
+
+from xsvggt_ros.messages.storage.mcap_part import MAGIC, McapPart
+from xsvggt_ros.messages.storage.part import DamagedPart
+
+COUNT = 40
+TOPIC = "/cam/image_raw"
+IMAGE = "sensor_msgs/msg/Image"
+LAYOUTS = {
+    "chunks": {"chunk_size": 60_000},
+    "one chunk": {"chunk_size": 10_000_000},
+    "no chunks": {"use_chunking": False},
+    "no message indexes": {"chunk_size": 60_000, "index_types": IndexType.CHUNK},
+    "no chunk indexes": {"chunk_size": 60_000, "index_types": IndexType.MESSAGE},
+    "no index": {"chunk_size": 60_000, "index_types": IndexType.NONE},
+    "no statistics": {"chunk_size": 60_000, "use_statistics": False},
+    "no channels at the end": {"chunk_size": 60_000, "repeat_channels": False},
+    "no schemas at the end": {"chunk_size": 60_000, "repeat_schemas": False},
+}
+
+
+def seconds(part):
+    """Of the images that can be read, and what the part says of the others."""
+    found = []
+    try:
+        for topic, data in part.rows({TOPIC: IMAGE}):
+            assert topic == TOPIC
+            found.append(TYPES.deserialize_cdr(data, IMAGE).header.stamp.sec)
+    except DamagedPart as error:
+        return found, str(error)
+    return found, ""
+
+
+@pytest.mark.parametrize("compression", CompressionType)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_read_whole(tmp_path, layout, compression):
+    path = write_mcap(tmp_path / "a.mcap", range(COUNT), compression=compression, **LAYOUTS[layout])
+    part = McapPart(path)
+    assert part.topics == {TOPIC: IMAGE} and part.counts == {TOPIC: COUNT}
+    assert seconds(part) == (list(range(COUNT)), "")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_order_of_time_as_mcap_has_it(tmp_path, layout):
+    times = list(range(COUNT)) + list(range(5))  # some of them the same
+    random.Random(0).shuffle(times)
+    path = write_mcap(tmp_path / "a.mcap", times, **LAYOUTS[layout])
+    with write_mcap(tmp_path / "b.mcap", times).open("rb") as file:  # its reader does not know every layout
+        expected = [message.data for _, _, message in make_reader(file).iter_messages()]
+    assert [bytes(data) for _, data in McapPart(path).rows({TOPIC: IMAGE})] == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        ("Pose", "jsonschema", "json"),
+        ("foxglove.Pose", "protobuf", "protobuf"),
+        ("std_msgs/String", "ros1msg", "ros1"),
+        ("a::B", "omgidl", "cdr"),
+        ("", "", "json"),
+    ],
+)
+def test_channels_of_other_tools_are_left_out(tmp_path, layout, foreign):
+    part = McapPart(write_mcap(tmp_path / "a.mcap", range(COUNT), foreign, **LAYOUTS[layout]))
+    assert seconds(part) == (list(range(COUNT)), "") and part.counts[TOPIC] == COUNT
+    assert ("/other" in part.foreign) == (foreign[2] != "cdr") != ("/other" in part.topics)
+
+
+@pytest.mark.parametrize(
+    "kind", ["sensor_msgs/Image", "sensor_msgs::msg::Image", "sensor_msgs::msg::dds_::Image_", "sensor_msgs/msg/Image"]
+)
+def test_names_of_a_type(tmp_path, kind):
+    part = McapPart(write_mcap(tmp_path / "a.mcap", range(3), kind=kind))
+    assert part.topics == {TOPIC: IMAGE} and seconds(part)[0] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("compression", CompressionType)
+@pytest.mark.parametrize("keep", [0.3, 0.55, 0.8, 0.99])
+def test_cut_off(tmp_path, layout, compression, keep):
+    """Within a chunk too; only what was compressed together is lost."""
+    path = write_mcap(tmp_path / "a.mcap", range(COUNT), compression=compression, **LAYOUTS[layout])
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data))])
+    part = McapPart(path)
+    found, damage = seconds(part)
+    assert found == list(range(len(found))) and part.counts[TOPIC] == len(found)
+    assert keep * COUNT - 16 < len(found) < COUNT or keep == 0.99
+    assert damage
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 5000, b"\0" * 3, MAGIC, b"appended"])
+@pytest.mark.parametrize("closed", [False, True])
+def test_bytes_behind_the_end(tmp_path, tail, closed):
+    """Zeros are what a file system leaves after a power cut."""
+    path = write_mcap(tmp_path / "a.mcap", range(COUNT), use_chunking=False)
+    data = path.read_bytes()
+    path.write_bytes((data if closed else data[: int(0.8 * len(data))]) + tail)
+    found, damage = seconds(McapPart(path))
+    assert found == list(range(len(found))) and len(found) > 0.75 * COUNT
+    assert bool(damage) == (not closed)
+
+
+@pytest.mark.parametrize("compression", CompressionType)
+@pytest.mark.parametrize("layout", ["chunks", "no chunk indexes"])
+def test_damaged_chunk_is_left_out_and_named(tmp_path, layout, compression):
+    path = write_mcap(tmp_path / "a.mcap", range(COUNT), compression=compression, **LAYOUTS[layout])
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 8] = bytes(255 - value for value in data[middle : middle + 8])
+    path.write_bytes(data)
+    part = McapPart(path)
+    found, damage = seconds(part)
+    lost = sorted(set(range(COUNT)) - set(found))
+    assert found == sorted(found) and 1 <= len(lost) <= 8 and lost == list(range(lost[0], lost[-1] + 1))
+    assert "from byte" in damage
+    assert part.counts[TOPIC] == COUNT
+
+
+def test_without_messages(tmp_path):
+    part = McapPart(write_mcap(tmp_path / "a.mcap", []))
+    assert part.counts[TOPIC] == 0 and seconds(part) == ([], "")

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the settings `weights` and `model` may be, and what is said when they do not go together."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from xsvggt_ros.config import StreamConfig
+from xsvggt_ros.model import load_model, loading
+from xsvggt_ros.model.config import MODELS
+from xsvggt_ros.model.loading import BUNDLED, is_bidirectional, weights_path
+
+DEMO = BUNDLED / "demo.safetensors"
+
+
+def test_weights_of_another_model_say_which_it_is(monkeypatch):
+    with pytest.raises(ValueError, match=r"does not fit the model: .*; it fits the model demo: set `model` to that$"):
+        load_model(StreamConfig(weights=str(DEMO), model="streamvggt"))
+    monkeypatch.delitem(MODELS, "demo")
+    with pytest.raises(ValueError, match=r"; check the setting `model`$"):
+        load_model(StreamConfig(weights=str(DEMO), model="streamvggt"))
+
+
+def test_a_single_part_says_that_it_is_one(tmp_path):
+    weights = dict(list(load_file(DEMO).items())[::2])
+    save_file(weights, tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(ValueError, match=r"it is one of several parts: set `weights` to their folder"):
+        load_model(StreamConfig(weights=str(tmp_path / "model-00001-of-00002.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("weights/VGGT-1B/model.safetensors", True),
+        ("models--facebook--VGGT-1B/snapshots/0a1b/model.pt", True),
+        ("vggt_1b.pt", True),
+        ("VGGT.pth", True),
+        ("streamvggt.pth", False),
+        ("Stream_VGGT.pth", False),
+        ("xsvggt.pth", False),
+        ("vggt_ws/checkpoints.pth", False),
+        ("VGGT-1B/streamvggt.pth", False),
+    ],
+)
+def test_a_bidirectional_checkpoint_is_told_by_its_name(path, expected):
+    """Names and shapes of its tensors are the same."""
+    assert is_bidirectional(Path("/a/b") / path) is expected
+
+
+def test_a_bidirectional_checkpoint_is_said_to_be_one(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(loading, "PUBLISHED", "demo")
+    for name in ("VGGT-1B.safetensors", "streamvggt.safetensors"):
+        caplog.clear()
+        (tmp_path / name).symlink_to(DEMO)
+        load_model(StreamConfig(weights=str(tmp_path / name)))
+        assert ("VGGT, which is bidirectional" in caplog.text) is name.startswith("VGGT")
+
+
+def test_a_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert weights_path(StreamConfig(weights="~/x.pth")) == tmp_path / "x.pth"
+    with pytest.raises(ValueError, match="there is no user ~nobody-of-that-name; write the whole path"):
+        weights_path(StreamConfig(weights="~nobody-of-that-name/x.pth"))
+
+
+def test_weights_in_another_type_are_the_same(tmp_path):
+    save_file({k: tensor.double() for k, tensor in load_file(DEMO).items()}, tmp_path / "w.safetensors")
+    config = StreamConfig(dtype="float32", device="cpu")
+    expected = load_model(config).state_dict()
+    found = load_model(StreamConfig(dtype="float32", device="cpu", weights=str(tmp_path / "w.safetensors")))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
