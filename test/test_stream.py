@@ -241,6 +241,27 @@ def test_how_late_is_late_can_be_set(model):
     assert indices(strict, [1000, 1033, 1032, 1032, 1065]) == [0, 1, 0, None, 1]
 
 
+@pytest.mark.parametrize("policy", ["xstream", "sliding_window", "random"])
+def test_numbers_that_are_not_finite_end_the_world_and_not_the_stream(model, monkeypatch, policy):
+    stream = stream_of(model, policy=policy, budget_tokens=3 * TOKENS)
+    for seed in range(3):
+        stream.step(image(seed))
+    encode = model.aggregator.encode
+
+    def overflow(*arguments):
+        tokens = encode(*arguments).clone()
+        tokens[0, 7, 3] = float("inf")
+        return tokens
+
+    monkeypatch.setattr(model.aggregator, "encode", overflow)
+    with pytest.raises(ValueError, match="not finite"):
+        stream.step(image(3))
+    monkeypatch.undo()
+    frame = stream.step(image(4))
+    assert (frame.index, frame.status.event) == (0, "the model's numbers for an image were not finite")
+    np.testing.assert_array_equal(frame.depth, stream_of(model).step(image(4)).depth)
+
+
 def test_a_long_time_without_images_is_an_event(model):
     stream = stream_of(model)
     events = [stream.step(image(0), stamp_ns=s * SECOND).status.event for s in (0, 5, 11, 12)]

@@ -104,7 +104,8 @@ class GeometryStream:
         (nanoseconds) that lies further back than `max_lateness`, or is that of the world's first image again.
         Raises ValueError for a wrong shape or type, intrinsics that are no camera's, an image too small, the first two
         of another size, and, as continuity.Late, for another stamp that is not after the last; the stream stays as it
-        was. So it does at the OutOfMemory of a cache configured for more memory than there is.
+        was. So it does at the OutOfMemory of a cache configured for more memory than there is. Raises ValueError too
+        where the model's numbers are not finite; the next image starts a new world then.
         Raises OutOfMemory if memory runs out later; the stream goes on with half the cache or, where even that finds
         no memory and at a world's first image, in a new world. `shortage` says so until the cache is reconfigured.
         """
@@ -125,9 +126,19 @@ class GeometryStream:
         cache = self._cache or self._start(seen.shape)
         predictions = self.model.step(pixels, cache, timer)
         frame = self._frame(predictions, cache, seen, known)
+        self._check_finite(frame)
         self.status = replace(frame.status, seconds=timer.seconds())
         self._event = ""
         return replace(frame, status=self.status)
+
+    def _check_finite(self, frame: Frame) -> None:
+        """Numbers that are none would stay in the cache, and so in every frame from then on."""
+        if not (np.isfinite(frame.T_first_cam).all() and np.isfinite(frame.depth).all()):
+            self.reset("the model's numbers for an image were not finite")
+            raise ValueError(
+                f"the model's numbers for it are not finite in {self.dtype}, and a new world starts; if that comes "
+                "again, set dtype to float32"
+            )
 
     def _make_do(self, error: BaseException) -> str:
         """After a step that ran out of memory: goes on with less, and says with what."""
