@@ -85,7 +85,7 @@ def test_matching_patches_show_the_same_place(batch):
 
 
 def test_matches_of_a_camera_that_stands_still():
-    batch = held_out_batch(range(2), frames=2, interval=1e-4, width=WIDTH, height=HEIGHT, device=CPU)
+    batch = held_out_batch(range(2), frames=2, interval=1e-6, width=WIDTH, height=HEIGHT, device=CPU)
     matches = Matches(batch, GRID, PATCH)
     n = GRID[0] * GRID[1]
     torch.testing.assert_close(matches.target[:, 1, 0], torch.eye(n).expand(2, n, n), atol=1e-2, rtol=0)
