@@ -9,7 +9,7 @@ from support.caches import Shortage
 from support.recordings import SECOND, camera_info, picture, raw_image
 
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.pipeline import Pipeline, Rejected, Unplaced
+from xsvggt_ros.pipeline import GONE, Pipeline, Rejected, Unplaced
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.settings import changed
 from xsvggt_ros.status import NO_CAMERA_INFO
@@ -132,6 +132,12 @@ def test_of_two_cameras_on_one_topic_each_has_its_own_calibration(model):
             pipeline.receive("camera_info", camera_info(matrix, frame_id=camera))
     placed = pipeline.process(raw_image(picture(0), 0, frame_id="left"), SMALL)
     assert placed.frame.intrinsics[0, 0] == pytest.approx(wide[0, 0] * 56 / 64)
+    alone = pipeline_of(model)
+    alone.receive("camera_info", camera_info(wide, frame_id="left"))
+    alone.receive("camera_info", camera_info(narrow, frame_id="right"))
+    third = alone.process(raw_image(picture(0), 0, frame_id="rear"), SMALL)
+    assert third.frame.intrinsics[0, 0] != pytest.approx(narrow[0, 0] * 56 / 64)
+    assert alone.status.calibration.endswith("none of camera rear, but of left, right")
 
 
 def test_of_two_cameras_on_one_topic_the_first_is_followed(model, caplog):
@@ -155,6 +161,19 @@ def test_another_camera_is_followed_once_that_is_asked_for(model):
     pipeline.reset()
     assert processed(pipeline, ["left", "right"], first=6) == [True, False]
     assert pipeline.status.images.resets == 2
+
+
+def test_a_camera_whose_image_is_unusable_is_not_followed(model):
+    pipeline = pipeline_of(model)
+    pipeline.process(raw_image(picture(0), 0, frame_id="left", encoding="secret8"), SMALL)
+    assert processed(pipeline, ["right", "right"], first=1) == [True, True]
+
+
+def test_a_camera_that_sends_nothing_any_more_is_let_go(model):
+    pipeline = pipeline_of(model)
+    assert processed(pipeline, ["left", *["right"] * (GONE + 1)]) == [True, *[False] * (GONE - 1), True, True]
+    step = pipeline.status.step
+    assert (pipeline.status.images.resets, step.frame) == (1, 1)
 
 
 def test_a_camera_that_is_wanted_from_the_start_need_not_come_first(model):

@@ -216,6 +216,8 @@ def indices(stream, stamps_ms):
         "late by all that is allowed": ([5000, 4000, 5033], [0, None, 1]),
         "every image twice": ([1000, 1000, 1033, 1033], [0, None, 1, None]),
         "no stamps": ([0, 0, 0], [0, None, None]),
+        "one far ahead": ([1000, 1100, 4_000_000, 1300, 1400], [0, 1, 2, 3, 4]),
+        "two far ahead": ([1000, 1100, 4_000_000, 4_000_100, 1300], [0, 1, 2, 3, 0]),
         "time that restarts": ([5000, 5033, 4032, 4065], [0, 1, 0, 1]),
         "a short recording that starts again": ([1000, 1033, 1066, 1000, 1033, 1066], [0, 1, 2, 0, 1, 2]),
     }.values(),
@@ -266,6 +268,11 @@ def test_a_long_time_without_images_is_an_event(model):
     stream = stream_of(model)
     events = [stream.step(image(0), stamp_ns=s * SECOND).status.event for s in (0, 5, 11, 12)]
     assert events == ["", "", "6.000 s passed without an image", ""]
+    astray = stream.step(image(0), stamp_ns=100 * SECOND), stream.step(image(0), stamp_ns=13 * SECOND)
+    assert [frame.status.event for frame in astray] == [
+        "88.000 s passed without an image", "the stamp of the image before was of another time",
+    ]  # fmt: skip
+    assert [frame.index for frame in astray] == [4, 5]
 
 
 def other_size():

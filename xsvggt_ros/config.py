@@ -112,7 +112,10 @@ class StreamConfig(Checked):
         minimum=0.0,
     )
     max_gap: float = setting(
-        5.0, "A longer time between the stamps of two images is an event in the status.", unit="s", minimum=0.0
+        5.0,
+        "A longer time between the stamps of two images is an event in the status; 0: never.",
+        unit="s",
+        minimum=0.0,
     )
     point_head: bool = setting(False, "Predict points with the point head instead of unprojecting the depth.")
     cache: CacheConfig = group(CacheConfig, "cache.")

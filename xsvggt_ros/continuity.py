@@ -16,12 +16,13 @@ class Continuity:
     """Follows the sizes and stamps (nanoseconds) of the images that one stream takes in.
 
     max_lateness: seconds that an image may lie behind the newest without time having restarted.
-    max_gap: seconds between two images that are worth a word.
+    max_gap: seconds between two images that are worth a word; 0: none are.
     """
 
     def __init__(self, max_lateness: float, max_gap: float) -> None:
         self._max_lateness, self._max_gap = max_lateness, max_gap
         self._newest_ns: int | None = None  # stamp of the last image
+        self._before_gap_ns: int | None = None  # of the one before it, if there was a gap between them
         self.forget_world()
 
     def forget_world(self) -> None:
@@ -45,11 +46,17 @@ class Continuity:
         if stamp_ns is None:
             return ""
         before_ns, self._newest_ns = self._newest_ns, stamp_ns
+        self._before_gap_ns = None
         if self._first_ns is None or before_ns is None:
             self._first_ns = stamp_ns
             return ""
+        if stamp_ns < before_ns:
+            return "the stamp of the image before was of another time"
         seconds = (stamp_ns - before_ns) * 1e-9
-        return f"{seconds:.3f} s passed without an image" if seconds > self._max_gap else ""
+        if not 0 < self._max_gap < seconds:
+            return ""
+        self._before_gap_ns = before_ns
+        return f"{seconds:.3f} s passed without an image"
 
     def _other_size(self, size: Size) -> str:
         if not self._size or size == self._size:
@@ -66,7 +73,10 @@ class Continuity:
             return ""
         behind = (self._newest_ns - stamp_ns) * 1e-9  # seconds
         if not behind:
-            raise Late(f"its stamp, {stamp_ns} ns, is that of the image before it")
+            unset = "; the driver must set header.stamp" if not stamp_ns else ""
+            raise Late(f"its stamp, {stamp_ns} ns, is that of the image before it{unset}")
+        if self._before_gap_ns is not None and 0 < (stamp_ns - self._before_gap_ns) * 1e-9 <= self._max_gap:
+            return ""  # it goes on where the one before the gap left off: that with the newest stamp was astray
         # A recording in a loop shows its first stamp again, however short it is.
         if behind > self._max_lateness or stamp_ns == self._first_ns:
             return f"the stamp went back by {behind:.3f} s"

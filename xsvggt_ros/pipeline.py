@@ -12,12 +12,13 @@ from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.continuity import Late
 from xsvggt_ros.frame import Frame, InputImage
 from xsvggt_ros.memory import MIB, OutOfMemory
-from xsvggt_ros.messages.decode import CameraDecoder, decode_depth, decode_pose, stamp_ns
+from xsvggt_ros.messages.decode import CameraDecoder, camera_of, decode_depth, decode_pose, stamp_ns
 from xsvggt_ros.messages.topics import CAMERA_INFO, DEPTH, TF, TF_STATIC
 from xsvggt_ros.placement.placement import NotPlaced, Placed, Placement
 from xsvggt_ros.status import Status, StepStatus
 from xsvggt_ros.stream import GeometryStream
 
+GONE = 100  # images of others in a row, after which the camera that was followed is taken to be gone
 ROUNDING = 0.1  # of a height to whole patches, at most
 THROTTLE_S = 5.0  # between two warnings about the same topic
 
@@ -63,7 +64,9 @@ class Pipeline:
         self._cache = config.stream.cache
         self._reset_asked = Event()
         self._followed = ""  # frame_id of the camera whose images are taken
+        self._others = 0  # images of other cameras since its last
         self._told_cropping = False
+        self._told_cache: tuple = ()
         self._worlds = 0
         self._warned_at: dict[str, float] = {}
         self.status = Status(scale=self._placement.scale)
@@ -99,9 +102,9 @@ class Pipeline:
     def process(self, message: Any, config: NodeConfig) -> Placed | Unplaced | Rejected:
         """Takes the next image, a sensor_msgs Image or CompressedImage, under the settings now in force."""
         try:
-            image = self._camera.decode(message, config.rectify)
             self._apply(config)
-            self._follow(image.frame_id, config.camera_frame)
+            self._check_camera(camera_of(message), config.camera_frame)
+            image = self._camera.decode(message, config.rectify)
             frame = self._stream.step(image.image, image.intrinsics, image.stamp_ns)
         except Late as error:
             return self._rejected(str(error), "frames_late")
@@ -109,6 +112,7 @@ class Pipeline:
             return self._rejected(str(error), "frames_rejected")
         except OutOfMemory as error:
             return self._rejected(str(error), "frames_failed")
+        self._followed = image.frame_id
         self._tell(frame.status)
         if frame.index == 0:
             self._tell_cropping(image, frame)
@@ -127,17 +131,20 @@ class Pipeline:
             except OutOfMemory as error:
                 self._log.error(f"cache settings not applied: {error}")
 
-    def _follow(self, camera: str, wanted: str) -> None:
+    def _check_camera(self, camera: str, wanted: str) -> None:
         """One camera makes a world: the wanted one, or else the first that came. Raises ValueError at others."""
         followed = wanted or self._followed or camera
+        self._others = 0 if camera == followed else self._others + 1
+        if self._others == GONE and not wanted:
+            followed = camera
         if camera != followed:
             raise ValueError(
-                f"it is of camera {camera}, and {followed} is followed: give each camera a topic of its own, "
-                "or set camera_frame to the one to follow"
+                f"it is of camera {camera}, and {followed} is followed: give each camera a topic of its own, set "
+                "camera_frame to the one to follow, or call ~/reset to follow the next"
             )
         if self._followed not in ("", followed):
             self._stream.reset(f"camera {followed} is followed instead of {self._followed}")
-        self._followed = followed
+            self._followed = ""
 
     def _rejected(self, reason: str, cause: str) -> Rejected:
         self._count(cause)
@@ -168,11 +175,13 @@ class Pipeline:
     def _tell(self, step: StepStatus) -> None:
         """Says what the cache is whenever that may be news."""
         first = step.frame == 0
+        cache = step.policy, step.budget_tokens, step.key_bits, step.value_bits
         if step.event:
             self._log.warning(f"a new world starts: {step.event}" if first else step.event)
         if (first or step.event) and step.budget_raised:
             self._log.warning(f"the budget is below what the policy works with: raised to {step.floor_tokens} tokens")
-        if first or step.event:
+        if first or cache != self._told_cache:
+            self._told_cache = cache
             self._log.info(
                 f"cache: {step.policy}, {step.budget_tokens or 'unlimited'} tokens per layer, "
                 f"{step.key_bits} bit keys, {step.value_bits} bit values, {step.cache_bytes / MIB:.2f} MiB"

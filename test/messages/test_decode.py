@@ -310,6 +310,24 @@ def test_radiance_hdr_is_refused():
         decode_image(SimpleNamespace(format="hdr", data=encoded.tobytes()))
 
 
+@pytest.mark.parametrize("grey", [0, 1, 50, 128, 255])
+def test_a_flat_jpeg_without_end_marker_is_whole(grey):
+    """Its last byte may be a zero."""
+    whole = jpeg(np.full((84, 112, 3), grey, np.uint8))
+    for data in (whole[:-2], whole[:-2] + bytes(50)):
+        assert decode_image(FakeCompressedImage("jpeg", data)).shape == (84, 112, 3)
+
+
+def test_a_jpeg_with_bytes_missing_between_its_restart_markers_is_refused():
+    scene = cv2.resize(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8), (640, 480))
+    data = jpeg(scene, cv2.IMWRITE_JPEG_RST_INTERVAL, 8)
+    at = data.index(b"\xff\xd3")
+    junk = data[:at] + b"\x12\x34" + data[at : len(data) // 2]
+    for damaged in (junk, data[: len(data) // 2] + data[len(data) // 2 + 1400 :]):
+        with pytest.raises(ValueError, match="damaged"):
+            decode_image(FakeCompressedImage("jpeg", damaged))
+
+
 @pytest.mark.parametrize("share", [0.5, 0.95])
 @pytest.mark.parametrize("options", [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 8]])
 def test_a_cut_off_jpeg_in_a_buffer_of_fixed_size_is_refused(options, share):

@@ -68,7 +68,7 @@ DECODED = {
 }
 JPEG, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # What libjpeg says of pictures that are complete all the same.
-HARMLESS = ("extraneous bytes", "JFIF revision", "Adobe color transform", "SOS parameters")
+HARMLESS = re.compile("extraneous bytes before marker 0xd9|JFIF revision|Adobe color transform|SOS parameters")
 MOST_PIXELS = 2**28  # of a JPEG; a damaged header may state more
 
 DEPTH_ENCODINGS = {"32FC1": ("<f4", 1.0), "16UC1": ("<u2", 0.001)}  # sample type, metres per step (REP 118)
@@ -91,31 +91,31 @@ class CameraDecoder:
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
-        self._newest_info: Any = None  # sensor_msgs CameraInfo
-        self._infos: dict[str, Any] = {}  # by frame_id: two cameras may send on one topic
+        self._infos: dict[str, Any] = {}  # frame_id -> newest CameraInfo: several cameras may send on one topic
         self.calibration = ""
         self._warn = warn
         self._warned = ""
         self._rectifier = Rectifier()
 
     def receive(self, info: Any) -> None:
-        """Takes a sensor_msgs CameraInfo: for the images of its frame_id, and for those to whose nobody sends any."""
-        if len(self._infos) >= MOST_CAMERAS:
+        """Takes a sensor_msgs CameraInfo, for the images of its frame_id; as long as all have one, for others too."""
+        camera = camera_of(info)
+        if camera not in self._infos and len(self._infos) >= MOST_CAMERAS:
             self._infos = {}
-        self._infos[frame_name(info.header.frame_id)] = info
-        self._newest_info = info
+        self._infos[camera] = info
 
     def decode(self, msg: Any, rectify: bool) -> InputImage:
         """The image of a sensor_msgs Image or CompressedImage. Raises ValueError with what is wrong and the remedy."""
-        image = decode_image(msg)
-        camera = frame_name(msg.header.frame_id)
-        info = self._infos.get(camera, self._newest_info)
-        image, K = self._rectified(image, info, rectify)
-        return InputImage(stamp_ns(msg.header), image, K, camera or FRAME_ID)
+        image, camera = decode_image(msg), camera_of(msg)
+        image, K = self._rectified(image, camera, rectify)
+        return InputImage(stamp_ns(msg.header), image, K, camera)
 
-    def _rectified(self, image: np.ndarray, info: Any, rectify: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    def _rectified(self, image: np.ndarray, camera: str, rectify: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        infos = self._infos.copy()  # of this moment
+        info = infos.get(camera) or (next(iter(infos.values())) if len(infos) == 1 else None)
         if info is None:
-            self.calibration = NO_CAMERA_INFO
+            others = ", ".join(sorted(infos))
+            self.calibration = NO_CAMERA_INFO + (f"; none of camera {camera}, but of {others}" if others else "")
             return image, None
         try:
             rectified = self._rectifier(image, info, rectify)
@@ -127,6 +127,13 @@ class CameraDecoder:
             return image, None
         self.calibration = ""
         return rectified
+
+
+def camera_of(msg: Any) -> str:
+    """The frame of an image message, or of a CameraInfo. Raises ValueError for a message that cannot be read."""
+    if isinstance(msg, Damaged):
+        raise ValueError(msg.reason)
+    return frame_name(msg.header.frame_id) or FRAME_ID
 
 
 def decode_image(msg: Any) -> np.ndarray:
@@ -229,8 +236,8 @@ def _mosaic(description: str, samples: np.ndarray) -> str:
 
 def _decode_jpeg(data: bytes) -> np.ndarray:
     """Grey or BGR samples of a JPEG. One without end marker, as many webcams send it, may be whole."""
-    data = data.rstrip(b"\0")  # padding, which would be taken for the samples of a picture that is cut off
-    data += b"\0" * data.endswith(b"\xff") + JPEG_END
+    # Of padding, which would be taken for the samples of a picture that is cut off, one byte may be the picture's last.
+    data = data.rstrip(b"\0") + b"\0" * data.endswith(b"\0") + JPEG_END
     try:
         height, width, colours, _ = decode_jpeg_header(data)
         if height * width > MOST_PIXELS:
@@ -241,7 +248,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray:
         try:
             samples = decode_jpeg(data, colorspace=target, strict=True)  # says what is wrong with the data
         except ValueError as error:
-            if not any(words in str(error) for words in HARMLESS):
+            if not HARMLESS.search(str(error)):
                 raise
             samples = decode_jpeg(data, colorspace=target, strict=False)
     except ValueError as error:

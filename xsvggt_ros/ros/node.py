@@ -14,6 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from functools import partial, wraps
 from typing import Any, NoReturn
 
@@ -208,6 +209,7 @@ class StreamNode(LifecycleNode):
 
     def _subscribe(self, kind: str, topic: str, qos: QoSProfile, **options: Any) -> None:
         options = options or {"qos_overriding_options": OVERRIDABLE}
+        qos = copy(qos)  # rclpy writes the overrides of a topic into it
         receive = partial(self._receive, topic)
         self._others.append(self.create_subscription(message_class(kind), topic, receive, qos, **options))
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
@@ -21,12 +22,13 @@ from xsvggt_ros.messages.bag import bags_below
 from xsvggt_ros.messages.decode import Damaged, decode_samples
 from xsvggt_ros.messages.topics import IMAGE
 from xsvggt_ros.natural_order import naturally_sorted
-from xsvggt_ros.preprocess import eight_bits, rgb
+from xsvggt_ros.preprocess import eight_bits, rgb, stretched
 from xsvggt_ros.replay.sources.source import Source, image_message
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 HEIF_SUFFIXES = (".heic", ".heif")  # of telephones; read where pillow-heif is installed
 HEIF_BRAND = b"ftyp"
+EXIF_MARKS = b"Exif", b"eXIf", b"EXIF"  # of JPEG, PNG and WebP
 # Images too, but of kinds that are not read.
 OTHER_SUFFIXES = (".avif", ".gif", ".jxl", ".jp2", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
 FOLDER_RATE = 30.0  # images per second
@@ -62,17 +64,24 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     if data[4:8] == HEIF_BRAND:  # telephones call some .jpg
         return _heif(data)
     samples = _upright(decode_samples(data), _orientation(data))
+    if samples.dtype == np.uint16:
+        samples = stretched(samples) if samples.ndim == 2 else eight_bits(samples)
     if samples.ndim == 2:
-        return np.array(rgb(Image.fromarray(samples)))
-    colours = eight_bits(samples) if samples.dtype == np.uint16 else samples
-    order = [2, 1, 0, 3][: colours.shape[2]]  # of B, G, R and A
-    return np.array(rgb(Image.fromarray(np.ascontiguousarray(colours[..., order]))))
+        return cv2.cvtColor(samples, cv2.COLOR_GRAY2RGB)
+    if samples.shape[2] == 3:
+        return cv2.cvtColor(samples, cv2.COLOR_BGR2RGB)
+    return np.array(rgb(Image.fromarray(cv2.cvtColor(samples, cv2.COLOR_BGRA2RGBA))))
 
 
 def _heif(data: bytes) -> NDArray[np.uint8]:
     try:
         return np.array(rgb(Image.open(io.BytesIO(data))))  # which is turned already
-    except (OSError, ValueError, SyntaxError) as error:  # of which Pillow's names an object in memory
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # of which Pillow's names an object in memory
         raise ValueError("it is a HEIC that is damaged, or pillow-heif is not installed; convert it to JPEG") from error
 
 
@@ -106,12 +115,20 @@ def _image_message(path: Path, stamp: int) -> Any:
 
 def _orientation(data: bytes) -> int:
     """How the camera was held, as EXIF has it; 1: upright."""
+    if not any(mark in data for mark in EXIF_MARKS):  # Pillow would decode a PNG to look for it
+        return 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:  # a TIFF has been turned by OpenCV
                 return 1 if image.format == "TIFF" else image.getexif().get(Base.Orientation, 1)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):  # of no matter for what the image shows
+    except (
+        UnidentifiedImageError,
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ):  # of no matter for what the image shows
         return 1
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from xsvggt_ros.frame import InputImage
 from xsvggt_ros.messages.bag import DamagedBag
-from xsvggt_ros.messages.decode import FRAME_ID, CameraDecoder, decode_image, stamp_ns
+from xsvggt_ros.messages.decode import FRAME_ID, CameraDecoder, Damaged, decode_image, stamp_ns
 from xsvggt_ros.messages.topics import CAMERA_INFO, IMAGE
 
 log = logging.getLogger(__name__)
@@ -80,13 +80,14 @@ def usable(source: Source, path: Path) -> Iterator[tuple[str, Any]]:
     """The messages of a source that has at least one image that can be decoded. Raises ValueError if it has none."""
     messages, read, reason = iter(source), [], ""
     for topic, message in messages:
-        read.append((topic, message))
         if topic == IMAGE:
             try:
                 decode_image(message)
-                return chain(read, messages)
+                return chain([*read, (topic, message)], messages)
             except ValueError as error:
-                reason = reason or complaint(message, str(error))
+                message = Damaged(complaint(message, str(error)))  # its data are not kept
+                reason = reason or message.reason
+        read.append((topic, message))
     raise ValueError(f"{path} has no image that can be used: {reason or source.damage or 'it is empty'}")
 
 
