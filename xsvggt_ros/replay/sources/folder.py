@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.ExifTags import Base
 
 from xsvggt_ros.messages.bag import bags_below
@@ -31,6 +31,7 @@ HEIF_BRAND = b"ftyp"
 EXIF_MARKS = b"Exif", b"eXIf", b"EXIF"  # of JPEG, PNG and WebP
 # Images too, but of kinds that are not read.
 OTHER_SUFFIXES = (".avif", ".gif", ".jxl", ".jp2", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow makes of bytes
 FOLDER_RATE = 30.0  # images per second
 DEPTH_TO_LOOK = 3  # levels of folders in which images are looked for, to name where they are
 # EXIF orientation -> whether rows and columns change places, and the steps in which rows and columns are then read.
@@ -67,21 +68,16 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     if samples.dtype == np.uint16:
         samples = stretched(samples) if samples.ndim == 2 else eight_bits(samples)
     if samples.ndim == 2:
-        return cv2.cvtColor(samples, cv2.COLOR_GRAY2RGB)
+        return np.repeat(samples[..., None], 3, axis=2)
     if samples.shape[2] == 3:
-        return cv2.cvtColor(samples, cv2.COLOR_BGR2RGB)
+        return np.ascontiguousarray(samples[..., ::-1])
     return np.array(rgb(Image.fromarray(cv2.cvtColor(samples, cv2.COLOR_BGRA2RGBA))))
 
 
 def _heif(data: bytes) -> NDArray[np.uint8]:
     try:
         return np.array(rgb(Image.open(io.BytesIO(data))))  # which is turned already
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:  # of which Pillow's names an object in memory
+    except UNREADABLE as error:  # whose text names an object in memory
         raise ValueError("it is a HEIC that is damaged, or pillow-heif is not installed; convert it to JPEG") from error
 
 
@@ -122,13 +118,7 @@ def _orientation(data: bytes) -> int:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:  # a TIFF has been turned by OpenCV
                 return 1 if image.format == "TIFF" else image.getexif().get(Base.Orientation, 1)
-    except (
-        UnidentifiedImageError,
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ):  # of no matter for what the image shows
+    except UNREADABLE:  # of no matter for what the image shows
         return 1
 
 
