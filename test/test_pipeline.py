@@ -49,12 +49,13 @@ def test_camera_info_gives_the_intrinsics_of_the_images_after_it(model):
 @pytest.mark.parametrize(
     ("info", "words"),
     [
-        (camera_info(K, (240, 320)), "camera_info is for 320 x 240 pixels, the image has 64 x 48; publish"),
+        (camera_info(K, (240, 320)), "camera_info is for 320 x 240 pixels, the image has 64 x 48; use"),
         (camera_info(np.zeros((3, 3))), "focal lengths must be above 0"),
         (camera_info(np.full((3, 3), np.nan)), "not finite"),
     ],
 )
 def test_why_a_calibration_is_not_in_use_is_in_the_status_and_said_once(model, caplog, info, words):
+    caplog.set_level(logging.WARNING)
     pipeline = pipeline_of(model)
     pipeline.process(raw_image(picture(0), 0), SMALL)
     assert pipeline.status.calibration == NO_CAMERA_INFO
@@ -163,6 +164,7 @@ def test_settings_reach_the_cache_between_two_images(model):
 
 
 def test_a_reference_that_cannot_be_used_is_said_once_in_a_while(model, caplog):
+    caplog.set_level(logging.WARNING)
     config = changed(SMALL, {"scale.source": "depth"})
     pipeline = pipeline_of(model, config)
     for _ in range(3):

@@ -291,7 +291,10 @@ def same(value, other) -> bool:
 
 
 def test_parameters(user, node, endurance, figures):
-    """Random values for each: accepted ones are in force and the node works; others get a reason and change nothing."""
+    """Random values for each: accepted ones are in force and the node works; others get a reason and change nothing.
+
+    Only a budget of 0 is accepted and waits for another setting, which is not sent.
+    """
     services = ParameterServices(user)
     start = services.all()
     tried = accepted = 0
@@ -301,6 +304,7 @@ def test_parameters(user, node, endurance, figures):
             result = services.set(setting.name, value)
             tried, accepted = tried + 1, accepted + result.successful
             if result.successful:
+                value = setting.check(value)
                 assert same(services.all()[setting.name], value)
                 check_in_force(user, node, setting.name, value)
             else:
@@ -324,7 +328,7 @@ def check_in_force(user, node, name, value) -> None:
     fields = {"cache.policy": "policy", "cache.key_bits": "key_bits", "cache.value_bits": "value_bits"}
     if name in fields:
         assert getattr(status, fields[name]) == value
-    if name == "cache.budget_tokens" and node.output().count("cache settings not applied") == said:
+    if name == "cache.budget_tokens" and value and node.output().count("cache settings not applied") == said:
         assert status.budget_tokens == max(value, status.floor_tokens)
 
 

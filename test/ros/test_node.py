@@ -289,7 +289,7 @@ def test_compressed_images_follow_the_remapping_of_image(start_node, client):
         return words in node.output()
 
     client.until(lambda: publish_until("cache:"))
-    client.until(lambda: publish_until("image not used: compressed image is cut off"))
+    client.until(lambda: publish_until("cut off JPEG"))
 
 
 def test_large_images_all_arrive_from_a_reliable_camera(user):
