@@ -231,7 +231,7 @@ def changed(position, value):
         (camera_info("mei", [0.1]), "'mei' is not supported; calibrate for one of plumb_bob, rational_pol"),
         (
             camera_info("plumb_bob", [0.1] * 6),
-            "6 distortion coefficients, plumb_bob has 4 or 5 or 8 or 12 or 14; publish",
+            "6 distortion coefficients, plumb_bob has 4 or 5 or 8 or 12 or 14; give",
         ),
         (camera_info("", [0.1]), "1 distortion coefficients, plumb_bob has 4 or 5"),
         (camera_info("plumb_bob", [0.1, 0, 0]), "3 distortion coefficients, plumb_bob has 4 or 5"),

@@ -93,6 +93,7 @@ def test_frames_are_named_as_in_tf2(name):
         ("cache.budget_tokens", "3e3", 3000),
         ("seed", "9007199254740993", 2**53 + 1),  # which no float is
         ("publish_tf", "False", False),
+        ("rectify", "on", True),
         ("device", "0", "0"),
     ],
 )
@@ -103,7 +104,7 @@ def test_a_text_is_read_as_the_settings_type(name, text, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("point_stride", "2.5"), ("point_stride", ""), ("max_gap", "5 s"), ("rectify", "yes")]
+    ("name", "text"), [("point_stride", "2.5"), ("point_stride", ""), ("max_gap", "5 s"), ("rectify", "maybe")]
 )
 def test_a_text_that_means_no_value_is_refused_by_name(name, text):
     setting = next(s for s in settings(NodeConfig) if s.name == name)

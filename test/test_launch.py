@@ -163,7 +163,7 @@ def test_every_setting_is_an_argument_of_its_own_type(run):
     [
         ("cache.budget_tokens", "2.5", "type int, got '2.5'"),
         ("target_latency_ms", "fast", "type float, got 'fast'"),
-        ("publish_tf", "on", "type bool, got 'on'; it is true or false"),
+        ("publish_tf", "maybe", "type bool, got 'maybe'; it is true or false"),
     ],
 )
 def test_a_value_of_another_type_is_refused_by_name_and_nothing_starts(launch, said, name, text, wanted):

@@ -46,6 +46,16 @@ def test_camera_info_gives_the_intrinsics_of_the_images_after_it(model):
     assert after[0, 0] == pytest.approx(K[0, 0] * 56 / 64) != before[0, 0]
 
 
+@pytest.mark.parametrize(("image_frame", "info_frame"), [("/left", "left"), ("left", "//left"), ("left ", "/left")])
+def test_a_slash_does_not_part_an_image_from_its_camera_info(model, image_frame, info_frame):
+    pipeline = pipeline_of(model)
+    pipeline.receive("camera_info", camera_info(K, frame_id=info_frame))
+    pipeline.receive("camera_info", camera_info(2 * K, frame_id="right"))
+    placed = pipeline.process(raw_image(picture(0), 0, frame_id=image_frame), SMALL)
+    assert placed.camera == "left"
+    assert placed.frame.intrinsics[0, 0] == pytest.approx(K[0, 0] * 56 / 64)
+
+
 @pytest.mark.parametrize(
     ("info", "words"),
     [

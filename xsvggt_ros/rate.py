@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images per second, where a user states them."""
 
-LEAST_RATE, MOST_RATE = 0.001, 10_000.0  # from time lapse to high speed; stamps in whole ns increase all the time
+LEAST_RATE, MOST_RATE = 0.001, 1_000_000.0  # from time lapse to high speed; stamps in whole ns increase all the time
 
 
 def check_rate(rate: float) -> None:

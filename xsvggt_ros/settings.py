@@ -14,8 +14,8 @@ from typing import Any, get_type_hints
 
 from xsvggt_ros.names import frame_name, unknown_names
 
+WORDS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
 HINTS = {str: "; put text in quotes", bool: "; it is true or false"}  # YAML takes bare words and numbers for others
-
 EXACT = 2**53  # beyond it a float leaves out whole numbers
 
 
@@ -74,7 +74,7 @@ class Setting:
         Raises ValueError if it stands for none.
         """
         if self.type is bool:
-            return self._typed({"true": True, "false": False}.get(text.lower(), text))
+            return self._typed(WORDS.get(text.lower(), text))
         if self.type is not str:
             for number in (int, float):
                 with suppress(ValueError):

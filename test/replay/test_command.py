@@ -236,8 +236,27 @@ class TestWorlds:
         assert run(bag, tmp_path / "first") == 0
         assert read_trajectory(tmp_path / "first" / "trajectory.txt")[:, 0].tolist() == [0, 2]
         assert "it is of camera right, and left is followed" in caplog.text
-        assert run(bag, tmp_path / "right", "--camera_frame", "right") == 0
+        assert run(bag, tmp_path / "right", "--camera_frame", "/right") == 0
         assert read_trajectory(tmp_path / "right" / "trajectory.txt")[:, 0].tolist() == [1, 3]
+
+
+def test_no_frame_is_named_with_a_slash_in_the_outputs(tmp_path):
+    messages = [("/image", i, raw_image(picture(i), i * SECOND, frame_id="/left/lens")) for i in range(2)]
+    assert run(write_bag(tmp_path / "in", messages), tmp_path / "out", "--world_frame", "/map") == 0
+    for topic, received in read_bag(tmp_path / "out").items():
+        headers = [msg.transforms[0].header if topic == "/tf" else msg.header for _, msg in received]
+        assert {header.frame_id for header in headers} <= {"map", "left/lens"}, topic
+    (transform,) = read_bag(tmp_path / "out")["/tf"][0][1].transforms
+    assert (transform.header.frame_id, transform.child_frame_id) == ("map", "left/lens")
+
+
+@pytest.mark.parametrize(
+    ("frame_id", "world_frame"), [("/odom", "odom"), ("map", "//map"), ("", "camera"), (" ", "camera")]
+)
+def test_a_camera_that_is_the_world_is_refused(tmp_path, capsys, frame_id, world_frame):
+    messages = [("/image", i, raw_image(picture(i), i * SECOND, frame_id=frame_id)) for i in range(2)]
+    assert run(write_bag(tmp_path / "in", messages), tmp_path / "out", "--world_frame", world_frame) == 2
+    assert f"frame_id is world_frame, {world_frame.strip('/')}; give world_frame another" in capsys.readouterr().err
 
 
 class TestEarlyEnd:

@@ -171,7 +171,7 @@ class TestBagTopics:
     [
         ("nowhere", {}, "does not exist"),
         ("folder", {"stride": 0}, "stride must be at least 1"),
-        ("folder", {"rate": 0.0}, "rate must be from 0.001 to 10000"),
+        ("folder", {"rate": 0.0}, "rate must be from 0.001 to 1000000"),
         ("folder", {"topic": "/image"}, "leave the topic out"),
         ("bag", {"rate": 30.0}, "leave the rate out"),
     ],

@@ -353,7 +353,7 @@ def test_without_its_mounting_there_is_no_pose_and_with_it_there_is(robot):
     reason = "the camera's mounting on base is not known: TF has no frame 'base'"
     warnings = warned(node, f"nothing published: {reason}")
     assert 1 <= len(warnings) < 5
-    assert "static_transform_publisher) or leave base_frame empty" in warnings[0]
+    assert "static_transform_publisher; in a bag /tf_static) or leave base_frame empty" in warnings[0]
     client.until(lambda: robot.times() and reason in verdicts(robot.diagnostics, "/sim/stream")[-1].message)
     assert verdicts(robot.diagnostics, "/sim/stream")[-1].level == DiagnosticStatus.WARN
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes over real DDS: the node as users run it, and a client."""
 
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ pytest.importorskip("rclpy")
 
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from support.two_processes import STREAM_NODE
 
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig
 from xsvggt_ros.geometry import ros_pose, rotation_matrix, transform
@@ -289,7 +293,7 @@ def test_compressed_images_follow_the_remapping_of_image(start_node, client):
         return words in node.output()
 
     client.until(lambda: publish_until("cache:"))
-    client.until(lambda: publish_until("cut off JPEG"))
+    client.until(lambda: publish_until("it is a damaged or cut off JPEG"))
 
 
 def test_large_images_all_arrive_from_a_reliable_camera(user):
@@ -310,3 +314,13 @@ def test_a_best_effort_camera_is_heard_too(start_node, client):
         return "cache:" in node.output()
 
     client.until(answered)
+
+
+@pytest.mark.parametrize("passed_over", ["--cache.key_bits 8", "cache.key_bits:=8"])
+def test_arguments_that_ros_passes_over_are_refused_with_the_remedy(passed_over):
+    done = subprocess.run(
+        [sys.executable, STREAM_NODE, *passed_over.split()], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert f"arguments that mean nothing here: {passed_over}; give parameters as --ros-args -p" in done.stderr
+    assert "Traceback" not in done.stderr

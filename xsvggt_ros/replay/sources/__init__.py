@@ -15,7 +15,6 @@ from xsvggt_ros.rate import check_rate
 from xsvggt_ros.replay.sources.bag import open_recording
 from xsvggt_ros.replay.sources.folder import open_folder
 from xsvggt_ros.replay.sources.source import Images, Messages, Source, complaint, usable
-from xsvggt_ros.replay.sources.video import open_video
 
 __all__ = ["Images", "Messages", "Source", "add_source_arguments", "bag_topics", "complaint", "open_source", "usable"]
 
@@ -75,7 +74,11 @@ def open_source(
             f"{path} is not a bag, which alone has {', '.join(references.values())}: "
             "leave out the settings that need it"
         )
-    return open_folder(path, rate, stride) if path.is_dir() else open_video(path, rate, stride)
+    if path.is_dir():
+        return open_folder(path, rate, stride)
+    from xsvggt_ros.replay.sources.video import open_video  # its libraries are large: loaded where there is a video
+
+    return open_video(path, rate, stride)
 
 
 def bag_topics(config: NodeConfig, reference: str) -> dict[str, str]:
