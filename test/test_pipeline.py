@@ -65,6 +65,7 @@ def test_a_slash_does_not_part_an_image_from_its_camera_info(model, image_frame,
     ],
 )
 def test_why_a_calibration_is_not_in_use_is_in_the_status_and_said_once(model, caplog, info, words):
+    caplog.set_level(logging.WARNING)
     pipeline = pipeline_of(model)
     pipeline.process(raw_image(picture(0), 0), SMALL)
     assert pipeline.status.calibration == NO_CAMERA_INFO
@@ -192,6 +193,7 @@ def test_settings_reach_the_cache_between_two_images(model):
 
 
 def test_a_reference_that_cannot_be_used_is_said_once_in_a_while(model, caplog):
+    caplog.set_level(logging.WARNING)
     config = changed(SMALL, {"scale.source": "depth"})
     pipeline = pipeline_of(model, config)
     for _ in range(3):

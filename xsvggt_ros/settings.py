@@ -16,6 +16,7 @@ from xsvggt_ros.names import frame_name, unknown_names
 
 WORDS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
 HINTS = {str: "; put text in quotes", bool: "; it is true or false"}  # YAML takes bare words and numbers for others
+EXACT = 2**53  # beyond it a float leaves out whole numbers
 
 
 def setting(
@@ -82,11 +83,11 @@ class Setting:
 
     def _typed(self, value: Any) -> Any:
         """A whole number may come as either of the two types of numbers."""
-        whole = type(value) is int or (type(value) is float and value.is_integer())
+        whole = type(value) is int or (type(value) is float and value.is_integer() and abs(value) <= EXACT)
         if whole and self.type in (int, float):
             value = self.type(value)
         if type(value) is not self.type:
-            hint = HINTS.get(self.type, "")
+            hint = HINTS.get(self.type, "") if value is not None else f"; it cannot be unset, {self.default!r} is usual"
             raise ValueError(f"{self.name} must be of type {self.type.__name__}, got {value!r}{hint}")
         return value
 

@@ -76,6 +76,7 @@ def test_initial_values_are_taken(make_node):
         {"device": 0},
         {"publish_tf": 1},
         {"point_stride": 2.5},
+        {"path_length": 1e300},
         {"confidence_threshold": "high"},
         {"max_gap": float("nan")},
         {"world_frame": [1, 2]},
@@ -186,6 +187,7 @@ def test_a_contradiction_waits_and_holds_nothing_else_up(make_node, warnings):
     assert "not in force yet: cache.budget_tokens; cache.policy xstream needs a budget: set" in warnings[0]
     assert set_all(node, point_stride=7).successful
     assert parameters.config == changed(NodeConfig(), {"point_stride": 7})
+    assert len(warnings) == 1  # nothing new waits
     assert not set_all(node, path_length=0).successful  # what is wrong by itself is refused all the same
     with pytest.raises(ValueError, match="needs a budget"):
         parameters.settled()
@@ -216,7 +218,8 @@ def test_change_replaces_the_configuration_as_a_whole(make_node):
         ({"publish_tf": 1}, "publish_tf must be of type bool, got 1"),
         ({"cache__budget_tokens": 3000.5}, "cache.budget_tokens must be of type int, got 3000.5"),
         ({"cache__budget_tokens": -1.0}, "cache.budget_tokens must be between 0 and"),
-        ({"cache__budget_mib": None}, "cache.budget_mib must be of type float, got None"),
+        ({"cache__budget_mib": None}, "cache.budget_mib must be of type float, got None; it cannot be unset"),
+        ({"point_stride": 1e300}, "point_stride must be of type int"),
     ],
     ids=str,
 )

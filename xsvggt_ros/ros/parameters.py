@@ -33,6 +33,7 @@ class Parameters:
         self.in_use = False
         self._node = node
         self._settings = {s.name: s for s in settings(NodeConfig)}
+        self._waiting = ""  # what was last said about changes that are not in force
         self._say_unknown()
         try:
             self._asked = {s.name: self._declare(s) for s in self._settings.values()}  # as the parameters say
@@ -110,6 +111,7 @@ class Parameters:
     def _apply(self, parameters: list[Parameter]) -> None:
         new = self._checked(parameters)
         self._asked |= new
+        said, self._waiting = self._waiting, ""
         try:
             self.config = self.settled()
         except ValueError as contradiction:
@@ -117,7 +119,9 @@ class Parameters:
                 self.config = changed(self.config, new)
             in_force = values(self.config)
             waiting = ", ".join(name for name, value in self._asked.items() if value != in_force[name])
-            self._node.get_logger().warning(f"not in force yet: {waiting}; {contradiction}")
+            self._waiting = f"not in force yet: {waiting}; {contradiction}"
+        if self._waiting not in ("", said):
+            self._node.get_logger().warning(self._waiting)
 
 
 def _descriptor(setting: Setting) -> ParameterDescriptor:
