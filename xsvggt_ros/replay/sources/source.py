@@ -78,7 +78,8 @@ def complaint(message: Any, reason: str) -> str:
 
 def usable(source: Source, path: Path) -> Iterator[tuple[str, Any]]:
     """The messages of a source that has at least one image that can be decoded. Raises ValueError if it has none."""
-    messages, read, reason = iter(source), [], ""
+    messages, reason = iter(source), ""
+    read: list[tuple[str, Any]] = []
     for topic, message in messages:
         if topic == IMAGE:
             try:
