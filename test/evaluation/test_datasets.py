@@ -8,10 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from support.paths import SHARED
 from support.recordings import SECOND, encoded, picture
 
-from xsvggt_ros.evaluation.datasets import BONN_SEQUENCES, DATASETS, SINTEL_SEQUENCES, room_sequences
+from xsvggt_ros.evaluation.datasets import BONN_SEQUENCES, DATASETS, SINTEL_SEQUENCES, readable, room_sequences
 from xsvggt_ros.geometry import inverse, quaternion_xyzw, rigid, rotation_matrix
 from xsvggt_ros.rooms import stream, write_folder
 
@@ -386,3 +387,73 @@ class TestDamagedText:
             write_depth(tmp_path / "depth_90" / f"{index}.png", index)
         write(tmp_path / "pose_90.txt", "".join(matrix_row(pose(i)) for i in range(3))[:-40])
         assert self.poses(DATASETS["scannet"](tmp_path)[0]) == [True, True, False]
+
+
+def dangling(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def heic(path: Path) -> None:
+    path.with_suffix(".HEIC").write_bytes(b"no image")
+    path.unlink()
+
+
+class TestFilesThatCannotBeRead:
+    """They cost their own frame, and no other frame gets its depth or pose."""
+
+    @pytest.fixture
+    def scannet(self, tmp_path):
+        for index in range(6):
+            write_image(tmp_path / "color_90" / f"{index}.png", index)
+            write_depth(tmp_path / "depth_90" / f"{index}.png", index)
+        write(tmp_path / "pose_90.txt", "".join(matrix_row(pose(index)) for index in range(6)))
+        return tmp_path
+
+    def check(self, folder, left):
+        (sequence,) = DATASETS["scannet"](folder)
+        frames = list(readable(sequence))
+        assert [int(frame.image[0, 0, 2]) // 10 for frame in frames] == left
+        for index, frame in zip(left, frames, strict=True):
+            check_depth(frame, 1000, index)
+            check_pose(frame, pose(index))
+
+    @pytest.mark.parametrize("spoil", [dangling, folder_instead, heic])
+    @pytest.mark.parametrize("name", ["color_90/2.png", "depth_90/2.png"])
+    def test_one(self, scannet, spoil, name, caplog):
+        spoil(scannet / name)
+        self.check(scannet, [0, 1, 3, 4, 5])
+        assert str((scannet / name).with_suffix("")) in caplog.text
+
+    def test_an_image_and_the_depth_of_another(self, scannet):
+        dangling(scannet / "color_90" / "1.png")
+        dangling(scannet / "depth_90" / "4.png")
+        self.check(scannet, [0, 2, 3, 5])
+
+    def test_and_a_pose_that_is_missing(self, scannet, caplog):
+        dangling(scannet / "color_90" / "1.png")
+        dangling(scannet / "depth_90" / "4.png")
+        write(scannet / "pose_90.txt", "".join(matrix_row(pose(index)) for index in range(5)))
+        with pytest.raises(ValueError, match="6 images, 6 stamps, 6 depth images, 5 poses"):
+            DATASETS["scannet"](scannet)
+
+    def test_hidden_files_are_none(self, scannet):
+        for name in ("color_90/._2.png", "depth_90/._3.png", "color_90/.0.jpg"):
+            write(scannet / name, b"Mac OS X")
+        self.check(scannet, list(range(6)))
+
+    def test_depth_with_more_pixels_than_pillow_takes(self, scannet, monkeypatch, caplog):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+        cv2.imwrite(str(scannet / "depth_90" / "2.png"), np.ones((50, 100), np.uint16))
+        self.check(scannet, [0, 1, 3, 4, 5])
+        assert "depth_90/2.png cannot be read: Image size (5000 pixels)" in caplog.text
+
+    def test_depth_that_is_a_coloured_picture_of_it(self, scannet, caplog):
+        write_image(scannet / "depth_90" / "2.png", 2)
+        self.check(scannet, [0, 1, 3, 4, 5])
+        assert "depth_90/2.png is no depth image" in caplog.text

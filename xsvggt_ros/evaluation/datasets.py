@@ -31,7 +31,7 @@ from xsvggt_ros.evaluation.text_files import (
 )
 from xsvggt_ros.geometry import Array, intrinsic_matrix, inverse
 from xsvggt_ros.natural_order import naturally_sorted, numbers
-from xsvggt_ros.replay.sources.folder import FOLDER_RATE, READ_SUFFIXES, image_files, read_image
+from xsvggt_ros.replay.sources.folder import FOLDER_RATE, HEIF_SUFFIXES, IMAGE_SUFFIXES, read_image
 from xsvggt_ros.rooms import stream
 
 Depth = NDArray[np.float32]
@@ -357,10 +357,13 @@ def _folders(root: Path, *markers: str) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    found = image_files(folder) if folder.is_dir() else []
+    """In natural order, with those that cannot be read: the place of an image tells which depth and pose are its."""
+    suffixes = IMAGE_SUFFIXES + HEIF_SUFFIXES
+    entries = folder.iterdir() if folder.is_dir() else ()
+    found = [path for path in entries if path.suffix.lower() in suffixes and not path.name.startswith(".")]
     if not found:
-        raise FileNotFoundError(f"{folder} does not exist or has no images ({' '.join(READ_SUFFIXES)})")
-    return found
+        raise FileNotFoundError(f"{folder} does not exist or has no images ({' '.join(suffixes)})")
+    return naturally_sorted(found)
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
@@ -379,6 +382,8 @@ def _png_depth(path: Path, steps_per_metre: float) -> Depth:
     try:
         with Image.open(path) as image:
             steps = np.array(image)
-    except (OSError, SyntaxError) as error:  # the latter of a damaged PNG
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a damaged PNG
         raise ValueError(f"{path} cannot be read: {error}") from error
+    if steps.ndim != 2:
+        raise ValueError(f"{path} is no depth image, as it has colours; give grey ones of 16 bits")
     return np.where(steps == NO_READING, 0, steps / steps_per_metre).astype(np.float32)
