@@ -87,6 +87,25 @@ class TestSevenScenes:
         np.testing.assert_array_equal(sequences[0].frames[0].intrinsics, [[525, 0, 320], [0, 525, 240], [0, 0, 1]])
         assert sequences[0].max_depth == 10 and not sequences[0].clip_prediction
 
+    def test_a_scene_whose_sequence_is_missing_or_empty(self, tmp_path, caplog):
+        write(tmp_path / "chess" / "TestSplit.txt", "sequence3\nsequence5\nsequence12\n")
+        (tmp_path / "chess" / "seq-05").mkdir()
+        write_seven_scenes(tmp_path / "chess" / "seq-12", range(2))
+        assert [s.name for s in DATASETS["7scenes"](tmp_path)] == ["chess/seq-12"]
+        assert "chess/seq-03 is left out: " in caplog.text and "chess/seq-05 is left out: " in caplog.text
+
+    def test_a_list_of_sequences_that_is_empty(self, tmp_path):
+        write(tmp_path / "chess" / "TestSplit.txt", "\n")
+        with pytest.raises(ValueError, match="must have lines like `sequence1`"):
+            DATASETS["7scenes"](tmp_path)
+
+    def test_a_name_without_a_number(self, tmp_path):
+        write_seven_scenes(tmp_path, range(3))
+        for path in list(tmp_path.glob("frame-000002.*")):
+            path.rename(tmp_path / path.name.replace("000002", "last"))
+        (sequence,) = DATASETS["7scenes"](tmp_path)
+        assert indices(sequence) == [0, 1, 2] and len({frame.stamp_ns for frame in sequence.frames}) > 1
+
     @pytest.mark.parametrize("depth", ["depth.png", "depth.proj.png"])
     def test_single_folder(self, tmp_path, depth):
         write_seven_scenes(tmp_path / "office", (0, 5, 10), depth)
@@ -191,6 +210,18 @@ def test_bonn(tmp_path):
         assert frame.stamp_ns == pytest.approx(float(times[index]) * SECOND, abs=1000)
 
 
+def test_bonn_with_names_without_numbers_and_a_sequence_that_is_missing(tmp_path, caplog):
+    folder = tmp_path / "rgbd_bonn_dataset" / "rgbd_bonn_crowd2"
+    for index, name in enumerate(("a", "b")):
+        write_image(folder / "rgb_110" / f"{name}.png", index)
+        write_depth(folder / "depth_110" / f"{name}.png", index)
+    (sequence,) = DATASETS["bonn"](tmp_path)
+    assert [frame.stamp_ns for frame in sequence.frames] == [0, round(SECOND / 30)]
+    assert [record.args[0] for record in caplog.records] == [
+        f"rgbd_bonn_{name}" for name in BONN_SEQUENCES if name != "crowd2"
+    ]
+
+
 def test_kitti_has_the_first_110(tmp_path):
     selection = tmp_path / "depth_selection" / "val_selection_cropped"
     drive = "2011_09_26_drive_0002_sync_02"
@@ -231,14 +262,44 @@ class TestSintel:
             check_pose(frame, pose(index))
             np.testing.assert_array_equal(frame.intrinsics, np.diag([1120, 1120, 1]))
 
-    def test_missing_sequence_is_named(self, training):
-        (training / "final" / "cave_2").rename(training / "cave_2")
-        with pytest.raises(FileNotFoundError, match=r"training/final/cave_2 does not exist or has no"):
-            DATASETS["sintel"](training.parent)
+    def check_left_out(self, training, name):
+        left = [sequence.name for sequence in DATASETS["sintel"](training.parent)]
+        assert left == [other for other in SINTEL_SEQUENCES if other != name]
 
-    def test_files_without_the_tag(self, training):
+    def test_missing_sequence_is_named(self, training, caplog):
+        (training / "final" / "cave_2").rename(training / "cave_2")
+        self.check_left_out(training, "cave_2")
+        assert "cave_2 is left out: " in caplog.text and "training/final/cave_2 does not exist or has no" in caplog.text
+
+    def test_files_without_the_tag(self, training, caplog):
         sintel_files(training, "temple_3", 1, tag=0.0)
-        with pytest.raises(ValueError, match=r"frame_0001.cam does not begin with the tag"):
+        self.check_left_out(training, "temple_3")
+        assert "temple_3 is left out: " in caplog.text and "frame_0001.cam does not begin with the tag" in caplog.text
+
+    @pytest.mark.parametrize("length", [0, 3, 4, 100])
+    def test_a_cut_camera_file(self, training, length, caplog):
+        path = training / "camdata_left" / "market_5" / "frame_0002.cam"
+        path.write_bytes(path.read_bytes()[:length])
+        self.check_left_out(training, "market_5")
+        assert f"market_5 is left out: {path} " in caplog.text
+
+    def test_a_camera_file_that_is_missing(self, training, caplog):
+        (training / "camdata_left" / "market_5" / "frame_0002.cam").unlink()
+        self.check_left_out(training, "market_5")
+        assert "2 images, 2 stamps, 2 depth images, 1 poses" in caplog.text
+
+    @pytest.mark.parametrize("length", [0, 6, 15])
+    def test_a_cut_depth_file_costs_its_frame(self, training, length, caplog):
+        path = training / "depth" / "market_5" / "frame_0002.dpt"
+        path.write_bytes(path.read_bytes()[:length])
+        sequence = next(s for s in DATASETS["sintel"](training.parent) if s.name == "market_5")
+        assert len(list(readable(sequence))) == 1
+        assert f"market_5: frame 1 is left out: {path} " in caplog.text
+
+    def test_none_that_can_be_read(self, training):
+        for path in training.glob("camdata_left/*/frame_0001.cam"):
+            path.write_bytes(path.read_bytes()[:50])
+        with pytest.raises(ValueError, match=r"alley_2/frame_0001.cam is cut off or damaged"):
             DATASETS["sintel"](training.parent)
 
 
