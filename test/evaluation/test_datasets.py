@@ -8,10 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from support.paths import SHARED
 from support.recordings import SECOND, encoded, picture
 
-from xsvggt_ros.evaluation.datasets import BONN_SEQUENCES, DATASETS, SINTEL_SEQUENCES, room_sequences
+from xsvggt_ros.evaluation.datasets import BONN_SEQUENCES, DATASETS, SINTEL_SEQUENCES, readable, room_sequences
 from xsvggt_ros.geometry import inverse, quaternion_xyzw, rigid, rotation_matrix
 from xsvggt_ros.rooms import stream, write_folder
 
@@ -85,6 +86,25 @@ class TestSevenScenes:
         assert [s.name for s in DATASETS["7scenes"](tmp_path / "fire")] == ["fire/seq-01"]
         np.testing.assert_array_equal(sequences[0].frames[0].intrinsics, [[525, 0, 320], [0, 525, 240], [0, 0, 1]])
         assert sequences[0].max_depth == 10 and not sequences[0].clip_prediction
+
+    def test_a_scene_whose_sequence_is_missing_or_empty(self, tmp_path, caplog):
+        write(tmp_path / "chess" / "TestSplit.txt", "sequence3\nsequence5\nsequence12\n")
+        (tmp_path / "chess" / "seq-05").mkdir()
+        write_seven_scenes(tmp_path / "chess" / "seq-12", range(2))
+        assert [s.name for s in DATASETS["7scenes"](tmp_path)] == ["chess/seq-12"]
+        assert "chess/seq-03 is left out: " in caplog.text and "chess/seq-05 is left out: " in caplog.text
+
+    def test_a_list_of_sequences_that_is_empty(self, tmp_path):
+        write(tmp_path / "chess" / "TestSplit.txt", "\n")
+        with pytest.raises(ValueError, match="must have lines like `sequence1`"):
+            DATASETS["7scenes"](tmp_path)
+
+    def test_a_name_without_a_number(self, tmp_path):
+        write_seven_scenes(tmp_path, range(3))
+        for path in list(tmp_path.glob("frame-000002.*")):
+            path.rename(tmp_path / path.name.replace("000002", "last"))
+        (sequence,) = DATASETS["7scenes"](tmp_path)
+        assert indices(sequence) == [0, 1, 2] and len({frame.stamp_ns for frame in sequence.frames}) > 1
 
     @pytest.mark.parametrize("depth", ["depth.png", "depth.proj.png"])
     def test_single_folder(self, tmp_path, depth):
@@ -190,6 +210,18 @@ def test_bonn(tmp_path):
         assert frame.stamp_ns == pytest.approx(float(times[index]) * SECOND, abs=1000)
 
 
+def test_bonn_with_names_without_numbers_and_a_sequence_that_is_missing(tmp_path, caplog):
+    folder = tmp_path / "rgbd_bonn_dataset" / "rgbd_bonn_crowd2"
+    for index, name in enumerate(("a", "b")):
+        write_image(folder / "rgb_110" / f"{name}.png", index)
+        write_depth(folder / "depth_110" / f"{name}.png", index)
+    (sequence,) = DATASETS["bonn"](tmp_path)
+    assert [frame.stamp_ns for frame in sequence.frames] == [0, round(SECOND / 30)]
+    assert [record.args[0] for record in caplog.records] == [
+        f"rgbd_bonn_{name}" for name in BONN_SEQUENCES if name != "crowd2"
+    ]
+
+
 def test_kitti_has_the_first_110(tmp_path):
     selection = tmp_path / "depth_selection" / "val_selection_cropped"
     drive = "2011_09_26_drive_0002_sync_02"
@@ -230,14 +262,44 @@ class TestSintel:
             check_pose(frame, pose(index))
             np.testing.assert_array_equal(frame.intrinsics, np.diag([1120, 1120, 1]))
 
-    def test_missing_sequence_is_named(self, training):
-        (training / "final" / "cave_2").rename(training / "cave_2")
-        with pytest.raises(FileNotFoundError, match=r"training/final/cave_2 does not exist or has no"):
-            DATASETS["sintel"](training.parent)
+    def check_left_out(self, training, name):
+        left = [sequence.name for sequence in DATASETS["sintel"](training.parent)]
+        assert left == [other for other in SINTEL_SEQUENCES if other != name]
 
-    def test_files_without_the_tag(self, training):
+    def test_missing_sequence_is_named(self, training, caplog):
+        (training / "final" / "cave_2").rename(training / "cave_2")
+        self.check_left_out(training, "cave_2")
+        assert "cave_2 is left out: " in caplog.text and "training/final/cave_2 does not exist or has no" in caplog.text
+
+    def test_files_without_the_tag(self, training, caplog):
         sintel_files(training, "temple_3", 1, tag=0.0)
-        with pytest.raises(ValueError, match=r"frame_0001.cam does not begin with the tag"):
+        self.check_left_out(training, "temple_3")
+        assert "temple_3 is left out: " in caplog.text and "frame_0001.cam does not begin with the tag" in caplog.text
+
+    @pytest.mark.parametrize("length", [0, 3, 4, 100])
+    def test_a_cut_camera_file(self, training, length, caplog):
+        path = training / "camdata_left" / "market_5" / "frame_0002.cam"
+        path.write_bytes(path.read_bytes()[:length])
+        self.check_left_out(training, "market_5")
+        assert f"market_5 is left out: {path} " in caplog.text
+
+    def test_a_camera_file_that_is_missing(self, training, caplog):
+        (training / "camdata_left" / "market_5" / "frame_0002.cam").unlink()
+        self.check_left_out(training, "market_5")
+        assert "2 images, 2 stamps, 2 depth images, 1 poses" in caplog.text
+
+    @pytest.mark.parametrize("length", [0, 6, 15])
+    def test_a_cut_depth_file_costs_its_frame(self, training, length, caplog):
+        path = training / "depth" / "market_5" / "frame_0002.dpt"
+        path.write_bytes(path.read_bytes()[:length])
+        sequence = next(s for s in DATASETS["sintel"](training.parent) if s.name == "market_5")
+        assert len(list(readable(sequence))) == 1
+        assert f"market_5: frame 1 is left out: {path} " in caplog.text
+
+    def test_none_that_can_be_read(self, training):
+        for path in training.glob("camdata_left/*/frame_0001.cam"):
+            path.write_bytes(path.read_bytes()[:50])
+        with pytest.raises(ValueError, match=r"alley_2/frame_0001.cam is cut off or damaged"):
             DATASETS["sintel"](training.parent)
 
 
@@ -386,3 +448,73 @@ class TestDamagedText:
             write_depth(tmp_path / "depth_90" / f"{index}.png", index)
         write(tmp_path / "pose_90.txt", "".join(matrix_row(pose(i)) for i in range(3))[:-40])
         assert self.poses(DATASETS["scannet"](tmp_path)[0]) == [True, True, False]
+
+
+def dangling(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def heic(path: Path) -> None:
+    path.with_suffix(".HEIC").write_bytes(b"no image")
+    path.unlink()
+
+
+class TestFilesThatCannotBeRead:
+    """They cost their own frame, and no other frame gets its depth or pose."""
+
+    @pytest.fixture
+    def scannet(self, tmp_path):
+        for index in range(6):
+            write_image(tmp_path / "color_90" / f"{index}.png", index)
+            write_depth(tmp_path / "depth_90" / f"{index}.png", index)
+        write(tmp_path / "pose_90.txt", "".join(matrix_row(pose(index)) for index in range(6)))
+        return tmp_path
+
+    def check(self, folder, left):
+        (sequence,) = DATASETS["scannet"](folder)
+        frames = list(readable(sequence))
+        assert [int(frame.image[0, 0, 2]) // 10 for frame in frames] == left
+        for index, frame in zip(left, frames, strict=True):
+            check_depth(frame, 1000, index)
+            check_pose(frame, pose(index))
+
+    @pytest.mark.parametrize("spoil", [dangling, folder_instead, heic])
+    @pytest.mark.parametrize("name", ["color_90/2.png", "depth_90/2.png"])
+    def test_one(self, scannet, spoil, name, caplog):
+        spoil(scannet / name)
+        self.check(scannet, [0, 1, 3, 4, 5])
+        assert str((scannet / name).with_suffix("")) in caplog.text
+
+    def test_an_image_and_the_depth_of_another(self, scannet):
+        dangling(scannet / "color_90" / "1.png")
+        dangling(scannet / "depth_90" / "4.png")
+        self.check(scannet, [0, 2, 3, 5])
+
+    def test_and_a_pose_that_is_missing(self, scannet, caplog):
+        dangling(scannet / "color_90" / "1.png")
+        dangling(scannet / "depth_90" / "4.png")
+        write(scannet / "pose_90.txt", "".join(matrix_row(pose(index)) for index in range(5)))
+        with pytest.raises(ValueError, match="6 images, 6 stamps, 6 depth images, 5 poses"):
+            DATASETS["scannet"](scannet)
+
+    def test_hidden_files_are_none(self, scannet):
+        for name in ("color_90/._2.png", "depth_90/._3.png", "color_90/.0.jpg"):
+            write(scannet / name, b"Mac OS X")
+        self.check(scannet, list(range(6)))
+
+    def test_depth_with_more_pixels_than_pillow_takes(self, scannet, monkeypatch, caplog):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+        cv2.imwrite(str(scannet / "depth_90" / "2.png"), np.ones((50, 100), np.uint16))
+        self.check(scannet, [0, 1, 3, 4, 5])
+        assert "depth_90/2.png cannot be read: Image size (5000 pixels)" in caplog.text
+
+    def test_depth_that_is_a_coloured_picture_of_it(self, scannet, caplog):
+        write_image(scannet / "depth_90" / "2.png", 2)
+        self.check(scannet, [0, 1, 3, 4, 5])
+        assert "depth_90/2.png is no depth image" in caplog.text

@@ -98,7 +98,7 @@ def test_depth_is_brought_to_the_size_of_the_truth_and_counts_where_it_is_valid(
     trace.add(said(0, small, np.eye(4)), replace(truth(0), depth=true))
     errors = sequence_errors(trace, None, "scale").depth
     assert errors.pixels == (HEIGHT - 10) * 40 and errors.abs_rel < 0.005
-    with pytest.raises(ValueError, match="turn them"):
+    with pytest.raises(ValueError, match="turn both"):
         trace.add(said(1, small, np.eye(4)), replace(truth(0), depth=true.T))
 
 
@@ -122,6 +122,15 @@ def test_what_is_not_known_is_left_out():
     trace, clouds = followed([truth(i, pose=i == 1) for i in range(3)])
     errors = sequence_errors(trace, clouds, "none")
     assert errors.pose is None and errors.points is None and errors.depth is not None
+
+
+@pytest.mark.parametrize("alignment", ["scale", "scale_shift", "none"])
+@pytest.mark.parametrize("unknown", [0, 9])  # no reading, or beyond the largest
+def test_depth_without_a_valid_pixel_has_no_point_errors(alignment, unknown):
+    empty = np.full((HEIGHT, WIDTH), unknown, np.float32)
+    trace, clouds = followed([replace(truth(i), depth=empty) for i in range(3)], max_depth=9)
+    errors = sequence_errors(trace, clouds, alignment)
+    assert len(clouds.true) == 3 and errors.points is None and errors.depth is None
 
 
 def test_means_weigh_depth_by_pixels_and_poses_equally():
@@ -234,6 +243,80 @@ def test_command_says_what_is_undefined_and_leaves_it_out_of_the_mean(tmp_path, 
     assert rows["tripod"]["ate"] == "" and rows["mean"]["ate"] == rows["walk"]["ate"] != ""
     facts = json.loads((tmp_path / "out" / "errors.json").read_text(), parse_constant=pytest.fail)
     assert facts["errors"][0]["ate"] is None and note in facts["notes"]
+
+
+def write_rooms(folder, *names):
+    for seed, name in enumerate(names):
+        write_folder(room(seed, 3, WIDTH, HEIGHT, rate=4), folder / name)
+
+
+def test_command_with_points_on_a_sequence_without_valid_depth(tmp_path, capsys):
+    write_rooms(tmp_path, "dark", "light")
+    for path in (tmp_path / "dark" / "depth").iterdir():
+        cv2.imwrite(str(path), np.zeros((HEIGHT, WIDTH), np.uint16))
+    assert main(["eval", "rooms", str(tmp_path), "--points", *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert "no points errors, as the truth is not known: dark" in printed and "\nlight" in printed
+
+
+def turn(folder):
+    for path in folder.iterdir():
+        cv2.imwrite(str(path), np.rot90(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)))
+
+
+@pytest.mark.parametrize("turned", [("rgb", "depth"), ("rgb",), ("depth",)])
+def test_command_leaves_out_a_sequence_of_high_images(tmp_path, capsys, caplog, turned):
+    write_rooms(tmp_path, "high", "wide")
+    for name in turned:
+        turn(tmp_path / "high" / name)
+    assert main(["eval", "rooms", str(tmp_path), *SMALL]) == 0
+    assert caplog.text.count("high is left out: images of ") == 1 and len(caplog.records) == 1
+    printed = capsys.readouterr().out
+    assert "\nwide" in printed and "\nhigh" not in printed
+
+
+def test_command_says_once_that_high_images_are_cut(tmp_path, caplog):
+    write_walk(tmp_path / "high", range(4))
+    turn(tmp_path / "high" / "rgb_90")
+    write_walk(tmp_path / "wide", range(4))
+    assert main(["eval", "tum", str(tmp_path), *SMALL]) == 0
+    (said,) = caplog.messages
+    assert "high: of the rows of its images, which are 48x64, 20% are not seen" in said
+
+
+def resize_from(folder, first):
+    """Images from that one on are of another size."""
+    for index in range(first, len(list(folder.iterdir()))):
+        path = str(folder / f"{index}.png")
+        cv2.imwrite(path, cv2.resize(cv2.imread(path), (WIDTH, HEIGHT // 2)))
+
+
+def test_command_ends_a_sequence_where_a_new_world_starts(tmp_path, capsys, caplog):
+    write_walk(tmp_path / "short", range(3))
+    write_walk(tmp_path / "walk", range(7))
+    resize_from(tmp_path / "walk" / "rgb_90", 3)
+    assert main(["eval", "tum", str(tmp_path), *SMALL]) == 0
+    assert caplog.text.count("is left out") == 2
+    assert "walk ends before its frame of 5.000 s, a new world: image size changed" in caplog.text
+    short, walk = (line.split() for line in capsys.readouterr().out.splitlines()[1:3])
+    assert short[1:-1] == walk[1:-1]  # all but the time
+
+
+def test_command_leaves_out_what_ends_before_there_is_motion(tmp_path, caplog):
+    write_walk(tmp_path / "walk", range(7))
+    write_walk(tmp_path / "photo", range(7))
+    resize_from(tmp_path / "photo" / "rgb_90", 1)
+    assert main(["eval", "tum", str(tmp_path), *SMALL]) == 0
+    assert "photo is left out: 1 of its frames can be used" in caplog.text
+
+
+def test_command_names_the_rooms_that_could_not_be_used(monkeypatch, capsys):
+    def refuse(self, image):
+        raise ValueError("no")
+
+    monkeypatch.setattr("xsvggt_ros.stream.GeometryStream.step", refuse)
+    assert main(["eval", "--seeds", "3:5", "--frames", "3", *SMALL]) == 2
+    assert "no sequence of the rooms of --seeds 3:5 could be used" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -163,3 +163,54 @@ def test_text_of_any_encoding(path):
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         path.write_bytes("sequence3\r\n".encode(encoding))
         assert read_text(path).split() == ["sequence3"]
+
+
+@pytest.mark.parametrize("heading", [["4"], ["4 1"], ["2", "4"], ["4", "1 0.5"]])
+def test_a_count_above_all_poses_is_none(path, heading, caplog):
+    by_line = [" ".join(MATRICES[i : i + 4]) for i in range(0, 16, 4)]
+    for read, lines in (
+        (lambda p: read_trajectory(p)[1], TRAJECTORY),
+        (read_matrices, MATRICES),
+        (read_matrices, by_line),
+    ):
+        caplog.clear()
+        path.write_text("\n".join([*heading, *lines]))
+        check(read(path))
+        assert f"{len(heading)} lines that are not" in caplog.text
+
+
+@pytest.mark.parametrize("index", ["{}", "{0} {0} 0", "{0} 0.5"])  # the second: a .log file of Redwood's
+def test_an_index_above_each_matrix_is_none(path, index, caplog):
+    path.write_text("".join(index.format(i) + "\n" + "\n".join(MATRICES[4 * i : 4 * i + 4]) + "\n" for i in range(4)))
+    check(read_matrices(path))
+    assert "4 lines that are not 4 numbers (line 1, 6, 11, 16)" in caplog.text
+
+
+def test_an_index_above_each_pose_is_none(path):
+    path.write_text("".join(f"{i}\n{line}\n" for i, line in enumerate(TRAJECTORY)))
+    check(read_trajectory(path)[1])
+
+
+@pytest.mark.parametrize("cut", range(4))
+def test_a_row_of_a_matrix_that_is_cut_is_no_heading(path, cut):
+    lines = [*MATRICES]
+    lines[cut] = "0.5"
+    path.write_text("\n".join(lines))
+    check(read_matrices(path), lost=[0])
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (read_matrices, "-inf -inf -inf -inf\n" * 8),
+        (read_matrices, " ".join(["nan"] * 16) + "\n"),
+        (read_matrices, "\n".join(MATRICES[:3])),
+        (read_matrices, "7\n".join(line + "\n" for line in MATRICES)),
+        (read_trajectory, "1.0 1 2 3 0 0 0 0\n" * 3),
+        (read_trajectory, "1.0 nan nan nan nan nan nan nan\n"),
+    ],
+)
+def test_a_file_of_which_all_poses_are_lost(path, read, text):
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"file.txt has no pose"):
+        read(path)

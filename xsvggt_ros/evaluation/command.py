@@ -24,7 +24,7 @@ from xsvggt_ros.evaluation.metrics import ALIGNMENTS
 from xsvggt_ros.evaluation.plots import draw_accuracy, draw_sequence
 from xsvggt_ros.evaluation.sweep import IMAGE_SIZE, Sweep, run_sweep
 from xsvggt_ros.evaluation.table import Table, write_table
-from xsvggt_ros.evaluation.trace import Clouds, Gallery, Trace, follow
+from xsvggt_ros.evaluation.trace import Clouds, Gallery, Incomparable, Observer, Trace, follow
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.rate import check_rate
 from xsvggt_ros.rooms.motion import MOTIONS
@@ -199,7 +199,8 @@ def _evaluate(args: argparse.Namespace, config: StreamConfig) -> None:
         if errors:
             tqdm.write(_line(errors, columns))
     if not evaluation.errors:
-        raise ValueError(f"no sequence of {args.root} could be used; the warnings say why")
+        source = args.root or f"the rooms of --seeds {args.seeds.start}:{args.seeds.stop}"
+        raise ValueError(f"no sequence of {source} could be used; the warnings say why")
     for mean in evaluation.means():
         print(_line(mean, columns))
     for note in evaluation.notes(args.points):
@@ -246,7 +247,12 @@ def _evaluate_sequence(
     frames = tqdm(
         readable(sequence), sequence.name, len(sequence.frames), unit="frame", leave=False, disable=None
     )  # fmt: skip
-    follow(stream, frames, trace, *([clouds] if args.points else []), *([gallery] if args.output else []))
+    observers: list[Observer] = [trace, *([clouds] if args.points else []), *([gallery] if args.output else [])]
+    try:
+        follow(stream, sequence.name, frames, *observers)
+    except Incomparable as error:
+        log.warning("%s is left out: %s", sequence.name, error)
+        return None
     if len(trace.seconds) < FEWEST:
         log.warning("%s is left out: %d of its frames can be used", sequence.name, len(trace.seconds))
         return None

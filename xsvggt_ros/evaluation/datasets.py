@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import inf
+from math import inf, nan
 from pathlib import Path
 from typing import Any, overload
 
@@ -31,7 +32,7 @@ from xsvggt_ros.evaluation.text_files import (
 )
 from xsvggt_ros.geometry import Array, intrinsic_matrix, inverse
 from xsvggt_ros.natural_order import naturally_sorted, numbers
-from xsvggt_ros.replay.sources.folder import FOLDER_RATE, READ_SUFFIXES, image_files, read_image
+from xsvggt_ros.replay.sources.folder import FOLDER_RATE, HEIF_SUFFIXES, IMAGE_SUFFIXES, read_image
 from xsvggt_ros.rooms import stream
 
 Depth = NDArray[np.float32]
@@ -106,11 +107,14 @@ def seven_scenes(root: Path) -> list[EvaluationSequence]:
     """
     if any(root.glob("frame-*.color.*")):
         return _sequences([root], _seven_scenes, max_depth=10.0)
-    return [
-        EvaluationSequence(f"{scene.name}/seq-{int(number):02d}", _seven_scenes(scene / f"seq-{int(number):02d}"), 10.0)
+    folders = [
+        scene / f"seq-{int(number):02d}"
         for scene in _folders(root, "TestSplit.txt")
         for number in re.findall(r"\d+", read_text(scene / "TestSplit.txt"))
     ]
+    if not folders:
+        raise ValueError(f"no TestSplit.txt of {root} names a sequence; it must have lines like `sequence1`")
+    return _sequences(folders, _seven_scenes, max_depth=10.0, levels=2)
 
 
 def _seven_scenes(folder: Path) -> LazyFrames:
@@ -120,7 +124,7 @@ def _seven_scenes(folder: Path) -> LazyFrames:
     return _frames(
         folder,
         images,
-        seconds=[numbers(image)[0] / FOLDER_RATE for image in images],
+        seconds=[_number(image, 0) / FOLDER_RATE for image in images],
         depths=_png_depths(_files(folder, f"frame-*.{depth}"), 1000),
         poses=np.stack([read_pose(folder / f"{image.name.split('.')[0]}.pose.txt") for image in images]),
         intrinsics=read_camera(camera) if camera.exists() else SEVEN_SCENES_CAMERA,
@@ -179,7 +183,7 @@ def bonn(root: Path) -> list[EvaluationSequence]:
 def _bonn(folder: Path) -> LazyFrames:
     images = _images(folder / "rgb_110")
     depths = _png_depths(_images(folder / "depth_110"), 5000)
-    return _frames(folder, images, seconds=[numbers(image)[-1] for image in images], depths=depths)
+    return _frames(folder, images, seconds=[_number(image, -1) for image in images], depths=depths)
 
 
 def kitti(root: Path) -> list[EvaluationSequence]:
@@ -213,23 +217,29 @@ def _sintel(folder: Path) -> LazyFrames:
 
 def _sintel_camera(path: Path) -> tuple[Array, Array]:
     """T_world_cam [4, 4] and intrinsics [3, 3] of a .cam file: tag, intrinsics, T_cam_world without its last row."""
-    intrinsics, T_cam_world = np.split(np.frombuffer(_sintel_body(path), "<f8", 21), [9])
+    with _sintel_body(path) as body:
+        intrinsics, T_cam_world = np.split(np.frombuffer(body, "<f8", 21), [9])
     return inverse(np.vstack([T_cam_world.reshape(3, 4), [0, 0, 0, 1]])), intrinsics.reshape(3, 3)
 
 
 def _sintel_depth(path: Path) -> Depth:
     """Depth of a .dpt file: tag, width, height, rows."""
-    body = _sintel_body(path)
-    width, height = np.frombuffer(body, "<i4", 2)
-    depth = np.frombuffer(body, "<f4", offset=8).reshape(height, width)
+    with _sintel_body(path) as body:
+        width, height = np.frombuffer(body, "<i4", 2)
+        depth = np.frombuffer(body, "<f4", offset=8).reshape(height, width)
     return np.where(np.isfinite(depth), depth, np.float32(0))
 
 
-def _sintel_body(path: Path) -> bytes:
+@contextmanager
+def _sintel_body(path: Path) -> Iterator[bytes]:
+    """What follows the tag. Where it is too short for its reader, ValueError names the file."""
     content = path.read_bytes()
     if content[:4] != SINTEL_TAG:
         raise ValueError(f"{path} does not begin with the tag of Sintel's files, 202021.25; unpack it again")
-    return content[4:]
+    try:
+        yield content[4:]
+    except ValueError as error:
+        raise ValueError(f"{path} is cut off or damaged ({error}); unpack it again") from error
 
 
 def scannet(root: Path) -> list[EvaluationSequence]:
@@ -285,8 +295,9 @@ def room_sequences(
         )
 
 
-# Name of a data set -> its sequences, from its folder. Raises FileNotFoundError or ValueError, with what was expected
-# where; images are only read with their frames, which then raise OSError or ValueError, with the name of a damaged one.
+# Name of a data set -> its sequences, from its folder; the log names those that cannot be read. Raises OSError or
+# ValueError, with what was expected where, if none can be read; images are only read with their frames, which then
+# raise OSError or ValueError, with the name of a damaged one.
 DATASETS: dict[str, Callable[[Path], list[EvaluationSequence]]] = {
     "7scenes": seven_scenes,
     "tum": tum,
@@ -300,9 +311,29 @@ DATASETS: dict[str, Callable[[Path], list[EvaluationSequence]]] = {
 
 
 def _sequences(
-    folders: Sequence[Path], read: Callable[[Path], LazyFrames], max_depth: float = inf, clip_prediction: bool = False
+    folders: Sequence[Path],
+    read: Callable[[Path], LazyFrames],
+    max_depth: float = inf,
+    clip_prediction: bool = False,
+    levels: int = 1,
 ) -> list[EvaluationSequence]:
-    return [EvaluationSequence(folder.resolve().name, read(folder), max_depth, clip_prediction) for folder in folders]
+    """Those of the folders that can be read, named by as many levels; the log names the others.
+
+    Raises OSError or ValueError, that of the first, if none can be read.
+    """
+    found: list[EvaluationSequence] = []
+    errors: dict[str, Exception] = {}
+    for folder in folders:
+        name = "/".join(folder.resolve().parts[-levels:])
+        try:
+            found.append(EvaluationSequence(name, read(folder), max_depth, clip_prediction))
+        except (OSError, ValueError) as error:
+            errors[name] = error
+    if not found:
+        raise next(iter(errors.values()))
+    for name, why in errors.items():
+        logger.warning("%s is left out: %s", name, why)
+    return found
 
 
 def _frames(
@@ -341,8 +372,13 @@ def _frame(
     return EvaluationFrame(round(seconds * 1e9), colour, depth and depth(), T_world_cam, intrinsics)
 
 
+def _number(path: Path, which: int) -> float:
+    """In a file's name; NaN if it has none."""
+    return (numbers(path) or [nan])[which]
+
+
 def _without_gaps(seconds: Sequence[float] | Array) -> Array:
-    """Times that a damaged line does not say, from those around it."""
+    """Times that a damaged line, or a file's name, does not say, from those around it."""
     times, index = np.asarray(seconds, dtype=np.float64), np.arange(len(seconds))
     known = np.isfinite(times)
     return np.where(known, times, np.interp(index, index[known], times[known])) if known.any() else index / FOLDER_RATE
@@ -357,10 +393,13 @@ def _folders(root: Path, *markers: str) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    found = image_files(folder) if folder.is_dir() else []
+    """In natural order, with those that cannot be read: the place of an image tells which depth and pose are its."""
+    suffixes = IMAGE_SUFFIXES + HEIF_SUFFIXES
+    entries = folder.iterdir() if folder.is_dir() else ()
+    found = [path for path in entries if path.suffix.lower() in suffixes and not path.name.startswith(".")]
     if not found:
-        raise FileNotFoundError(f"{folder} does not exist or has no images ({' '.join(READ_SUFFIXES)})")
-    return found
+        raise FileNotFoundError(f"{folder} does not exist or has no images ({' '.join(suffixes)})")
+    return naturally_sorted(found)
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
@@ -379,6 +418,8 @@ def _png_depth(path: Path, steps_per_metre: float) -> Depth:
     try:
         with Image.open(path) as image:
             steps = np.array(image)
-    except (OSError, SyntaxError) as error:  # the latter of a damaged PNG
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a damaged PNG
         raise ValueError(f"{path} cannot be read: {error}") from error
+    if steps.ndim != 2:
+        raise ValueError(f"{path} is no depth image, as it has colours; give grey ones of 16 bits")
     return np.where(steps == NO_READING, 0, steps / steps_per_metre).astype(np.float32)

@@ -66,7 +66,7 @@ def sequence_errors(trace: Trace, clouds: Clouds | None, alignment: str) -> Sequ
         name=trace.sequence.name,
         depth=depth_of(trace, alignment),
         pose=unaligned_pose_of(trace) if alignment == UNALIGNED else _aligned_pose_of(trace),
-        points=_points_of(clouds) if clouds and clouds.true else None,
+        points=_points_of(clouds) if clouds and sum(map(len, clouds.true)) else None,
         cache_mib=trace.cache_bytes / MIB,
         step_ms=float(np.median(trace.seconds)) * 1000,
     )

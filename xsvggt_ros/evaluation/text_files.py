@@ -2,7 +2,8 @@
 """Text files of data sets: poses, cameras and lists, as people's disks have them.
 
 Comments, blank lines, commas, any line end and any Unicode are read. A line that does not say what it should is named
-in a warning: it has no pose, NaN. A file without any line that does raises ValueError, naming it.
+in a warning: it has no pose, NaN, or is passed over where it is a count above all poses or an index above each. A file
+without any line that does raises ValueError, naming it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def read_trajectory(path: Path) -> tuple[Array, Array]:
     """Seconds [N] and poses [N, 4, 4] of a TUM trajectory; NaN the pose that is none, and both of a damaged line."""
     rows, numbers = _rows(path, 8)
     lost = ~np.isfinite(rows).all(axis=1) | ~rows[:, 4:].any(axis=1)
+    if lost.all():
+        raise ValueError(f"{path} has no pose: in no line are all 8 numbers finite and the quaternion longer than 0")
     _warn(path, [n for n, row in zip(numbers, rows, strict=True) if not row[4:].any()], "a quaternion of length 0")
     rows[lost, 1:] = np.nan
     return rows[:, 0], np.stack([rigid(rotation_matrix(row[4:]), row[1:4]) for row in rows])
@@ -50,9 +53,9 @@ def read_matrices(path: Path) -> Array:
     missing = -len(rows) % lines
     T = np.concatenate([rows, np.full((missing, rows.shape[1]), np.nan)]).reshape(-1, 4, 4)
     lost = ~_are_rigid(T)
+    if lost.all():
+        raise ValueError(f"{path} has no pose of 16 numbers: from line {numbers[0]} on, no matrix is a rigid transform")
     wrong = [numbers[i * lines] for i in np.flatnonzero(lost & np.isfinite(T).all(axis=(1, 2)))]
-    if wrong and lost.all():
-        raise ValueError(f"{path} has no pose of 16 numbers: from line {wrong[0]} on, no matrix is a rigid transform")
     _warn(path, wrong, "not the start of a rigid transform")
     _warn(path, numbers[-1:] if missing else [], "the end of a pose that is cut")
     T[lost] = np.nan
@@ -105,10 +108,22 @@ def _rows(path: Path, *columns: int) -> tuple[Array, list[int]]:
     ((width, _),) = Counter(len(values) for number, values in rows if number in whole).most_common(1)
     good = {number for number, values in rows if number in whole and len(values) == width}
     _warn(path, [number for number, _ in lines if number not in good], f"not {width} numbers")
+    above = _headings([len(values) for _, values in rows], width)
+    rows = [row for row, is_heading in zip(rows, above, strict=True) if not is_heading]
     table = np.empty((len(rows), width))
     for row, (number, values) in zip(table, rows, strict=True):
         row[:] = values if number in good else np.nan
     return table, [number for number, _ in rows]
+
+
+def _headings(lengths: Sequence[int], width: int) -> NDArray[np.bool_]:
+    """Which rows of so many numbers are no damaged ones: a count above all records, or an index above each."""
+    record = 4 if width == 4 else 1  # rows
+    short = np.array(lengths) < min(width, max(width / 2, 4))
+    first = int(np.argmin(short))
+    if len(short) % (record + 1) == 0 and (short.reshape(-1, record + 1) == (np.arange(record + 1) == 0)).all():
+        return short
+    return (np.arange(len(short)) < first) & (np.count_nonzero(~short) % record == 0)
 
 
 def _is_number(word: str) -> bool:

@@ -24,23 +24,48 @@ log = logging.getLogger(__name__)
 POINT_CROP = 224  # pixels; the side of the field's centre crop
 
 
+class Incomparable(ValueError):
+    """What is predicted cannot be compared with the truth."""
+
+
 class Observer(Protocol):
-    """Collects something of every frame."""
+    """Collects something of every frame. Raises Incomparable where it cannot be compared with the truth."""
 
     def add(self, frame: Frame, truth: EvaluationFrame) -> None: ...
 
 
-def follow(stream: GeometryStream, frames: Iterable[EvaluationFrame], *observers: Observer) -> None:
-    """Runs the stream, from a new start, over the frames; the log names those that it does not take."""
+def follow(stream: GeometryStream, name: str, frames: Iterable[EvaluationFrame], *observers: Observer) -> None:
+    """Runs the stream, from a new start, over the frames of a sequence of that name.
+
+    The log names those that it does not take, and where the sequence ends early, as a new world starts: its poses and
+    scale are others. Raises Incomparable as the observers do.
+    """
     stream.reset()
+    started = False
     for truth in frames:
         try:
             frame = stream.step(truth.image)
         except ValueError as error:
-            log.warning("frame of %.3f s is left out: %s", truth.stamp_ns * 1e-9, error)
+            log.warning("%s: frame of %.3f s is left out: %s", name, truth.stamp_ns * 1e-9, error)
             continue
+        if started and frame.index == 0:
+            event = frame.status.event
+            log.warning("%s ends before its frame of %.3f s, a new world: %s", name, truth.stamp_ns * 1e-9, event)
+            return
         for observer in observers:
             observer.add(frame, truth)
+        if not started:
+            _tell_cropping(stream, name, truth.image)
+        started = True
+
+
+def _tell_cropping(stream: GeometryStream, name: str, image: NDArray[np.uint8]) -> None:
+    height, width = image.shape[:2]
+    resize = Resize.of(height, width, stream.width, stream.model.config.patch_size)
+    if resize.top:
+        lost = 1 - resize.height / resize.scaled_height
+        text = "%s: of the rows of its images, which are %dx%d, %.0f%% are not seen, at top and bottom; turn them"
+        log.warning(text + " by 90 degrees, and their poses", name, width, height, 100 * lost)
 
 
 @dataclass
@@ -70,8 +95,14 @@ class Trace:
     def _valid(self, frame: Frame, truth: EvaluationFrame) -> tuple[Depth, Depth]:
         if truth.depth is None:
             return np.zeros(0, np.float32), np.zeros(0, np.float32)
+        (height, width), (image_height, image_width) = truth.depth.shape, truth.image.shape[:2]
+        if height > width or image_height > image_width:
+            raise Incomparable(
+                f"images of {image_width}x{image_height} with depth of {width}x{height} cannot be compared, as the "
+                "network cuts high ones: turn both, the longer side across"
+            )
         valid = valid_depth(truth.depth, self.sequence)
-        return resized(frame.depth, truth.depth)[valid], truth.depth[valid]
+        return _resize(frame.depth, width, height, cv2.INTER_CUBIC)[valid], truth.depth[valid]
 
     def poses(self) -> tuple[Array, Array]:
         """Predicted and true poses [N, 4, 4] of the frames whose true one is known."""
@@ -125,14 +156,6 @@ class Gallery:
 def valid_depth(depth: Depth, sequence: EvaluationSequence) -> NDArray[np.bool_]:
     """Where true depth [h, w] counts."""
     return (depth > 0) & (depth < sequence.max_depth)
-
-
-def resized(depth: Depth, truth: Depth) -> Depth:
-    """Predicted depth in the size of the true one, bicubic. Raises ValueError where the network saw only a part."""
-    height, width = truth.shape
-    if height > width:
-        raise ValueError(f"images of {width}x{height} are cut by the network: turn them, the longer side across")
-    return _resize(depth, width, height, cv2.INTER_CUBIC)
 
 
 def _resize(depth: Depth, width: int, height: int, interpolation: int) -> Depth:
