@@ -8,6 +8,7 @@ from mcap.reader import make_reader
 from mcap.writer import CompressionType, IndexType
 from support.recordings import TYPES, write_mcap
 
+from xsvggt_ros.messages.storage import mcap_part
 from xsvggt_ros.messages.storage.mcap_part import MAGIC, McapPart
 from xsvggt_ros.messages.storage.part import DamagedPart
 
@@ -56,6 +57,24 @@ def test_order_of_time_as_mcap_has_it(tmp_path, layout):
     with write_mcap(tmp_path / "b.mcap", times).open("rb") as file:  # its reader does not know every layout
         expected = [message.data for _, _, message in make_reader(file).iter_messages()]
     assert [bytes(data) for _, data in McapPart(path).rows({TOPIC: IMAGE})] == expected
+
+
+@pytest.mark.parametrize("times", [[0] * COUNT, [5] * (COUNT // 2) + [9] * (COUNT // 2), range(COUNT)])
+@pytest.mark.parametrize("layout", ["chunks", "no chunks", "no index"])
+def test_no_more_than_one_stretch_is_held(tmp_path, monkeypatch, layout, times):
+    """A clock that stands still makes no difference."""
+    read, messages = [], mcap_part._messages
+
+    def counted(*args):
+        for message in messages(*args):
+            read.append(message[0])
+            yield message
+
+    monkeypatch.setattr(mcap_part, "_messages", counted)
+    monkeypatch.setattr(mcap_part, "STRETCH", 60_000)
+    part = McapPart(write_mcap(tmp_path / "a.mcap", times, **LAYOUTS[layout]))
+    held = [len(read) - given for given, _ in enumerate(part.rows({TOPIC: IMAGE}))]
+    assert len(held) == COUNT and max(held) <= 8  # pictures of 9 kB
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

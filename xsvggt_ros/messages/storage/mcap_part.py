@@ -64,12 +64,13 @@ class McapPart(Part):
 
     def rows(self, topics: Mapping[str, str]) -> Rows:
         wanted, damage = self._wanted(topics), self._damage.copy()
-        waiting: list[tuple[int, int, int, int, memoryview]] = []  # a heap: time, where it lies, channel, message
+        # A heap: time, position of its stretch, its own there, channel, message.
+        waiting: list[tuple[int, int, int, int, memoryview]] = []
         with self.path.open("rb") as file:
             for stretch in self._stretches:
                 if wanted.keys().isdisjoint(stretch.channels):
                     continue
-                while waiting and waiting[0][0] < stretch.start:
+                while waiting and waiting[0][:2] < (stretch.start, stretch.position):
                     *_, channel, message = heapq.heappop(waiting)
                     yield wanted[channel], message
                 try:
