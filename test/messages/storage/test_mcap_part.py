@@ -2,6 +2,7 @@
 """mcap files of any writer: with and without chunks, summary and end, and with other tools' channels."""
 
 import random
+import struct
 
 import pytest
 from mcap.reader import make_reader
@@ -148,3 +149,38 @@ def test_damaged_chunk_is_left_out_and_named(tmp_path, layout, compression):
 def test_without_messages(tmp_path):
     part = McapPart(write_mcap(tmp_path / "a.mcap", []))
     assert part.counts[TOPIC] == 0 and seconds(part) == ([], "")
+
+
+def chunk_indexes(data):
+    """Where the content of each lies in a file: behind its opcode and length."""
+    position = struct.unpack_from("<Q", data, len(data) - 28)[0]
+    while data[position] != 2:  # the footer's
+        opcode, length = struct.unpack_from("<BQ", data, position)
+        if opcode == 8:
+            yield position + 9
+        position += 9 + length
+
+
+FIELDS = {"first time": 0, "offset": 16, "length": 24, "an indexed channel": 36}  # -> byte of a chunk index
+
+
+@pytest.mark.parametrize("value", [0, 1, 0x0FFF, 2**15, 2**40, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("field", FIELDS)
+def test_wrong_index_costs_no_message(tmp_path, field, value):
+    path = write_mcap(tmp_path / "a.mcap", range(COUNT), chunk_size=60_000)
+    data = bytearray(path.read_bytes())
+    position = list(chunk_indexes(data))[2]
+    form, value = ("<H", value % 2**16) if "channel" in field else ("<Q", value)
+    struct.pack_into(form, data, position + FIELDS[field], value)
+    path.write_bytes(data)
+    part = McapPart(path)
+    assert seconds(part) == (list(range(COUNT)), "") and part.counts[TOPIC] == COUNT
+
+
+@pytest.mark.parametrize("value", [0, 1, 10**4, 2**40, 2**63, 2**64 - 1])
+def test_wrong_start_of_the_summary_costs_no_message(tmp_path, value):
+    path = write_mcap(tmp_path / "a.mcap", range(COUNT), chunk_size=60_000)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<Q", data, len(data) - 28, value)
+    path.write_bytes(data)
+    assert seconds(McapPart(path)) == (list(range(COUNT)), "")
