@@ -36,7 +36,20 @@ def test_help_of_every_command(command, capsys):
     assert stop.value.code == 0 and f"xsvggt {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", ["", "dance", "replay", "replay in --output out --max-frame 1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "dance",
+        "--foo",
+        "-v",
+        "--",
+        "-- replay",
+        "--output out replay in",
+        "replay",
+        "replay in --output out --max-frame 1",
+    ],
+)
 def test_usage_errors(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments.split())
@@ -55,6 +68,10 @@ def test_usage_errors(arguments, capsys):
         ("replay --worldframe map in --output out", "--worldframe (did you mean --world_frame?)"),
         ("replay in another --output out", "another"),
         ("rooms --output out --frame 3", "--frame (did you mean --frames?)"),
+        ("--foo replay x", "--foo before replay, whose flags follow it"),
+        ("-v replay x --output out", "-v before replay, whose flags follow it"),
+        ("--output=out replay x", "--output=out before replay, whose flags follow it"),
+        ("--verbose parameters", "--verbose before parameters, whose flags follow it"),
     ],
 )
 def test_an_unknown_flag_is_named_with_the_nearest(arguments, said, capsys):

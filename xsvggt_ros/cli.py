@@ -29,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code of the command line: 0 done, 2 bad input (one sentence on stderr says what), 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    args, unknown = _parser(arguments[:1]).parse_known_args(arguments)
+    parser = _parser(arguments[:1])
+    args, unknown = parser.parse_known_args(arguments)
+    if args.command not in arguments[:1]:
+        parser.error(f"unrecognized arguments: {arguments[0]} before {args.command}, whose flags follow it")
     if unknown:
         args.parser.error(f"unrecognized arguments: {_named(unknown, args.parser)}")
     try:

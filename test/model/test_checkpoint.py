@@ -9,8 +9,10 @@ import os
 import pickle
 import tarfile
 import zipfile
-from datetime import datetime
+from collections import Counter, defaultdict, deque
+from datetime import date, datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,6 +79,34 @@ def test_data_beside_the_weights_is_left_out(tmp_path, options):
     check(tmp_path / "w.pth", "model")
 
 
+@pytest.mark.parametrize("options", [{}, LEGACY])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        defaultdict(list, loss=[1.0, 0.5]),
+        defaultdict(float, loss=1.0, depth=0.5),
+        defaultdict(dict, train=defaultdict(list, loss=[1.0]), val={"curve": deque([1.0, 2.0])}),
+        defaultdict(int),
+        deque([1.0]),
+        deque([0.5, 0.25, {"a": 1}], maxlen=20),
+        deque(maxlen=20),
+        Counter("abc"),
+        SimpleNamespace(lr=1e-4, losses=deque([1.0, 2.0])),
+        [date(2026, 1, 1), datetime(2026, 1, 1, tzinfo=timezone.utc)],
+        {"frozen": frozenset(["a.weight"]), "layers": range(4)},
+    ],
+    ids=repr,
+)
+def test_containers_beside_the_weights_are_left_out(tmp_path, beside, options):
+    torch.save({"history": beside, "model": WEIGHTS, "last": beside}, tmp_path / "w.pth", **options)
+    check(tmp_path / "w.pth", "model")
+
+
+def test_weights_in_a_defaultdict(tmp_path):
+    torch.save(defaultdict(list, WEIGHTS), tmp_path / "w.pth")
+    check(tmp_path / "w.pth")
+
+
 def test_entries_beside_the_tensors_are_left_out(tmp_path):
     torch.save(WEIGHTS | {"epoch": 3, "_metadata": {"": {"version": 1}}}, tmp_path / "w.pth")
     check(tmp_path / "w.pth")
@@ -91,6 +121,30 @@ def test_parameters_are_tensors(tmp_path):
 def test_a_whole_module_is_refused_by_its_name(tmp_path, options):
     torch.save(nn.Linear(2, 3), tmp_path / "w.pth", **options)
     with pytest.raises(ValueError, match=r"Python objects \(torch.nn.modules.linear.Linear\).*keep only its tensors"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+class Odd:
+    """Pickled as a namespace that has items."""
+
+    def __init__(self, *items):
+        self.items = items
+
+    def __reduce__(self):
+        return argparse.Namespace, (), None, *map(iter, self.items)
+
+
+@pytest.mark.parametrize("odd", [Odd([1]), Odd([1, 2]), Odd([], [("a", 1)])])
+def test_an_object_that_cannot_be_filled_is_named(tmp_path, odd):
+    torch.save({"model": WEIGHTS, "odd": odd}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"Python objects \(argparse.Namespace\).*keep only its tensors"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
+def test_a_newer_pickle_is_named(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "w.pth", pickle_protocol=4)
+    with pytest.raises(ValueError, match=r"Python objects \(operand \d+\).*keep only its tensors"):
         read_checkpoint(tmp_path / "w.pth")
 
 

@@ -39,12 +39,14 @@ DATA = (
     *(f"pathlib._local.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
     *("numpy.dtype", "numpy.ndarray"),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *("datetime.datetime", "datetime.timedelta", "typing.Any", "collections.defaultdict"),
-    *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "str", "bool")),
+    *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
+    *("types.SimpleNamespace", "typing.Any"),
+    *(f"builtins.{name}" for name in ("dict", "list", "tuple", "frozenset", "range", "int", "float", "str", "bool")),
     *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
     *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata"),
     *(f"omegaconf.nodes.{name}Node" for name in ("Any", "String", "Integer", "Float", "Boolean", "Path")),
 )
+CONTAINERS = {"collections.defaultdict": dict, "collections.deque": list}  # -> what takes its content
 
 FOREIGN = {  # how a file begins -> what it is, and what to do
     b"version https://git-lfs": "a Git LFS pointer instead of the weights; run `git lfs pull` where it was cloned",
@@ -67,12 +69,20 @@ class _StandIn:
         pass
 
 
-def _stand_in(name: str) -> Callable[..., Any]:
+def _stand_in(name: str, **members: Any) -> Callable[..., Any]:
     module, _, name = name.rpartition(".")
-    return type(name, (_StandIn,), {"__module__": module})
+    return type(name, (_StandIn,), {"__module__": module, **members})
 
 
-STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [_stand_in(name) for name in DATA]
+def _container(name: str, kind: type) -> Callable[..., Any]:
+    """Makes a plain one: torch.load fills no other, whatever its methods."""
+    return _stand_in(name, __new__=lambda *_: kind())
+
+
+STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    *map(_stand_in, DATA),
+    *(_container(name, kind) for name, kind in CONTAINERS.items()),
+]
 
 
 def read_checkpoint(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -209,8 +219,8 @@ def _unpickled(path: Path) -> Any:
         with path.open("rb") as file, torch.serialization.safe_globals(STAND_INS):
             return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        objects = f"Python objects{f' ({named[1]})' if named else ''}"
+        named = re.search(r"(?<=GLOBAL )\S+|(?<=<class ')[^']+|operand \d+", str(error))
+        objects = f"Python objects{f' ({named[0]})' if named else ''}"
         raise ValueError(
             f"{path} holds {objects}, which may run code when loaded, so it was refused; {KEEP_TENSORS}"
         ) from error

@@ -24,7 +24,9 @@ BUNDLED = Path(__file__).parents[1] / "weights"
 PUBLISHED = "streamvggt"  # of MODELS
 # VGGT, which StreamVGGT is trained from, has the same tensor names and shapes: only what the file is called tells, or
 # the folder that it was downloaded into.
-VGGT = re.compile(r"(?<![a-z])(?<!stream[-_. ])vggt(?!.*/)|vggt[-_.]?1b", re.IGNORECASE)
+STREAM = re.compile(r"stream[-_. ]*vggt", re.IGNORECASE)
+VGGT_1B = re.compile(r"(?<![a-z])vggt[-_. ]?1b", re.IGNORECASE)
+VGGT = re.compile(r"(?<![a-z])vggt", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +76,16 @@ def _advice(error: DoesNotFit, path: Path, name: str) -> str:
 
 
 def is_bidirectional(path: Path) -> bool:
-    """Whether a checkpoint is called VGGT, and not StreamVGGT, or is in a folder called VGGT-1B."""
-    called = "/".join(path.absolute().parts[-4:])  # a cache has models--facebook--VGGT-1B/snapshots/.../model.pt
-    return VGGT.search(called) is not None and "streamvggt" not in path.name.lower()
+    """Whether a checkpoint, or else the nearest folder that says it, is called VGGT-1B rather than StreamVGGT.
+
+    Where neither is said, a file called VGGT is one.
+    """
+    for called in reversed(path.absolute().parts[-4:]):  # a cache has models--facebook--VGGT-1B/snapshots/.../model.pt
+        if STREAM.search(called):
+            return False
+        if VGGT_1B.search(called):
+            return True
+    return VGGT.search(path.name) is not None
 
 
 def _state_dict(name: str) -> Mapping[str, Tensor]:

@@ -2,12 +2,14 @@
 """mcap files of any writer: with and without chunks, summary and end, and with other tools' channels."""
 
 import random
+import struct
 
 import pytest
 from mcap.reader import make_reader
 from mcap.writer import CompressionType, IndexType
 from support.recordings import TYPES, write_mcap
 
+from xsvggt_ros.messages.storage import mcap_part
 from xsvggt_ros.messages.storage.mcap_part import MAGIC, McapPart
 from xsvggt_ros.messages.storage.part import DamagedPart
 
@@ -56,6 +58,24 @@ def test_order_of_time_as_mcap_has_it(tmp_path, layout):
     with write_mcap(tmp_path / "b.mcap", times).open("rb") as file:  # its reader does not know every layout
         expected = [message.data for _, _, message in make_reader(file).iter_messages()]
     assert [bytes(data) for _, data in McapPart(path).rows({TOPIC: IMAGE})] == expected
+
+
+@pytest.mark.parametrize("times", [[0] * COUNT, [5] * (COUNT // 2) + [9] * (COUNT // 2), range(COUNT)])
+@pytest.mark.parametrize("layout", ["chunks", "no chunks", "no index"])
+def test_no_more_than_one_stretch_is_held(tmp_path, monkeypatch, layout, times):
+    """A clock that stands still makes no difference."""
+    read, messages = [], mcap_part._messages
+
+    def counted(*args):
+        for message in messages(*args):
+            read.append(message[0])
+            yield message
+
+    monkeypatch.setattr(mcap_part, "_messages", counted)
+    monkeypatch.setattr(mcap_part, "STRETCH", 60_000)
+    part = McapPart(write_mcap(tmp_path / "a.mcap", times, **LAYOUTS[layout]))
+    held = [len(read) - given for given, _ in enumerate(part.rows({TOPIC: IMAGE}))]
+    assert len(held) == COUNT and max(held) <= 8  # pictures of 9 kB
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -129,3 +149,38 @@ def test_damaged_chunk_is_left_out_and_named(tmp_path, layout, compression):
 def test_without_messages(tmp_path):
     part = McapPart(write_mcap(tmp_path / "a.mcap", []))
     assert part.counts[TOPIC] == 0 and seconds(part) == ([], "")
+
+
+def chunk_indexes(data):
+    """Where the content of each lies in a file: behind its opcode and length."""
+    position = struct.unpack_from("<Q", data, len(data) - 28)[0]
+    while data[position] != 2:  # the footer's
+        opcode, length = struct.unpack_from("<BQ", data, position)
+        if opcode == 8:
+            yield position + 9
+        position += 9 + length
+
+
+FIELDS = {"first time": 0, "offset": 16, "length": 24, "an indexed channel": 36}  # -> byte of a chunk index
+
+
+@pytest.mark.parametrize("value", [0, 1, 0x0FFF, 2**15, 2**40, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("field", FIELDS)
+def test_wrong_index_costs_no_message(tmp_path, field, value):
+    path = write_mcap(tmp_path / "a.mcap", range(COUNT), chunk_size=60_000)
+    data = bytearray(path.read_bytes())
+    position = list(chunk_indexes(data))[2]
+    form, value = ("<H", value % 2**16) if "channel" in field else ("<Q", value)
+    struct.pack_into(form, data, position + FIELDS[field], value)
+    path.write_bytes(data)
+    part = McapPart(path)
+    assert seconds(part) == (list(range(COUNT)), "") and part.counts[TOPIC] == COUNT
+
+
+@pytest.mark.parametrize("value", [0, 1, 10**4, 2**40, 2**63, 2**64 - 1])
+def test_wrong_start_of_the_summary_costs_no_message(tmp_path, value):
+    path = write_mcap(tmp_path / "a.mcap", range(COUNT), chunk_size=60_000)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<Q", data, len(data) - 28, value)
+    path.write_bytes(data)
+    assert seconds(McapPart(path)) == (list(range(COUNT)), "")

@@ -168,3 +168,16 @@ def test_other_databases(path, statement):
             open_part(path, stack)
     else:
         assert seconds(path) == ([], "no such table: messages")
+
+
+@pytest.mark.parametrize("table", ["topics", "messages"])
+@pytest.mark.parametrize("name", [b"\xffost", b"l\xc3st", b"los\xe2"])
+def test_damaged_name_in_what_sqlite_says(path, table, name):
+    change(path, f"DROP TABLE {table}", f"CREATE VIEW {table} AS SELECT * FROM lost")
+    path.write_bytes(path.read_bytes().replace(b"FROM lost", b"FROM " + name))
+    said = f"no such table: main.{name.decode(errors='replace')}"
+    if table == "topics":
+        with pytest.raises(DamagedPart, match=said), ExitStack() as stack:
+            open_part(path, stack)
+    else:
+        assert seconds(path) == ([], said)

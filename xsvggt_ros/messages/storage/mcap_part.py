@@ -64,12 +64,13 @@ class McapPart(Part):
 
     def rows(self, topics: Mapping[str, str]) -> Rows:
         wanted, damage = self._wanted(topics), self._damage.copy()
-        waiting: list[tuple[int, int, int, int, memoryview]] = []  # a heap: time, where it lies, channel, message
+        # A heap: time, position of its stretch, its own there, channel, message.
+        waiting: list[tuple[int, int, int, int, memoryview]] = []
         with self.path.open("rb") as file:
             for stretch in self._stretches:
                 if wanted.keys().isdisjoint(stretch.channels):
                     continue
-                while waiting and waiting[0][0] < stretch.start:
+                while waiting and waiting[0][:2] < (stretch.start, stretch.position):
                     *_, channel, message = heapq.heappop(waiting)
                     yield wanted[channel], message
                 try:
@@ -93,14 +94,17 @@ class McapPart(Part):
             channels = [_parsed(Channel, content) for opcode, content in records if opcode == Opcode.CHANNEL]
             if not _complete(statistics, chunks, channels, schemas):
                 return False
+            if not all(_is_there(file, chunk, size) for chunk in chunks):
+                return False
             for opcode, content in records:
                 self._define(opcode, content)
         except ERRORS:
             return False
         for chunk in chunks:
-            start, end = chunk.chunk_start_offset, chunk.chunk_start_offset + chunk.chunk_length
+            position = chunk.chunk_start_offset
             held = set(chunk.message_index_offsets or self._channels)
-            self._stretches.append(Stretch(chunk.message_start_time, start, min(end, size), True, held))
+            end = position + chunk.chunk_length
+            self._stretches.append(Stretch(chunk.message_start_time, position, end, True, held))
         self._count(statistics.channel_message_counts)
         return True
 
@@ -237,13 +241,24 @@ def _summary(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
 def _complete(statistics: Statistics, chunks: list[Any], channels: list[Channel], schemas: set[int]) -> bool:
     """Whether a summary defines all channels and, as the index of every message, lists all chunks."""
     counts = statistics.channel_message_counts
+    indexed = set().union(*(chunk.message_index_offsets for chunk in chunks))
     return (
         len(channels) == statistics.channel_count
         and {channel.schema_id for channel in channels} <= schemas | {0}
+        and indexed <= {channel.id for channel in channels}
         and len(chunks) == statistics.chunk_count
         and sum(counts.values()) == statistics.message_count
         and bool(chunks or not counts)
     )
+
+
+def _is_there(file: BinaryIO, chunk: ChunkIndex, size: int) -> bool:
+    """Whether a chunk lies in a file of that size as its index says: damage there would cost chunks that are whole."""
+    if chunk.chunk_start_offset + chunk.chunk_length > size:
+        return False
+    file.seek(chunk.chunk_start_offset)
+    head = RECORD.pack(Opcode.CHUNK, chunk.chunk_length - RECORD.size) + CHUNK_START.pack(chunk.message_start_time)
+    return file.read(len(head)) == head
 
 
 def _records(stream: BinaryIO, position: int, end: int) -> Iterator[tuple[int, int, int]]:

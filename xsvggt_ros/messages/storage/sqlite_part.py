@@ -23,6 +23,7 @@ TOPICS = """SELECT id, CAST(ifnull(name, '') AS TEXT), CAST(ifnull(type, '') AS 
 SCAN = """SELECT CAST(ifnull(timestamp, 0) AS INTEGER), rowid, CAST(ifnull(topic_id, 0) AS INTEGER)
     FROM messages NOT INDEXED ORDER BY rowid"""
 MESSAGE = "SELECT data FROM messages WHERE rowid = ?"
+ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the latter for the text of an error that has a damaged name in it
 
 
 def side_files(path: Path) -> list[Path]:
@@ -45,8 +46,8 @@ class SqlitePart(Part):
                 for row in database.execute(TOPICS):
                     self._add_channel(*row)
                 self._messages, damage = _scanned(database)  # [N, 3]: time, number, channel
-        except sqlite3.Error as error:
-            raise DamagedPart(str(error)) from error
+        except ERRORS as error:
+            raise DamagedPart(_reason(error)) from error
         self._damage = damage or ("" if copied else _shortness(path))
         self._count(Counter(self._messages[:, 2].tolist()))
 
@@ -57,8 +58,8 @@ class SqlitePart(Part):
             for _, number, channel in chosen.tolist():
                 try:
                     (message,) = database.execute(MESSAGE, (number,)).fetchone() or (None,)
-                except sqlite3.Error as error:
-                    message, damage = None, damage or str(error)
+                except ERRORS as error:
+                    message, damage = None, damage or _reason(error)
                 if isinstance(message, bytes):
                     yield wanted[channel], message
         if damage:
@@ -86,8 +87,8 @@ def _numbers(database: sqlite3.Connection, query: str) -> tuple[np.ndarray, str]
     try:
         for row in database.execute(query):
             found.extend(row)
-    except sqlite3.Error as error:
-        damage = str(error)
+    except ERRORS as error:
+        damage = _reason(error)
     return np.array(found, np.int64).reshape(-1, 3), damage
 
 
@@ -101,3 +102,7 @@ def _shortness(path: Path) -> str:
     )
     full = pages * (65536 if page == 1 else page)
     return f"it has {size} of {full} bytes" if changed == counted and size < full else ""
+
+
+def _reason(error: Exception) -> str:
+    return error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else str(error)
