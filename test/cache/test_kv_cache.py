@@ -83,6 +83,19 @@ def test_every_token_is_what_it_says_over_a_long_stream(tokens_per_frame, policy
                 recorder.check()
 
 
+@pytest.mark.parametrize("change", [dict(budget_tokens=64), dict(budget_tokens=260), dict(policy="xstream")])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_window_that_cuts_through_a_frame_keeps_its_groups_when_settings_change(bits, change):
+    """Its groups begin where the window cuts, not where those of a whole frame do."""
+    config = CacheConfig(policy="sliding_window", pin_first_frame=False, budget_tokens=65, key_bits=bits)
+    recorder = Recorder(cache_of(shape_of(130), config))
+    for _ in range(3):
+        recorder.frame()
+    recorder.check()
+    recorder.cache.reconfigure(replace(config, **change))
+    recorder.check()
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_any_sequence_of_settings_keeps_every_token_what_it_says(seed):
     generator = torch.Generator().manual_seed(seed)

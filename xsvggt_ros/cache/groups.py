@@ -174,7 +174,9 @@ class Groups:
         self.tensors["keys"][layer, slots] = packed
 
     def _labels(self, layer: int, slots: Tensor) -> Tensor:
-        """A number for the group of each slot's token [n], which follows from where the token came from."""
+        """A number for the group of each slot's token [n]; at 16 bits that of the group it would have entered with."""
+        if self.bits < 16:
+            return self.tensors["group"][layer, slots].long()
         frame, token = (self.tensors[name][layer, slots].long() for name in ("frame", "token"))
         return frame * groups_per_frame(self.shape) + token // self.size
 
