@@ -24,6 +24,7 @@ COEFFICIENTS: dict[str, tuple[int, ...]] = {
 }
 COEFFICIENTS |= {"equidistant": FISHEYE, "fisheye": FISHEYE}
 NEGLIGIBLE = 1e-4  # of the focal length: no calibration is as sure
+MOST_UNEQUAL = 4.0  # one focal length over the other: of no lens, however wide its film
 OFF_CENTRE = 1.0  # sides of the image that its principal point may lie outside of it, as that of a region of interest
 LEAST_SEEN = 0.25  # part of a rectified image that the camera must see; with less, the calibration is not its own
 LONGEST_SIDE = 32766  # pixels; cv2.remap takes no more
@@ -94,8 +95,9 @@ def check_camera_matrix(K: Array, name: str, height: int, width: int) -> Array:
     size, focal, centre = np.array([width, height]), K[[0, 1], [0, 1]], K[:2, 2]
     shortest = np.maximum(abs(centre), abs(size - centre)) / np.tan(FOV_LIMITS[1] / 2)
     longest = size / 2 / np.tan(FOV_LIMITS[0] / 2)
+    unequal = focal.max() > MOST_UNEQUAL * focal.min()
     beyond = np.maximum(-centre, centre - size) > OFF_CENTRE * size
-    if (focal < shortest).any() or (focal > longest).all() or beyond.any():
+    if (focal < shortest).any() or (focal > longest).all() or beyond.any() or unequal:
         raise ValueError(
             f"{name} is none of an image of {width} x {height} pixels: focal lengths {focal.tolist()}, principal point "
             f"{centre.tolist()}; scale it to the image, or calibrate the camera"

@@ -148,6 +148,7 @@ class Pipeline:
 
     def _rejected(self, reason: str, cause: str) -> Rejected:
         self._count(cause)
+        self.status = replace(self.status, unused=reason)
         return Rejected(reason, cause)
 
     def _placed(self, frame: Frame, image: InputImage, config: NodeConfig) -> Placed | Unplaced:

@@ -214,6 +214,20 @@ def test_a_compressed_mosaic_is_debayered_as_a_raw_one(rgb, pattern, bits):
         assert np.array_equal(decode_image(FakeCompressedImage(description, data)), raw), description
 
 
+@pytest.mark.parametrize("stated", ["bayer_rggb12", "bayer_rggb10p", "bayer_rggb14"])
+def test_a_compressed_mosaic_of_other_bits_is_one_too(rgb, stated):
+    mosaic = np.tile(rgb[..., 0], (4, 4)).astype("<u2")
+    data = cv2.imencode(".png", mosaic)[1].tobytes()
+    decoded = decode_image(FakeCompressedImage(f"{stated}; png compressed ", data))
+    assert np.array_equal(decoded, decode_image(image(mosaic, "bayer_rggb16")))
+
+
+@pytest.mark.parametrize("description", ["h264", "rgb8; H.265", "theora"])
+def test_a_piece_of_a_video_is_called_so(description):
+    with pytest.raises(ValueError, match="is a piece of a video; republish it"):
+        decode_image(FakeCompressedImage(description, b"\0\0\0\1gabc\n"))
+
+
 def test_what_was_a_mosaic_and_is_none_any_more_is_left_as_it_is(rgb):
     grey = np.tile(rgb[..., 0], (4, 4))
     for description in (
@@ -238,7 +252,7 @@ def test_compressed_depth_is_no_picture(description):
         decode_image(FakeCompressedImage(description, data))
 
 
-@pytest.mark.parametrize("description", ["h264", "theora", "jpeg"])
+@pytest.mark.parametrize("description", ["unknown", "jpeg"])
 def test_what_is_no_image_file_is_refused_by_the_format_that_it_states(description):
     with pytest.raises(ValueError, match=f"'{description}', 9 bytes"):
         decode_image(FakeCompressedImage(description, b"\0\0\0\1gabc\n"))

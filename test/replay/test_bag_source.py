@@ -120,7 +120,7 @@ def test_one_topic_is_not_worth_a_word(tmp_path, caplog):
 @pytest.mark.parametrize("make", [depth, depth_in_metres, depth_png, compressed_depth])
 def test_only_depth(tmp_path, make):
     bag = bag_of(tmp_path / "bag", [("/a", make, 2), ("/b", make, 3)])
-    said = r"no colour or mono images; image topics in it: /a \(2, depth\), /b \(3, depth\); a depth topic is used if"
+    said = r"no colour or mono images; image topics in it: /a \(2, depth\), /b \(3, depth\); depth is no picture"
     with pytest.raises(ValueError, match=said), open_source(bag):
         pass
     with open_source(bag, topic="/b") as source:

@@ -200,3 +200,31 @@ def test_a_damaged_heic_is_named_in_words(tmp_path):
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(60))
     with pytest.raises(ValueError, match="it is a HEIC that is damaged"):
         read_image(tmp_path / "a.heic")
+
+
+@pytest.mark.parametrize("names", [["rgb_{}", "depth_{}"], ["left{}", "right{}"], ["{}_l", "{}_r"]])
+def test_several_series_in_one_folder_are_said(tmp_path, caplog, names):
+    write(tmp_path, [f"{name.format(i)}.png" for name in names for i in range(3)])
+    assert len(replayed(tmp_path)[0]) == 6
+    assert "has images of 2 series" in caplog.text
+
+
+def test_one_series_is_no_word_worth(tmp_path, caplog):
+    write(tmp_path, [*(f"frame-{i}.color.png" for i in range(3)), *(f"frame-{i}.depth.png" for i in range(3))])
+    replayed(tmp_path)
+    write(tmp_path, ["cover.png"])
+    replayed(tmp_path)
+    assert not caplog.text
+
+
+def test_a_folder_of_other_files_says_which(tmp_path):
+    for name in ("a.mp4", "b.MP4", "c"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"has no images .*; there are 2 \.mp4, 1 without suffix"):
+        replayed(tmp_path)
+
+
+def test_a_video_that_is_called_an_image_is_no_heic(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypisom" + bytes(60))
+    with pytest.raises(ValueError, match="of a kind that is not read"):
+        read_image(tmp_path / "a.jpg")

@@ -136,5 +136,5 @@ def test_diagnostics_warn_once_of_an_image_that_cannot_be_used(user, verdicts):
     user.exchange(user.image())
     user.until(lambda: len(verdicts()) >= seen + 3)
     warnings = [verdict.message for _, verdict in verdicts()[seen:] if verdict.level == DiagnosticStatus.WARN]
-    assert [warning.split(";")[0] for warning in warnings] == ["1 images unusable: the log says why"]
+    assert [warning.split(" is ")[0] for warning in warnings] == ["1 images unusable: image encoding '64FC7'"]
     assert verdicts()[-1][1].level == DiagnosticStatus.OK

@@ -186,6 +186,8 @@ class Evaluation:
 
 
 def _evaluate(args: argparse.Namespace, config: StreamConfig) -> None:
+    if args.output and (args.output / "errors.json").exists():
+        raise ValueError(f"{args.output} already has errors.json: choose another output folder, or remove it")
     sequences, count = _sequences(args)
     stream = GeometryStream(config)
     if args.output:

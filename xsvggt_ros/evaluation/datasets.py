@@ -422,4 +422,6 @@ def _png_depth(path: Path, steps_per_metre: float) -> Depth:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if steps.ndim != 2:
         raise ValueError(f"{path} is no depth image, as it has colours; give grey ones of 16 bits")
+    if steps.dtype.itemsize < 2:
+        raise ValueError(f"{path} has {8 * steps.dtype.itemsize} bits a pixel, true depth has 16")
     return np.where(steps == NO_READING, 0, steps / steps_per_metre).astype(np.float32)

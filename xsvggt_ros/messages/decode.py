@@ -69,6 +69,7 @@ DECODED = {
 JPEG, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # What libjpeg says of pictures that are complete all the same.
 HARMLESS = re.compile("extraneous bytes before marker 0xd9|JFIF revision|Adobe color transform|SOS parameters")
+VIDEO = re.compile("h\\.?26[45]|hevc|theora|av1|vp[89]", re.IGNORECASE)
 MOST_PIXELS = 2**28  # of a JPEG; a damaged header may state more
 
 DEPTH_ENCODINGS = {"32FC1": ("<f4", 1.0), "16UC1": ("<u2", 0.001)}  # sample type, metres per step (REP 118)
@@ -211,6 +212,10 @@ def _decompressed(msg: Any) -> tuple[np.ndarray, str]:
     """Samples and encoding of a sensor_msgs CompressedImage."""
     if "compresseddepth" in msg.format.lower():
         raise ValueError(f"a compressed image of format {msg.format!r} is depth; choose the topic of the colour image")
+    if VIDEO.search(msg.format):
+        raise ValueError(
+            f"a compressed image of format {msg.format!r} is a piece of a video; republish it as raw images or JPEG"
+        )
     try:
         samples = decode_samples(bytes(msg.data))
     except ValueError as error:
@@ -229,7 +234,7 @@ def _mosaic(description: str, samples: np.ndarray) -> str:
     """
     original, _, rest = description.lower().partition(";")
     stated = rest.partition("compressed")[2].strip() or original.strip()
-    bayer = re.fullmatch(r"(bayer_[a-z]{4})(?:8|16)", stated)
+    bayer = re.fullmatch(r"(bayer_[a-z]{4})\d+p?", stated)
     encoding = f"{bayer[1]}{8 * samples.itemsize}" if bayer and samples.ndim == 2 else ""
     return encoding if encoding in ENCODINGS else ""
 

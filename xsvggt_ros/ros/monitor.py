@@ -23,8 +23,8 @@ STEPS = 100  # of which median and worst are taken
 UNUSED = {
     "frames_refused": (DiagnosticStatus.WARN, "refused: the queue is full"),
     "frames_lost": (DiagnosticStatus.WARN, "lost by the middleware"),
-    "frames_late": (DiagnosticStatus.WARN, "late: the log says why"),
-    "frames_rejected": (DiagnosticStatus.WARN, "unusable: the log says why"),
+    "frames_late": (DiagnosticStatus.WARN, "late: {}"),
+    "frames_rejected": (DiagnosticStatus.WARN, "unusable: {}"),
     "frames_replaced": (DiagnosticStatus.OK, "replaced by newer ones"),
 }
 
@@ -130,7 +130,11 @@ def _verdicts(status: Status, before: ImageCounts, calibrations: str) -> list[tu
         found.append((level, "; ".join(filter(None, [status.calibration, calibrations]))))
     now, then = asdict(status.images), asdict(before)
     news = {cause: now[cause] - then[cause] for cause in UNUSED}
-    found += [(level, f"{news[cause]} images {why}") for cause, (level, why) in UNUSED.items() if news[cause]]
+    found += [
+        (level, f"{news[cause]} images {why.format(status.unused)}")
+        for cause, (level, why) in UNUSED.items()
+        if news[cause]
+    ]
     return sorted(found, key=lambda verdict: verdict[0], reverse=True)
 
 

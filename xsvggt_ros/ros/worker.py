@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,8 @@ from xsvggt_ros.ros.mailbox import Mailbox
 from xsvggt_ros.ros.monitor import Monitor
 from xsvggt_ros.status import Status
 from xsvggt_ros.stream import GeometryStream
+
+MOST_KINDS = 100  # of reasons that are remembered: they may hold what a stranger sent
 
 
 class Worker:
@@ -42,6 +45,7 @@ class Worker:
         self._log = log
         self._mailbox: Mailbox[tuple[float, Any]] = Mailbox()  # time of arrival (monotonic) and message
         self._monitor = Monitor()
+        self._reported: dict[str, float] = {}  # kind of reason -> when it was logged
         self._load = LoadShedding()
         # What the node's thread may ask for.
         self.reset, self.time_restarted = self._pipeline.reset, self._pipeline.time_restarted
@@ -76,10 +80,17 @@ class Worker:
                 self._answer(result, config, arrived)
 
     def _report(self, result: Rejected) -> None:
+        """Logs each kind of reason, numbers apart, at most once in a while."""
+        now, kind = time.monotonic(), re.sub(r"\d+", "", result.reason)
+        if now - self._reported.get(kind, -THROTTLE_S) < THROTTLE_S:
+            return
+        if len(self._reported) >= MOST_KINDS:
+            self._reported.clear()
+        self._reported[kind] = now
         if result.cause == "frames_failed":
-            self._log.error(result.reason, throttle_duration_sec=THROTTLE_S)
+            self._log.error(result.reason)
         else:
-            self._log.warning(f"image not used: {result.reason}", throttle_duration_sec=THROTTLE_S)
+            self._log.warning(f"image not used: {result.reason}")
 
     def _answer(self, result: Placed | Unplaced, config: NodeConfig, arrived: float) -> None:
         """Publishes the frame, or only its status where it could not be placed."""

@@ -23,7 +23,8 @@ TOPICS = """SELECT id, CAST(ifnull(name, '') AS TEXT), CAST(ifnull(type, '') AS 
 SCAN = """SELECT CAST(ifnull(timestamp, 0) AS INTEGER), rowid, CAST(ifnull(topic_id, 0) AS INTEGER)
     FROM messages NOT INDEXED ORDER BY rowid"""
 MESSAGE = "SELECT data FROM messages WHERE rowid = ?"
-ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the latter for the text of an error that has a damaged name in it
+# UnicodeDecodeError: for the text of an error that has a damaged name in it. TypeError: a view has no row numbers.
+ERRORS = (sqlite3.Error, UnicodeDecodeError, TypeError)
 
 
 def side_files(path: Path) -> list[Path]:

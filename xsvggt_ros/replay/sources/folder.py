@@ -21,13 +21,13 @@ from PIL.ExifTags import Base
 from xsvggt_ros.messages.bag import bags_below
 from xsvggt_ros.messages.decode import Damaged, decode_samples
 from xsvggt_ros.messages.topics import IMAGE
-from xsvggt_ros.natural_order import naturally_sorted
+from xsvggt_ros.natural_order import NUMBER, naturally_sorted
 from xsvggt_ros.preprocess import eight_bits, rgb, stretched
 from xsvggt_ros.replay.sources.source import Source, image_message
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 HEIF_SUFFIXES = (".heic", ".heif")  # of telephones; read where pillow-heif is installed
-HEIF_BRAND = b"ftyp"
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif")
 EXIF_MARKS = b"Exif", b"eXIf", b"EXIF"  # of JPEG, PNG and WebP
 # Images too, but of kinds that are not read.
 OTHER_SUFFIXES = (".avif", ".gif", ".jxl", ".jp2", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
@@ -62,7 +62,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises OSError if it cannot be read, ValueError if it is damaged.
     """
     data = path.read_bytes()
-    if data[4:8] == HEIF_BRAND:  # telephones call some .jpg
+    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:  # telephones call some .jpg
         return _heif(data)
     samples = _upright(decode_samples(data), _orientation(data))
     if samples.dtype == np.uint16:
@@ -95,6 +95,7 @@ def open_folder(path: Path, rate: float | None, stride: int) -> Iterator[Source]
     files = [file for file in files if ".color." in file.name] or files
     if not files:
         raise ValueError(f"{path} has no images ({' '.join(READ_SUFFIXES)}) and is no rosbag2" + _elsewhere(path))
+    _tell_series(path, files)
     step = 1e9 / (rate or FOLDER_RATE)
     images = ((IMAGE, _image_message(files[i], round(i * step))) for i in range(0, len(files), stride))
     yield Source(images, len(files), stride)
@@ -143,14 +144,25 @@ def _tell_left_out(folder: Path, unusable: list[Path]) -> None:
         log.warning("images of %s that are left out: %s; convert them to JPEG or PNG%s", folder, kinds, remedy)
 
 
+def _tell_series(folder: Path, files: list[Path]) -> None:
+    """Names such as rgb_0 and depth_0, or left_0 and right_0, are those of several cameras."""
+    series = Counter(NUMBER.sub("", file.stem) for file in files)
+    if len(series) > 1 and min(series.values()) > 1:
+        names = ", ".join(f"{count} like {name}#" for name, count in series.items())
+        log.warning("%s has images of %d series, taken one after the other: %s", folder, len(series), names)
+
+
 def _elsewhere(folder: Path) -> str:
-    """Where in its folders there are images, or else bags in it."""
+    """Where in its folders there are images, or else bags in it, or else what there is."""
     for levels in range(1, DEPTH_TO_LOOK + 1):
         found = {file.parent for file in folder.glob("*/" * levels + "*") if file.suffix.lower() in READ_SUFFIXES}
         if found:
             return f"; give one of the folders in it that have images: {_listed(map(str, naturally_sorted(found)))}"
-    bags = bags_below(folder)
-    return f"; give one of the bags in it: {_listed(map(str, bags))}" if bags else ""
+    if bags := bags_below(folder):
+        return f"; give one of the bags in it: {_listed(map(str, bags))}"
+    kinds = Counter(path.suffix.lower() or "without suffix" for path in folder.iterdir() if path.is_file())
+    there = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3))
+    return f"; there are {there}" if there else ""
 
 
 def _listed(names: Iterable[str], most: int = 5) -> str:

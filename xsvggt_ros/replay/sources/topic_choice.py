@@ -69,7 +69,7 @@ def _best(bag: Bag, candidates: list[Candidate]) -> Candidate:
     if not usable:
         raise ValueError(
             f"{bag.path} has no colour or mono images; image topics in it: {', '.join(map(str, candidates))}; "
-            "a depth topic is used if --topic names it"
+            "depth is no picture (16UC1 is taken for mono16 if --topic names it); record the colour topic"
         )
     most = max(candidate.count for candidate in usable)
     level = [candidate for candidate in usable if candidate.count >= LEVEL * most]
