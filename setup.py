@@ -81,9 +81,8 @@ class Build(build):
 
 
 class PackageDistribution(Distribution):
-    has_data = (
-        Distribution.has_data_files
-    )  # under this name an editable install asks whether to install share/ and lib/
+    # Under this name an editable install asks whether to install share/ and lib/.
+    has_data = Distribution.has_data_files
 
     def has_ext_modules(self) -> bool:
         return HAVE_ROSIDL

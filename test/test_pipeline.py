@@ -93,6 +93,7 @@ def test_every_image_is_counted_once_by_what_became_of_it(model):
     assert isinstance(unknown, Rejected) and "secret8" in unknown.reason
     assert isinstance(failed, Rejected) and failed.reason == pipeline.status.shortage
     assert [each.cause for each in (repeated, unknown, failed)] == ["frames_late", "frames_rejected", "frames_failed"]
+    assert pipeline.status.unused == {each.cause: each.reason for each in (repeated, unknown, failed)}
     counts = pipeline.status.images
     assert (counts.frames_received, counts.frames_late, counts.frames_rejected, counts.frames_failed) == (4, 1, 1, 1)
 

@@ -19,8 +19,8 @@ from xsvggt_ros.status import Status, StepStatus
 from xsvggt_ros.stream import GeometryStream
 
 GONE = 100  # images of others in a row, after which the camera that was followed is taken to be gone
-ROUNDING = 0.1  # of a height to whole patches, at most
-THROTTLE_S = 5.0  # between two warnings about the same topic
+THROTTLE_S = 5.0  # between two warnings of a kind
+MOST_KINDS = 100  # that are remembered: they may hold what a stranger sent
 
 
 class Logger(Protocol):
@@ -29,6 +29,23 @@ class Logger(Protocol):
     def info(self, message: str) -> Any: ...
     def warning(self, message: str) -> Any: ...
     def error(self, message: str) -> Any: ...
+
+
+class Throttle:
+    """Lets each kind of warning pass at most once in THROTTLE_S."""
+
+    def __init__(self) -> None:
+        self._passed_at: dict[str, float] = {}
+
+    def passes(self, kind: str) -> bool:
+        """Whether it is time for one of that kind, which counts as given then."""
+        now = time.monotonic()
+        if now - self._passed_at.get(kind, -THROTTLE_S) < THROTTLE_S:
+            return False
+        if len(self._passed_at) >= MOST_KINDS:
+            self._passed_at.clear()
+        self._passed_at[kind] = now
+        return True
 
 
 @dataclass(frozen=True)
@@ -68,7 +85,7 @@ class Pipeline:
         self._told_cropping = False
         self._told_cache: tuple = ()
         self._worlds = 0
-        self._warned_at: dict[str, float] = {}
+        self._throttle = Throttle()
         self.status = Status(scale=self._placement.scale)
 
     def receive(self, topic: str, message: Any) -> None:
@@ -79,9 +96,7 @@ class Pipeline:
             else:
                 hand_over(self._placement, topic, message)
         except ValueError as error:
-            now = time.monotonic()
-            if now - self._warned_at.get(topic, -THROTTLE_S) >= THROTTLE_S:
-                self._warned_at[topic] = now
+            if self._throttle.passes(topic):
                 self._log.warning(f"{topic} ignored: {error}")
 
     def reset(self) -> None:
@@ -115,7 +130,7 @@ class Pipeline:
         self._followed = image.frame_id
         self._tell(frame.status)
         if frame.index == 0:
-            self._tell_cropping(image, frame)
+            self._tell_cropping(image)
         return self._placed(frame, image, config)
 
     def _apply(self, config: NodeConfig) -> None:
@@ -148,7 +163,7 @@ class Pipeline:
 
     def _rejected(self, reason: str, cause: str) -> Rejected:
         self._count(cause)
-        self.status = replace(self.status, unused=reason)
+        self.status = replace(self.status, unused=self.status.unused | {cause: reason})
         return Rejected(reason, cause)
 
     def _placed(self, frame: Frame, image: InputImage, config: NodeConfig) -> Placed | Unplaced:
@@ -188,14 +203,14 @@ class Pipeline:
                 f"{step.key_bits} bit keys, {step.value_bits} bit values, {step.cache_bytes / MIB:.2f} MiB"
             )
 
-    def _tell_cropping(self, image: InputImage, frame: Frame) -> None:
+    def _tell_cropping(self, image: InputImage) -> None:
         """Says once how much of high images is not seen: the network's input is at most a square."""
-        (height, width), (seen_height, seen_width) = image.image.shape[:2], frame.image.shape[:2]
-        lost = 1 - (seen_height / seen_width) / (height / width)
-        if lost > ROUNDING and not self._told_cropping:
+        unseen = self._stream.resize(image.image).unseen
+        if unseen and not self._told_cropping:
             self._told_cropping = True
+            height, width = image.image.shape[:2]
             self._log.warning(
-                f"images of {width}x{height} are higher than wide, and of their rows {lost:.0%}, at top and bottom, "
+                f"images of {width}x{height} are higher than wide, and of their rows {unseen:.0%}, at top and bottom, "
                 "are not used: turn the camera, or its images, by 90 degrees"
             )
 

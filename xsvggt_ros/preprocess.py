@@ -45,6 +45,11 @@ class Resize:
         kept = min(scaled_height, target)
         return cls(target / width, scaled_height / height, target, scaled_height, kept, (scaled_height - kept) // 2)
 
+    @property
+    def unseen(self) -> float:
+        """The share of an image's rows that is cut off, at top and bottom."""
+        return 1 - self.height / self.scaled_height
+
     def image(self, image: Image.Image) -> NDArray[np.uint8]:
         """RGB image -> uint8 [height, width, 3]."""
         resized = image.resize((self.width, self.scaled_height), Image.Resampling.BICUBIC)

@@ -78,7 +78,7 @@ class Status:
     shortage: str = ""  # why the cache is smaller than configured, since memory ran out; empty: it is not
     silent: bool = False  # whether images have stopped coming
     calibration: str = ""  # why the newest image's intrinsics are the model's guess; empty: camera_info gives them
-    unused: str = ""  # why the newest image that was late or rejected was so
+    unused: dict[str, str] = field(default_factory=dict)  # why the newest of each of ImageCounts' causes was not used
 
     def figures(self) -> dict[str, Any]:
         """{name: value} of everything that is counted or measured: the fields of msg/StreamStatus.msg."""

@@ -109,7 +109,7 @@ class GeometryStream:
         Raises OutOfMemory if memory runs out later; the stream goes on with half the cache or, where even that finds
         no memory and at a world's first image, in a new world. `shortage` says so until the cache is reconfigured.
         """
-        resize = self._resize(image)
+        resize = self.resize(image)
         known = None if intrinsics is None else resize.intrinsics(_camera_matrix(intrinsics, *image.shape[:2]))
         if reason := self._continuity.why_new_world(image.shape, stamp_ns):
             self.reset(reason)
@@ -180,7 +180,8 @@ class GeometryStream:
     def _in_force(self) -> CacheConfig:
         return _scaled(self._cache_config, self._fraction)
 
-    def _resize(self, image: NDArray[np.uint8]) -> Resize:
+    def resize(self, image: NDArray[np.uint8]) -> Resize:
+        """How an image, uint8 [H, W, 3], becomes the network's input. Raises ValueError for what is none."""
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
             raise ValueError(f"an image must be a uint8 array [H, W, 3], got {got}")

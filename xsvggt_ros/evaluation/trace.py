@@ -60,12 +60,9 @@ def follow(stream: GeometryStream, name: str, frames: Iterable[EvaluationFrame],
 
 
 def _tell_cropping(stream: GeometryStream, name: str, image: NDArray[np.uint8]) -> None:
-    height, width = image.shape[:2]
-    resize = Resize.of(height, width, stream.width, stream.model.config.patch_size)
-    if resize.top:
-        lost = 1 - resize.height / resize.scaled_height
+    if unseen := stream.resize(image).unseen:
         text = "%s: of the rows of its images, which are %dx%d, %.0f%% are not seen, at top and bottom; turn them"
-        log.warning(text + " by 90 degrees, and their poses", name, width, height, 100 * lost)
+        log.warning(text + " by 90 degrees, and their poses", name, *image.shape[1::-1], 100 * unseen)
 
 
 @dataclass

@@ -99,7 +99,7 @@ class CameraDecoder:
         self._rectifier = Rectifier()
 
     def receive(self, info: Any) -> None:
-        """Takes a sensor_msgs CameraInfo, for the images of its frame_id; as long as all have one, for others too."""
+        """Takes a sensor_msgs CameraInfo: for the images of its frame_id, or for all while no other camera has one."""
         camera = camera_of(info)
         if camera not in self._infos and len(self._infos) >= MOST_CAMERAS:
             self._infos = {}

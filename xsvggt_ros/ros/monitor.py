@@ -131,7 +131,7 @@ def _verdicts(status: Status, before: ImageCounts, calibrations: str) -> list[tu
     now, then = asdict(status.images), asdict(before)
     news = {cause: now[cause] - then[cause] for cause in UNUSED}
     found += [
-        (level, f"{news[cause]} images {why.format(status.unused)}")
+        (level, f"{news[cause]} images {why.format(status.unused.get(cause, ''))}")
         for cause, (level, why) in UNUSED.items()
         if news[cause]
     ]

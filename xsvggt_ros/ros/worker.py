@@ -11,15 +11,13 @@ from typing import Any
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.messages.topics import IMAGE, FrameMessages
-from xsvggt_ros.pipeline import THROTTLE_S, Pipeline, Rejected, Unplaced
+from xsvggt_ros.pipeline import THROTTLE_S, Pipeline, Rejected, Throttle, Unplaced
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.ros.load_shedding import DENSE_TOPICS, LoadShedding
 from xsvggt_ros.ros.mailbox import Mailbox
 from xsvggt_ros.ros.monitor import Monitor
 from xsvggt_ros.status import Status
 from xsvggt_ros.stream import GeometryStream
-
-MOST_KINDS = 100  # of reasons that are remembered: they may hold what a stranger sent
 
 
 class Worker:
@@ -45,7 +43,7 @@ class Worker:
         self._log = log
         self._mailbox: Mailbox[tuple[float, Any]] = Mailbox()  # time of arrival (monotonic) and message
         self._monitor = Monitor()
-        self._reported: dict[str, float] = {}  # kind of reason -> when it was logged
+        self._throttle = Throttle()
         self._load = LoadShedding()
         # What the node's thread may ask for.
         self.reset, self.time_restarted = self._pipeline.reset, self._pipeline.time_restarted
@@ -81,12 +79,8 @@ class Worker:
 
     def _report(self, result: Rejected) -> None:
         """Logs each kind of reason, numbers apart, at most once in a while."""
-        now, kind = time.monotonic(), re.sub(r"\d+", "", result.reason)
-        if now - self._reported.get(kind, -THROTTLE_S) < THROTTLE_S:
+        if not self._throttle.passes(re.sub(r"\d+", "", result.reason)):
             return
-        if len(self._reported) >= MOST_KINDS:
-            self._reported.clear()
-        self._reported[kind] = now
         if result.cause == "frames_failed":
             self._log.error(result.reason)
         else:

@@ -7,15 +7,13 @@ import struct
 import pytest
 from mcap.reader import make_reader
 from mcap.writer import CompressionType, IndexType
-from support.recordings import TYPES, write_mcap
+from support.recordings import write_mcap
+from support.storages import IMAGE, TOPIC, seconds
 
 from xsvggt_ros.messages.storage import mcap_part
 from xsvggt_ros.messages.storage.mcap_part import MAGIC, McapPart
-from xsvggt_ros.messages.storage.part import DamagedPart
 
 COUNT = 40
-TOPIC = "/cam/image_raw"
-IMAGE = "sensor_msgs/msg/Image"
 LAYOUTS = {
     "chunks": {"chunk_size": 60_000},
     "one chunk": {"chunk_size": 10_000_000},
@@ -27,18 +25,6 @@ LAYOUTS = {
     "no channels at the end": {"chunk_size": 60_000, "repeat_channels": False},
     "no schemas at the end": {"chunk_size": 60_000, "repeat_schemas": False},
 }
-
-
-def seconds(part):
-    """Of the images that can be read, and what the part says of the others."""
-    found = []
-    try:
-        for topic, data in part.rows({TOPIC: IMAGE}):
-            assert topic == TOPIC
-            found.append(TYPES.deserialize_cdr(data, IMAGE).header.stamp.sec)
-    except DamagedPart as error:
-        return found, str(error)
-    return found, ""
 
 
 @pytest.mark.parametrize("compression", CompressionType)

@@ -7,13 +7,12 @@ from contextlib import ExitStack, closing
 
 import pytest
 from support.recordings import SECOND, TYPES, image_bag, picture, raw_image
+from support.storages import IMAGE, TOPIC, seconds
 
 from xsvggt_ros.messages.storage import open_part
 from xsvggt_ros.messages.storage.part import DamagedPart
 
 COUNT = 40
-TOPIC = "/cam/image_raw"
-IMAGE = "sensor_msgs/msg/Image"
 SCHEMA = """
 CREATE TABLE topics(id INTEGER PRIMARY KEY, name TEXT NOT NULL, type TEXT NOT NULL, serialization_format TEXT NOT NULL,
     offered_qos_profiles TEXT NOT NULL);
@@ -24,18 +23,10 @@ INSERT INTO topics VALUES (1, '/cam/image_raw', 'sensor_msgs/msg/Image', 'cdr', 
 """
 
 
-def seconds(path):
-    """Of the images that can be read, and what the part says of the others."""
-    found = []
+def seconds_in(path):
+    """The same of a file."""
     with ExitStack() as stack:
-        part = open_part(path, stack)
-        try:
-            for topic, data in part.rows({TOPIC: IMAGE}):
-                assert topic == TOPIC
-                found.append(TYPES.deserialize_cdr(data, IMAGE).header.stamp.sec)
-        except DamagedPart as error:
-            return found, str(error)
-    return found, ""
+        return seconds(open_part(path, stack))
 
 
 def insert(database, indices):
@@ -82,7 +73,7 @@ def test_messages_in_the_log_of_a_killed_recorder(database, tmp_path, checkpoint
     if not shared_memory:
         (left / "a.db3-shm").unlink()
     before = contents(left)
-    assert seconds(left / "a.db3") == (list(range(COUNT)), "")
+    assert seconds_in(left / "a.db3") == (list(range(COUNT)), "")
     assert contents(left) == before
 
 
@@ -94,7 +85,7 @@ def test_cut_off_log(database, tmp_path):
     left = shutil.copytree(tmp_path / "live", tmp_path / "left")
     log = left / "a.db3-wal"
     log.write_bytes(log.read_bytes()[: log.stat().st_size // 2])
-    found, _ = seconds(left / "a.db3")
+    found, _ = seconds_in(left / "a.db3")
     assert found == list(range(len(found))) and abs(len(found) - COUNT // 2) < 4
 
 
@@ -109,7 +100,7 @@ def test_killed_within_a_transaction(database, tmp_path):
     left = shutil.copytree(tmp_path / "live", tmp_path / "left")
     assert (left / "a.db3-journal").stat().st_size
     before = contents(left)
-    assert seconds(left / "a.db3") == (list(range(10)), "")
+    assert seconds_in(left / "a.db3") == (list(range(10)), "")
     assert contents(left) == before
 
 
@@ -117,7 +108,7 @@ def test_killed_within_a_transaction(database, tmp_path):
 def test_order_of_time(path, index):
     change(path, index, "UPDATE messages SET timestamp = 100000000000 - timestamp WHERE id % 2 = 0")
     odd_ids = list(range(0, COUNT, 2))  # the first has the number 1
-    assert seconds(path) == (odd_ids + list(range(COUNT - 1, 0, -2)), "")
+    assert seconds_in(path) == (odd_ids + list(range(COUNT - 1, 0, -2)), "")
 
 
 def test_messages_of_other_encodings_are_left_out(path):
@@ -129,7 +120,7 @@ def test_messages_of_other_encodings_are_left_out(path):
     with ExitStack() as stack:
         part = open_part(path, stack)
         assert part.topics == {TOPIC: IMAGE} and part.counts == {TOPIC: COUNT} and "/other" in part.foreign
-    assert seconds(path) == (list(range(COUNT)), "")
+    assert seconds_in(path) == (list(range(COUNT)), "")
 
 
 @pytest.mark.parametrize("part", [0.3, 0.6])
@@ -138,7 +129,7 @@ def test_damage_in_the_middle_hides_what_lies_there(path, part):
     at = int(part * len(data)) // 4096 * 4096
     data[at : at + 20_000] = b"\xff" * 20_000
     path.write_bytes(data)
-    found, damage = seconds(path)
+    found, damage = seconds_in(path)
     assert found == sorted(found) and COUNT - 8 < len(found) < COUNT
     assert found[0] == 0 and found[-1] == COUNT - 1
     assert "malformed" in damage or "damaged" in damage
@@ -156,7 +147,7 @@ def test_values_that_are_no_message(path, value):
         f"UPDATE messages SET timestamp = {value} WHERE id = 1",
         f"UPDATE messages SET topic_id = {value} WHERE id = 9",
     )
-    found, _ = seconds(path)
+    found, _ = seconds_in(path)
     assert found == [i for i in range(COUNT) if i not in (2, 8)]
 
 
@@ -167,7 +158,7 @@ def test_other_databases(path, statement):
         with pytest.raises(DamagedPart, match="no such table: topics"), ExitStack() as stack:
             open_part(path, stack)
     else:
-        assert seconds(path) == ([], "no such table: messages")
+        assert seconds_in(path) == ([], "no such table: messages")
 
 
 @pytest.mark.parametrize("table", ["topics", "messages"])
@@ -180,4 +171,4 @@ def test_damaged_name_in_what_sqlite_says(path, table, name):
         with pytest.raises(DamagedPart, match=said), ExitStack() as stack:
             open_part(path, stack)
     else:
-        assert seconds(path) == ([], said)
+        assert seconds_in(path) == ([], said)

@@ -22,7 +22,7 @@ from xsvggt_ros.messages.bag import bags_below
 from xsvggt_ros.messages.decode import Damaged, decode_samples
 from xsvggt_ros.messages.topics import IMAGE
 from xsvggt_ros.natural_order import NUMBER, naturally_sorted
-from xsvggt_ros.preprocess import eight_bits, rgb, stretched
+from xsvggt_ros.preprocess import eight_bits, rgb
 from xsvggt_ros.replay.sources.source import Source, image_message
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -65,13 +65,12 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:  # telephones call some .jpg
         return _heif(data)
     samples = _upright(decode_samples(data), _orientation(data))
-    if samples.dtype == np.uint16:
-        samples = stretched(samples) if samples.ndim == 2 else eight_bits(samples)
     if samples.ndim == 2:
-        return np.repeat(samples[..., None], 3, axis=2)
-    if samples.shape[2] == 3:
-        return np.ascontiguousarray(samples[..., ::-1])
-    return np.array(rgb(Image.fromarray(cv2.cvtColor(samples, cv2.COLOR_BGRA2RGBA))))
+        return np.array(rgb(Image.fromarray(samples)))
+    colours = eight_bits(samples) if samples.dtype == np.uint16 else samples
+    if colours.shape[2] == 3:
+        return np.ascontiguousarray(colours[..., ::-1])
+    return np.array(rgb(Image.fromarray(cv2.cvtColor(colours, cv2.COLOR_BGRA2RGBA))))
 
 
 def _heif(data: bytes) -> NDArray[np.uint8]:
@@ -83,10 +82,16 @@ def _heif(data: bytes) -> NDArray[np.uint8]:
 
 def image_files(folder: Path) -> list[Path]:
     """The images of a folder that are read, in natural order; what else looks like one is mentioned in the log."""
-    entries = naturally_sorted(p for p in folder.iterdir() if p.suffix.lower() in READ_SUFFIXES)
-    files = [path for path in entries if path.is_file() and not path.name.startswith(".")]
-    _tell_left_out(folder, [path for path in entries if path not in set(files)])
+    entries = list(folder.iterdir())
+    named = naturally_sorted(path for path in entries if path.suffix.lower() in READ_SUFFIXES)
+    files = [path for path in named if _is_file(path)]
+    _tell_unusable(folder, [path.name for path in named if not _is_file(path)])
+    _tell_other_kinds(folder, entries)
     return files
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
 
 
 @contextmanager
@@ -129,17 +134,19 @@ def _upright(samples: NDArray, orientation: int) -> NDArray:
     return np.ascontiguousarray(turned[::rows, ::columns])
 
 
-def _tell_left_out(folder: Path, unusable: list[Path]) -> None:
-    if unusable:
+def _tell_unusable(folder: Path, names: list[str]) -> None:
+    if names:
         log.warning(
             "%d entries of %s are named like images and are none, but folders, hidden files or links to nothing: %s",
-            len(unusable), folder, _listed(path.name for path in unusable),
+            len(names), folder, _listed(names),
         )  # fmt: skip
-    others = Counter(p.suffix.lower() for p in folder.iterdir() if p.suffix.lower() in HEIF_SUFFIXES + OTHER_SUFFIXES)
-    for suffix in READ_SUFFIXES:
-        others.pop(suffix, None)
+
+
+def _tell_other_kinds(folder: Path, entries: list[Path]) -> None:
+    left_out = {*HEIF_SUFFIXES, *OTHER_SUFFIXES}.difference(READ_SUFFIXES)
+    others = Counter(path.suffix.lower() for path in entries if path.suffix.lower() in left_out)
     if others:
-        remedy = "; pip install pillow-heif to read HEIC" if any(suffix in others for suffix in HEIF_SUFFIXES) else ""
+        remedy = "; pip install pillow-heif to read HEIC" if others.keys() & set(HEIF_SUFFIXES) else ""
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.items())
         log.warning("images of %s that are left out: %s; convert them to JPEG or PNG%s", folder, kinds, remedy)
 
