@@ -365,8 +365,8 @@ def filled(keys: Tensor, values: Tensor, per_frame: int, specials: int, config: 
     query[..., 0] = 1
     cache = KVCache(layer_shape(keys, per_frame, specials), config, CPU, sdpa, sdpa)
     for k, v in zip(keys.split(per_frame), values.split(per_frame), strict=True):
-        cache.commit(0, query, *cache.view(0, k, v))
-        cache.end_frame()
+        cache.attend(0, query[None], k[None], v[None])
+        cache.end_frames(1)
     return cache, fillers
 
 
@@ -384,11 +384,12 @@ def at_most(name: str, exact: Tensor, ours: Tensor, published: Tensor, factor: f
 
 def four_bits(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """What the cache gives back of one frame's keys and values [T, heads, d]."""
-    config = CacheConfig(policy="full", key_bits=4, value_bits=4)
+    config = CacheConfig(policy="full", key_bits=4, value_bits=4, quantizer="channel")
     cache = KVCache(layer_shape(keys, keys.shape[0]), config, CPU, sdpa, sdpa)
-    cache.commit(0, keys, *cache.view(0, keys, values))
-    cache.end_frame()
-    return cache.view(0, keys[:0], values[:0])
+    cache.attend(0, keys[None], keys[None], values[None])
+    out = torch.stack([keys, values])
+    cache.layers[0].read(out)
+    return out[0], out[1]
 
 
 def quantised_step(golden: Arrays) -> list[Check]:
@@ -489,10 +490,10 @@ def pruning(u: Arrays) -> list[Check]:
         q, k = token_major(u[f"{name}.q"]), token_major(u[f"{name}.k"])
         policy = make_policy(config, layer_shape(k, new))
         # Frame 0, the middle as frame 1, and the newest frame 2.
-        frame = torch.tensor([0] * new + [1] * (total - 2 * new) + [2] * new, dtype=torch.int32)
+        frame = torch.tensor([0] * new + [1] * (total - 2 * new) + [2] * new, dtype=torch.int32)[:, None]
         evidence = {"query": query_summary(q, PUBLISHED_SPECIALS, pool)}
-        past = PastTokens(frame, torch.arange(total), k, newest=2, tokens_per_frame=new, evidence=evidence)
-        scores = policy.scores(past)
+        past = PastTokens(frame, torch.arange(total)[:, None], k, newest=2, tokens_per_frame=new, evidence=evidence)
+        scores = policy.scores(past)[:, 0]
         if f"{name}.scores" in u:
             checks.append(close(f"{name} scores", scores[new:-new], u[f"{name}.scores"]))
         kept = scores.topk(max(budget, policy.floor())).indices

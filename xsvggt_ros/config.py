@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from xsvggt_ros.settings import Checked, group, setting
 
 POLICIES = ("xstream", "sliding_window", "random", "full")
-BITS = (2, 4, 8, 16)
+QUANTIZERS = ("rotated", "channel")
+BITS = (2, 3, 4, 8, 16)
 PATCH_SIZE = 14  # pixels a side of what becomes one token, in every StreamVGGT
 
 
@@ -46,12 +47,34 @@ class CacheConfig(Checked):
     )
     key_bits: int = setting(4, "Bits per cached key value; 16: the compute dtype.", choices=BITS, live=True)
     value_bits: int = setting(4, "Bits per cached value; 16: the compute dtype.", choices=BITS, live=True)
+    quantizer: str = setting(
+        "rotated",
+        "How fewer than 16 bits are made: rotated (in a rotated basis, each token by itself), channel (XStreamVGGT's "
+        "published scheme: keys per channel of up to 64 tokens, values per token).",
+        choices=QUANTIZERS,
+        live=True,
+    )
     query_pool: int = setting(
         16,
         "xstream: patches averaged into one row of the query summary; larger weighs special tokens more.",
         unit="patches",
         minimum=1,
         maximum=10_000,
+        live=True,
+    )
+    probes: int = setting(
+        8,
+        "stac, output_aware: patches of a new frame, beside its special tokens, that are asked what they attend to; "
+        "0: all.",
+        unit="patches",
+        minimum=0,
+        maximum=10_000,
+        live=True,
+    )
+    per_head: bool = setting(
+        False,
+        "stac, output_aware, infinite: each head keeps tokens of its own choice, as published, instead of all heads "
+        "the same; which they are then takes memory for each head.",
         live=True,
     )
     pin_first_frame: bool = setting(
@@ -64,6 +87,16 @@ class CacheConfig(Checked):
         unit="frames",
         minimum=0,
         maximum=1_000_000,
+        live=True,
+    )
+
+    chunk: int = setting(
+        1,
+        "Frames taken in at once: they see each other, and their outputs come when the last of them has; 1: lowest "
+        "latency.",
+        unit="frames",
+        minimum=1,
+        maximum=32,
         live=True,
     )
 

@@ -165,7 +165,7 @@ class GeometryStream:
         if self._cache is None:
             return False
         try:
-            self._cache.abandon_frame(self._in_force())
+            self._cache.abandon_frames(self._in_force())
         except OutOfMemory:
             return False
         return self._cache.tokens > 0

@@ -39,19 +39,21 @@ class Recorder:
                 cache.attend(layer, q, k, v)
             for block in range(shape.camera_blocks):
                 cache.camera.attend(block, *torch.zeros(3, 1, 1, shape.camera_heads, shape.camera_head_dim))
-            cache.end_frame()
+            cache.end_frames(1)
         for layer, (_, k, v) in enumerate(new):
             self.exact[layer].append(torch.stack([k[0], v[0]]))
 
     def stored(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(ids [T], stored [2, T, heads, d], exact [2, T, heads, d]) of the cached tokens."""
         cache = self.cache
-        out = torch.zeros(2, cache.tokens, cache.shape.heads, cache.shape.head_dim)
-        cache.store.read(layer, out)
-        frame, token = cache.store.places(layer)
-        ids = frame.long() * cache.shape.tokens_per_frame + token
-        exact = torch.cat(self.exact[layer], dim=1)[:, ids]
-        return ids, out, exact
+        store = cache.layers[layer]
+        out = torch.zeros(2, store.tokens, cache.shape.heads, cache.shape.head_dim)
+        store.read(out)
+        frame, token = store.places()
+        ids = frame.long() * cache.shape.tokens_per_frame + token  # [T, lanes]
+        of_heads = ids.repeat_interleave(cache.shape.heads // store.lanes, 1)
+        exact = torch.cat(self.exact[layer], dim=1)[:, of_heads, torch.arange(cache.shape.heads)]
+        return ids, torch.stack(store.quantizer.plain(*out)), exact
 
     def check(self) -> None:
         """Every stored token is the one it says it is, to half a quantisation step, and none is there twice."""
@@ -143,7 +145,7 @@ def test_without_budget_and_quantisation_attention_is_exact():
         keys, values = (torch.cat(part, dim=1) for part in zip(*seen, strict=True))
         for layer in range(2):
             torch.testing.assert_close(cache.attend(layer, q, k, v), sdpa(q, keys, values))
-        cache.end_frame()
+        cache.end_frames(1)
     assert cache.tokens == 20 * 30
 
 
@@ -186,7 +188,7 @@ def test_a_smaller_budget_prunes_by_the_policy_at_once():
         q, k, v = torch.randn((3, 1, 40, 2, 64), generator=generator)
         keys.append(k[0])
         cache.attend(0, q, k, v)
-        cache.end_frame()
+        cache.end_frames(1)
     scores = torch.cat(keys).mean(1) @ query_summary(q[0], specials=5, pool=config.query_pool)
     middle = 40 + scores[40:-40].topk(20).indices
     expected = torch.cat([torch.arange(40), middle.sort().values, torch.arange(280, 320)])
@@ -197,14 +199,14 @@ def test_a_smaller_budget_prunes_by_the_policy_at_once():
 def test_only_xstream_looks_at_queries_and_keeps_what_it_saw():
     caches = {name: cache_of(shape_of(40), CacheConfig(policy=name)) for name in POLICIES}
     for name, cache in caches.items():
-        assert [*cache.store.evidence(0)] == (["query"] if name == "xstream" else [])
-        assert ("query" in cache.store.tensors) == (name == "xstream")
+        assert [*cache.layers[0].evidence()] == (["query"] if name == "xstream" else [])
+        assert ("query" in cache.layers[0].tensors) == (name == "xstream")
     recorder = Recorder(caches["xstream"])
     recorder.frame()
-    before = [recorder.cache.store.evidence(layer)["query"].clone() for layer in range(2)]
+    before = [recorder.cache.layers[layer].evidence()["query"].clone() for layer in range(2)]
     recorder.cache.reconfigure(CacheConfig(budget_tokens=100, query_pool=4))  # into another store
     for layer, query in enumerate(before):
-        assert query.any() and torch.equal(recorder.cache.store.evidence(layer)["query"], query)
+        assert query.any() and torch.equal(recorder.cache.layers[layer].evidence()["query"], query)
 
 
 def test_xstream_after_another_policy_goes_by_recency_until_it_has_seen_a_query():
@@ -216,7 +218,7 @@ def test_xstream_after_another_policy_goes_by_recency_until_it_has_seen_a_query(
     for layer in range(2):
         assert torch.equal(recorder.cache.token_ids(layer), expected)
     recorder.frame()
-    assert recorder.cache.store.evidence(0)["query"].any()
+    assert recorder.cache.layers[0].evidence()["query"].any()
     recorder.check()
 
 
@@ -348,7 +350,7 @@ def test_a_frame_that_finds_no_memory_leaves_nothing_behind(policy, tokens, bits
         with pytest.raises((torch.OutOfMemoryError, MemoryError)):
             recorder.frame(Shortage(at))
         cache = recorder.cache
-        cache.abandon_frame(cut)
+        cache.abandon_frames(cut)
         assert (cache.frames, cache.camera.frames) == (8, 8)
         assert cache.budget == max(cut.budget_tokens, cache.floor)
         recorder.check()
@@ -369,7 +371,7 @@ def test_what_a_frame_displaced_before_memory_ran_out_is_lost_in_every_layer():
         recorder.frame()
     cache, q = recorder.cache, torch.randn(1, 25, 2, 64)
     cache.attend(0, q, q, q)
-    cache.abandon_frame(config)
+    cache.abandon_frames(config)
     assert (cache.tokens, cache.frames) == (75, 6)
     recorder.check()
     recorder.frame()

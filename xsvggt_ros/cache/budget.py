@@ -19,14 +19,15 @@ def budget_in_force(shape: CacheShape, config: CacheConfig, policy: Policy) -> t
     if config.budget_mib:
         limits.append(_tokens_in(config.budget_mib * MIB, shape, config, policy))
     asked, floor = min(limits), policy.floor()
-    return max(asked, floor), asked < floor
+    return policy.usable(max(asked, floor)), asked < floor
 
 
 def _tokens_in(limit: float, shape: CacheShape, config: CacheConfig, policy: Policy) -> int:
-    camera = camera_layout(shape, camera_frames(config))
+    camera = nbytes(camera_layout(shape, camera_frames(config)))
 
     def fits(tokens: int) -> bool:
-        return nbytes(layout(shape, config, policy, tokens) | camera) <= limit
+        layers = shape.layers * nbytes(layout(shape, config, policy, tokens))
+        return layers + nbytes(policy.shared_evidence(tokens)) + camera <= limit
 
     low, high = 0, 1
     while fits(high):

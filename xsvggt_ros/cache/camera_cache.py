@@ -52,7 +52,7 @@ class CameraCache:
         keys, values = self.buffer[layer, :, : end + 1]
         return self.kernel(q, keys[None], values[None])
 
-    def end_frame(self) -> None:
+    def end_frames(self, count=1, leaving=None) -> None:
         """Keeps the frame just computed."""
         if not self.window and self.frames + 1 == self._capacity:
             self._rebuild(2 * self._capacity, range(self.frames + 1))
@@ -63,7 +63,7 @@ class CameraCache:
             self._oldest = self._oldest % self.window + 1
         self._entries = [0] * self.shape.camera_blocks
 
-    def abandon_frame(self) -> None:
+    def abandon_frames(self) -> None:
         """Forgets what there is of the frame being computed."""
         self._entries = [0] * self.shape.camera_blocks
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The key/value cache of the global blocks: allocated once for the budget, packed, and pruned in place.
 
-Keys are stored after normalisation and rotation, values raw. Positions repeat in every frame, so the order
+Keys are stored after normalisation and rotary embedding, values raw. Positions repeat in every frame, so the order
 of slots means nothing and a new token may take any free slot. A token is quantised once, when it enters;
 pruning only frees slots.
 """
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from xsvggt_ros.cache.budget import budget_in_force
 from xsvggt_ros.cache.camera_cache import CameraCache, Kernel
-from xsvggt_ros.cache.policies import PastTokens, Policy, make_policy
-from xsvggt_ros.cache.shape import CacheShape
+from xsvggt_ros.cache.moving import move
+from xsvggt_ros.cache.policies import Geometry, PastTokens, Policy, Seen, make_policy
+from xsvggt_ros.cache.shape import CacheShape, nbytes
 from xsvggt_ros.cache.store import Store, layout
 from xsvggt_ros.config import CacheConfig
 from xsvggt_ros.memory import memory_for
@@ -36,27 +38,33 @@ class KVCache:
         # Tokens per layer, None: as many as come; and whether less than the policy's floor was asked for.
         self.budget, self.budget_raised = budget_in_force(shape, config, self.policy)
         self.frames = 0  # seen so far
-        self.evicted = 0  # per layer, by the last frame and by reconfiguring before it
-        self.camera = CameraCache(shape, config, device, camera_kernel)
-        self._pruned = 0  # by reconfiguring since the last frame
+        self.evicted = 0  # per layer, by the last frames and by reconfiguring before them
+        self.lost = False  # whether memory ended in the middle of a change: it is of no more use then
+        self._newest = 0  # index of the first of the newest frames
+        self._gone = 0  # tokens of all layers, since the frames before
         capacity = self.budget or FRAMES_AT_FIRST * shape.tokens_per_frame
-        self.store, self._scratch = self._allocate(config, self.policy, capacity)
+        with memory_for(self._no_memory(capacity)):
+            self.camera = CameraCache(shape, config, device, camera_kernel)
+            self.policy.allocate(device, capacity)
+            self.layers = [Store(shape, config, self.policy, capacity, device) for _ in range(shape.layers)]
+            self._scratch = self._new_scratch(capacity, config.chunk)
 
     # --- what is held -----------------------------------------------------------------------------
 
     @property
     def tokens(self) -> int:
-        """Cached per layer."""
-        return self.store.tokens
+        """Cached per layer, on average."""
+        return sum(store.tokens for store in self.layers) // self.shape.layers
 
     @property
     def tensors(self) -> list[Tensor]:
         """Every tensor that keeps something between steps."""
-        return [*self.store.tensors.values(), self.camera.buffer]
+        of_layers = [tensor for store in self.layers for tensor in store.tensors.values()]
+        return [*of_layers, *self.policy.shared.values(), self.camera.buffer]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all cache tensors: codes, parameters, bookkeeping and the camera head's cache."""
+        """Bytes of all cache tensors: codes, parameters, evidence, bookkeeping and the camera head's cache."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
@@ -69,61 +77,61 @@ class KVCache:
         """The least budget the policy works with, in tokens per layer."""
         return self.policy.floor()
 
-    def token_ids(self, layer: int) -> Tensor:
-        """frame * tokens per frame + place in the frame, of every cached token, ascending."""
-        frame, token = self.store.places(layer)
+    @property
+    def reencoded(self) -> int:
+        """Tokens of all layers that were quantised once more since they entered, to make room in key groups."""
+        return sum(store.quantizer.reencoded for store in self.layers)
+
+    def token_ids(self, layer: int, lane: int = 0) -> Tensor:
+        """frame * tokens per frame + place in the frame, of every token cached for a lane's heads, ascending."""
+        frame, token = (place[:, lane] for place in self.layers[layer].places())
         return (frame.long() * self.shape.tokens_per_frame + token).sort().values
 
     # --- a step -----------------------------------------------------------------------------------
 
+    def begin(self, patches: Tensor) -> None:
+        """New frames come, of which the encoder makes patches [S, n, C]."""
+        self.policy.begin(patches, self.frames)
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """A global block: the new frame attends to all cached tokens and itself, then is taken in: [1, P, heads, d]."""
-        keys, values = self.view(layer, k[0], v[0])
-        out = self.kernel(q, keys[None], values[None])
-        self.commit(layer, q[0], keys, values)
-        return out
+        """A global block: new tokens attend to all cached ones and to each other, then are taken in.
 
-    def view(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [T + P, heads, d]: the cached ones, unpacked, then the new frame's, exact.
-
-        They lie in the scratch buffer that all layers share: valid until the next call.
+        q, k and v [1, N, heads, d] are of whole frames. Returns [1, N, heads, d].
         """
-        end = self.tokens + k.shape[0]
-        if self.budget is None:
-            self._grow()
-        self.store.read(layer, self._scratch)
-        self._scratch[0, self.tokens : end] = k
-        self._scratch[1, self.tokens : end] = v
-        return self._scratch[0, :end], self._scratch[1, :end]
+        store = self._store_for(layer, k.shape[1])
+        seen = self._view(store, *store.quantizer.enter(q[0], k[0], v[0], first=not store.tokens))
+        bias = () if seen.bias is None else (seen.bias,)
+        out = self.kernel(seen.q[None], seen.keys[None], seen.values[None], *bias)
+        self._take_in(store, seen)
+        return store.quantizer.leave(out)
 
-    def commit(self, layer: int, q: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Takes in the new frame: the last P of keys and values, as `view` gave them; q [P, heads, d]."""
-        evidence = self.store.evidence(layer)
-        self.policy.observe(q, evidence)
-        kept = self._kept
-        scores = torch.zeros(self.tokens, device=self.device)
-        if self.store.evictions(kept):
-            scores = self.policy.scores(self._past(layer, keys[: self.tokens], evidence, self.frames))
-        room = self.store.room(layer, kept, scores)
-        token = torch.arange(q.shape[0] - kept, q.shape[0], device=self.device)
-        self.store.put(layer, room, self.frames, token, keys[-kept:], values[-kept:])
+    def added(self, layer: int, scale: Tensor, residual: Tensor) -> None:
+        """What the block's MLP added to the new tokens: scale [C] * residual [1, N, C]."""
+        if self.policy.wants_residual:
+            evidence = self.policy.weigh((scale * residual[0]).norm(dim=-1, dtype=torch.float32))
+            self.layers[layer].note(self.frames, evidence)
 
-    def end_frame(self) -> None:
-        """After all layers have taken the frame in."""
-        self.camera.end_frame()  # first: it may need memory
-        dropped = self.shape.tokens_per_frame - self._kept
-        self.evicted = self.store.taken_in(self._kept) + dropped + self._pruned
-        self._pruned = 0
-        self.frames += 1
+    def end_frames(self, count: int) -> None:
+        """After all layers have taken the `count` new frames in."""
+        self.camera.end_frames(count, self.policy.leaving)  # first: it may need memory
+        self.evicted, self._gone = self._gone // self.shape.layers, 0
+        self._newest = self.frames
+        self.frames += count
 
-    def abandon_frame(self, config: CacheConfig) -> None:
-        """After a step that failed midway: forgets its frame, however far it came, and goes on with `config`.
+    def learn(self, geometry: Geometry) -> None:
+        """What became of the newest frames, for policies that go by it."""
+        if evidence := self.policy.learn(geometry):
+            for store in self.layers:
+                store.note(self._newest, evidence)
 
-        Tokens that had to go for that frame stay lost, in every layer as many. Raises OutOfMemory if there is
-        not the memory for it; the cache is of no more use then.
+    def abandon_frames(self, config: CacheConfig) -> None:
+        """After a step that failed midway: forgets its frames, however far they came, and goes on with `config`.
+
+        Tokens that had to go for those frames stay lost, in the layers that had taken them in. Raises OutOfMemory if
+        there is not the memory for it; the cache is of no more use then.
         """
-        self.camera.abandon_frame()
-        # As in the layers that took the frame in, the one before is no longer the newest, which is protected.
+        self.camera.abandon_frames()
+        # As in the layers that took the frames in, the one before is no longer the newest, which is protected.
         self._switch(config, newest=self.frames, rebuild=True)
 
     # --- settings ---------------------------------------------------------------------------------
@@ -131,67 +139,132 @@ class KVCache:
     def reconfigure(self, config: CacheConfig) -> None:
         """Other policy, budget or bits from now on, between two frames; the stream goes on.
 
-        A smaller budget is pruned to at once, by the new policy; other bits convert what is stored, once.
-        Raises OutOfMemory if there is not the memory for it; nothing has changed then.
+        A smaller budget is pruned to at once, by the new policy; other bits convert what is stored, once. It is done
+        layer by layer: one of them at a time is there twice. Raises OutOfMemory if there is not the memory for it;
+        nothing has changed then, unless others took the memory in the middle: then the cache is `lost`.
         """
-        self._switch(config, newest=self.frames - 1)
+        self._switch(config, newest=self._newest)
 
-    # --- inside -----------------------------------------------------------------------------------
+    # --- inside: a step ---------------------------------------------------------------------------
+
+    def _view(self, store: Store, q: Tensor, k: Tensor, v: Tensor) -> Seen:
+        """The cached tokens, unpacked, then the new ones, exact, and new queries [N, heads, d].
+
+        They lie in the scratch buffer that all layers share: valid until the next call.
+        """
+        end = store.tokens + k.shape[0]
+        store.read(self._scratch)
+        self._scratch[0, store.tokens : end] = k
+        self._scratch[1, store.tokens : end] = v
+        keys, values = self._scratch[:, :end]
+        bias = self.policy.bias(store.evidence())
+        if bias is not None:  # [T, lanes]
+            bias = pad(bias.repeat_interleave(self.shape.heads // store.lanes, 1).T, (0, k.shape[0]))
+        return Seen(q, keys, values, bias, store.quantizer.turned)
+
+    def _take_in(self, store: Store, seen: Seen) -> None:
+        """Takes the new tokens in, those at the end of what was seen."""
+        new, size = seen.q.shape[0], self.shape.tokens_per_frame
+        kept = min(new, store.capacity)
+        evidence = self.policy.observe(seen, store.evidence())
+        scores = torch.zeros(store.tokens, store.lanes, device=self.device)
+        if store.evictions(kept):
+            past = self._past(store, seen)
+            if rework := self.policy.rework(past, seen.values[: store.tokens]):
+                store.rewrite(*rework)
+            scores = self.policy.scores(past)
+        place = torch.arange(new - kept, new, device=self.device)
+        self._gone += store.evictions(kept) + new - kept
+        newest = {name: x[-kept:] for name, x in evidence.items()}
+        store.put(scores, self.frames + place // size, place % size, seen.keys[-kept:], seen.values[-kept:], newest)
+
+    def _past(self, store: Store, seen: Seen) -> PastTokens:
+        """What the policy ranks while new frames are being taken in."""
+        frame, token = store.places()
+        return PastTokens(
+            frame=frame,
+            token=token,
+            keys=seen.keys[: store.tokens],
+            newest=self.frames,
+            tokens_per_frame=self.shape.tokens_per_frame,
+            evidence=store.evidence(),
+            centre=store.quantizer.centre(),
+            turned=store.quantizer.turned,
+        )
+
+    def _store_for(self, layer: int, new: int) -> Store:
+        """The layer's, with room for the new tokens where there is no budget; nothing has changed without memory."""
+        store = self.layers[layer]
+        if self.budget is None and store.tokens + new > store.capacity:
+            capacity = ample(store, new)
+            scratch = self._fitting_scratch(capacity, self.config.chunk)
+            store = self._moved(store, self.config, self.policy, capacity, self.frames)
+            self.layers[layer], self._scratch = store, scratch
+        return store
+
+    # --- inside: other settings -------------------------------------------------------------------
 
     def _switch(self, config: CacheConfig, newest: int, rebuild: bool = False) -> None:
         policy = make_policy(config, self.shape)
         budget, raised = budget_in_force(self.shape, config, policy)
-        capacity = budget or self.store.ample_capacity(policy)
-        rebuild = rebuild or layout(self.shape, config, policy, capacity) != self.store.layout
-        with memory_for(
-            f"no memory for a cache of {capacity} tokens beside the one in use; lower cache.budget_tokens, "
-            "cache.budget_mib or cache.camera_window, or use fewer bits"
-        ):
-            contents = self._moved(config, policy, capacity, newest) if rebuild else (self.store, self._scratch)
+        capacities = [budget or ample(store, config.chunk * self.shape.tokens_per_frame) for store in self.layers]
+        with memory_for(self._no_memory(max(capacities))):
+            policy.allocate(self.device, max(capacities))
+            self._make_sure_of_memory(config, policy, capacities)
+            self.lost = True
             self.camera.reconfigure(config)
-        # Nothing below needs memory: either all of it happens or nothing.
+            policy.take_over(self.policy)
+            for layer, capacity in enumerate(capacities):
+                self._move_layer(layer, config, policy, capacity, newest, rebuild)
+            self._scratch = self._fitting_scratch(max(capacities), config.chunk)
+        self.lost = False
         self.config, self.policy = config, policy
         self.budget, self.budget_raised = budget, raised
-        self._pruned += self.tokens - contents[0].tokens
-        self.store, self._scratch = contents
 
-    def _grow(self) -> None:
-        """Makes room for another frame; nothing has changed if there is no memory for it."""
-        capacity = self.store.ample_capacity(self.policy)
-        if capacity != self.store.capacity:
-            self.store, self._scratch = self._moved(self.config, self.policy, capacity, self.frames)
+    def _move_layer(
+        self, layer: int, config: CacheConfig, policy: Policy, capacity: int, newest: int, rebuild: bool
+    ) -> None:
+        store = self.layers[layer]
+        if rebuild or layout(self.shape, config, policy, capacity) != store.layout:
+            self.layers[layer] = self._moved(store, config, policy, capacity, newest)
+            self._gone += store.tokens - self.layers[layer].tokens
 
-    def _allocate(self, config: CacheConfig, policy: Policy, capacity: int) -> tuple[Store, Tensor]:
-        """A store, and the working memory that fits it, [2, capacity + P, heads, d]."""
-        store = Store(self.shape, config, policy, capacity, self.device)
-        size = (2, capacity + self.shape.tokens_per_frame, self.shape.heads, self.shape.head_dim)
-        return store, torch.zeros(size, dtype=self.shape.dtype, device=self.device)
+    def _moved(self, store: Store, config: CacheConfig, policy: Policy, capacity: int, newest: int) -> Store:
+        new = Store(self.shape, config, policy, capacity, self.device)
+        move(store, new, policy, newest, self.frames, self._scratch)
+        return new
 
-    def _moved(self, config: CacheConfig, policy: Policy, capacity: int, newest: int) -> tuple[Store, Tensor]:
-        """As `_allocate`, with what the policy keeps in it, the same number of tokens in every layer."""
-        store, scratch = self._allocate(config, policy, capacity)
-        store.take_over_evidence(self.store)
-        if not self.tokens:
-            return store, scratch
-        exact = self._scratch
-        kept = []
-        for layer in range(self.shape.layers):
-            self.store.read(layer, exact)
-            past = self._past(layer, exact[0, : self.tokens], store.evidence(layer), newest)
-            slots = policy.scores(past).argsort(descending=True)
-            slots = slots[past.frame[slots] != self.frames]  # none of an unfinished frame's
-            kept.append(store.fitting(layer, self.store, slots))
-        tokens = min(slots.shape[0] for slots in kept)
-        for layer, slots in enumerate(kept):
-            self.store.read(layer, exact)
-            store.take_over(layer, self.store, slots[:tokens], exact)
-        return store, scratch
+    def _make_sure_of_memory(self, config: CacheConfig, policy: Policy, capacities: list[int]) -> None:
+        """Asks for the memory that the change needs at most at one time, beside what is held, and lets it go."""
+        new = [nbytes(layout(self.shape, config, policy, capacity)) for capacity in capacities]
+        scratch = nbytes({"": (self._scratch_size(max(capacities), config.chunk), self.shape.dtype)})
+        more = max(0, sum(new) - sum(store.nbytes for store in self.layers))
+        torch.empty(more + max(new) + max(0, scratch - self.scratch_nbytes), dtype=torch.uint8, device=self.device)
 
-    def _past(self, layer: int, keys: Tensor, evidence: dict[str, Tensor], newest: int) -> PastTokens:
-        frame, token = self.store.places(layer)
-        return PastTokens(frame, token, keys, newest, self.shape.tokens_per_frame, evidence)
+    def _scratch_size(self, capacity: int, chunk: int) -> tuple[int, ...]:
+        """Keys and values of all that attention sees at most."""
+        seen = capacity + chunk * self.shape.tokens_per_frame
+        return (2, seen, self.shape.heads, self.shape.head_dim)
 
-    @property
-    def _kept(self) -> int:
-        """How many of a new frame's tokens stay."""
-        return min(self.shape.tokens_per_frame, self.store.capacity)
+    def _new_scratch(self, capacity: int, chunk: int) -> Tensor:
+        return torch.zeros(self._scratch_size(capacity, chunk), dtype=self.shape.dtype, device=self.device)
+
+    def _fitting_scratch(self, capacity: int, chunk: int) -> Tensor:
+        """The one in use, if it has the right size."""
+        fits = tuple(self._scratch.shape) == self._scratch_size(capacity, chunk)
+        return self._scratch if fits else self._new_scratch(capacity, chunk)
+
+    def _no_memory(self, capacity: int) -> str:
+        """What an error says."""
+        return (
+            f"no memory for a cache of {capacity} tokens per layer; lower cache.budget_tokens, cache.budget_mib or "
+            "cache.camera_window, or use fewer bits"
+        )
+
+
+def ample(store: Store, new: int) -> int:
+    """The capacity for `new` tokens more, by doubling."""
+    capacity = store.capacity
+    while capacity < store.tokens + new:
+        capacity *= 2
+    return capacity

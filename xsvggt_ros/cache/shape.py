@@ -29,14 +29,6 @@ class CacheShape:
     camera_dtype: torch.dtype
 
 
-def codes(shape: CacheShape, tokens: int, bits: int) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype of the keys, or of the values, of `tokens` per layer."""
-    per_head = (shape.layers, tokens, shape.heads)
-    if bits == 16:
-        return (*per_head, shape.head_dim), shape.dtype
-    return (*per_head, shape.head_dim * bits // 8), torch.uint8
-
-
 def nbytes(tensors: Layout) -> int:
     """Bytes of all of them."""
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in tensors.values())

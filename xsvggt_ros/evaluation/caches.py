@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from xsvggt_ros.cache import KVCache
-from xsvggt_ros.cache.store import Room
+from xsvggt_ros.cache.policies import Seen
+from xsvggt_ros.cache.store import Store
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.model import StreamVGGT
 from xsvggt_ros.stream import GeometryStream
@@ -28,9 +31,9 @@ class CurrentFrameOnly(KVCache):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self.kernel(q, k, v)
 
-    def end_frame(self) -> None:
-        self.frames += 1
-        self.camera.end_frame()
+    def end_frames(self, count: int) -> None:
+        self.camera.end_frames(count, None)
+        self.frames += count
 
 
 class PublishedQuantiser(KVCache):
@@ -40,20 +43,19 @@ class PublishedQuantiser(KVCache):
     Computed in float32, kept in the cache's own type; nothing is packed, so no memory is saved.
     """
 
-    def commit(self, layer: int, q: Tensor, keys: Tensor, values: Tensor) -> None:
-        order = self._by_age(layer, keys.shape[0])
-        keys, values = keys.clone(), quantised(values, channels=True)
+    def _take_in(self, store: Store, seen: Seen) -> None:
+        order = self._by_age(store, seen.keys.shape[0])
+        keys, values = seen.keys.clone(), quantised(seen.values, channels=True)
         keys[order] = quantised(keys[order], channels=False)
-        own = Room(torch.arange(self.tokens, device=self.device))
-        frame, token = (place.clone() for place in self.store.places(layer))
-        self.store.put(layer, own, frame, token, keys[: self.tokens], values[: self.tokens])
-        super().commit(layer, q, keys, values)
+        slots = torch.arange(store.tokens, device=self.device)[:, None]
+        store.rewrite(slots, keys[: store.tokens], values[: store.tokens])
+        super()._take_in(store, replace(seen, keys=keys, values=values))
 
-    def _by_age(self, layer: int, count: int) -> Tensor:
+    def _by_age(self, store: Store, count: int) -> Tensor:
         """Slots of the cached tokens, oldest first, then those of the new frame, which lie after them."""
-        frame, token = self.store.places(layer)
-        age = (frame.long() * self.shape.tokens_per_frame + token).argsort()
-        return torch.cat([age, torch.arange(self.tokens, count, device=self.device)])
+        frame, token = store.places()
+        age = (frame.long() * self.shape.tokens_per_frame + token)[:, 0].argsort()
+        return torch.cat([age, torch.arange(store.tokens, count, device=self.device)])
 
 
 def quantised(x: Tensor, channels: bool) -> Tensor:

@@ -53,8 +53,8 @@ class Past(Context, Protocol):
         """What the camera head attends to."""
         ...
 
-    def end_frame(self) -> None:
-        """All layers have taken the new frame in."""
+    def end_frames(self, count: int) -> None:
+        """All layers have taken the new frames in."""
         ...
 
 
@@ -106,7 +106,7 @@ class StreamVGGT(nn.Module):
         taps = self.aggregator(x, grid, inside, past)
         mark("aggregator")
         poses = self.camera_head(taps[-1][:, :, 0], past.camera)
-        past.end_frame()
+        past.end_frames(1)
         mark("camera")
         predictions = self.dense(taps, grid, poses)
         mark("dense")

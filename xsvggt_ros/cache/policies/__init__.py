@@ -7,7 +7,7 @@ adding it here, and its name to `config.POLICIES`, which must not load torch.
 
 from __future__ import annotations
 
-from xsvggt_ros.cache.policies.base import PastTokens, Policy
+from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy, Seen
 from xsvggt_ros.cache.policies.full import Full
 from xsvggt_ros.cache.policies.random import Random
 from xsvggt_ros.cache.policies.sliding_window import SlidingWindow
@@ -15,7 +15,7 @@ from xsvggt_ros.cache.policies.xstream import XStream
 from xsvggt_ros.cache.shape import CacheShape
 from xsvggt_ros.config import CacheConfig
 
-__all__ = ["BY_NAME", "PastTokens", "Policy", "make_policy"]
+__all__ = ["BY_NAME", "Geometry", "PastTokens", "Policy", "Seen", "make_policy"]
 
 BY_NAME: dict[str, type[Policy]] = {
     "xstream": XStream,

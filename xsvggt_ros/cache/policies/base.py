@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy sees, and what it must say."""
+"""What a policy sees, and what it must say.
+
+Tensors about tokens are [T, lanes, ...]: a lane is a group of heads that chooses its tokens together, all heads or
+each alone. Queries and keys are in the basis of the cache's quantizer, where products, lengths and angles are those
+of the model (see `centre`).
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from xsvggt_ros.cache.shape import CacheShape, Layout
@@ -14,54 +21,156 @@ from xsvggt_ros.config import CacheConfig
 PROTECTED = float("inf")  # the score of a token that must stay
 
 
+def as_they_are(x: Tensor) -> Tensor:
+    return x
+
+
 @dataclass(frozen=True)
 class PastTokens:
     """The tokens cached in one layer, in no particular order, and the evidence about them."""
 
-    frame: Tensor  # [T] int32, the frame a token came with
-    token: Tensor  # [T] int32, its place in that frame
+    frame: Tensor  # [T, lanes] int32, the frame a token came with
+    token: Tensor  # [T, lanes] int32, its place in that frame
     keys: Tensor  # [T, heads, d], as attention saw them
-    newest: int  # index of the newest frame; while it is being taken in, none of its tokens are here
+    newest: int  # index of the first of the newest frames; while they are being taken in, none of them is here
     tokens_per_frame: int
-    evidence: dict[str, Tensor] = field(default_factory=dict)  # what the policy keeps about this layer
+    evidence: dict[str, Tensor] = field(default_factory=dict)  # what the policy keeps about this layer and its tokens
+    centre: Tensor | float = 0.0  # [heads, d], what was taken off all keys
+    turned: Callable[[Tensor], Tensor] = as_they_are  # vectors of the model's basis [..., d] into that of the keys
 
     @property
     def in_first_frame(self) -> Tensor:
-        """[T] bool; nowhere once a policy that does not keep the first frame has cut it."""
+        """[T, lanes] bool; nowhere once a policy that does not keep the first frame has cut it."""
         first = self.frame == 0
-        return first & (first.sum() == self.tokens_per_frame)
+        return first & (first.sum(0) == self.tokens_per_frame)
 
     @property
     def recency(self) -> Tensor:
-        """[T] float32, the newest token's the highest. Exact however long the stream is: it counts back from there."""
+        """[T, lanes] float32, the newest's the highest. Exact however long the stream is: it counts back from there."""
         return ((self.frame - self.newest) * self.tokens_per_frame + self.token).float()
 
     def protect_ends(self, scores: Tensor) -> Tensor:
-        """The scores with the first and the newest frame made to stay."""
-        return scores.masked_fill(self.in_first_frame | (self.frame == self.newest), PROTECTED)
+        """The scores [T, lanes] with the first and the newest frames made to stay."""
+        return scores.masked_fill(self.in_first_frame | (self.frame >= self.newest), PROTECTED)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the queries of the newest frames attended to in one layer: T cached tokens, then the N new ones."""
+
+    q: Tensor  # [N, heads, d]
+    keys: Tensor  # [T + N, heads, d]
+    values: Tensor  # [T + N, heads, d]
+    bias: Tensor | None  # [heads, T + N], added to the logits
+    turned: Callable[[Tensor], Tensor] = as_they_are  # as PastTokens.turned; its own inverse
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the model says about the newest frames, S of them, in its own scale and the first camera's frame."""
+
+    depth: Tensor  # [S, H, W]
+    confidence: Tensor  # [S, H, W], at least 1
+    pose: Tensor  # [S, 9], world-to-camera, see geometry.decode_pose
 
 
 class Policy(ABC):
-    """Ranks cached tokens, by what it may keep about each layer from frame to frame."""
+    """Ranks cached tokens, by what it may keep about each layer, and about each token, from frame to frame."""
 
-    scattered = False
-    """Whether single tokens from all over a frame stay, rather than whole stretches."""
+    wants_residual = False
+    """Whether it weighs new tokens by what the layer's MLP adds to them."""
+
+    chooses_by_head = False
+    """Whether it can choose for each head apart, where `config.per_head` says so."""
+
+    leaving: Tensor | None = None
+    """Which slot of the camera head's cache the newest frame takes; None: the oldest frame's."""
 
     def __init__(self, config: CacheConfig, shape: CacheShape):
         self.config = config
         self.shape = shape
+        self.shared: dict[str, Tensor] = {}  # what it keeps for all layers together
+
+    @property
+    def lanes(self) -> int:
+        """Groups of heads that choose apart: 1, or as many as there are heads."""
+        return self.shape.heads if self.chooses_by_head and self.config.per_head else 1
 
     @abstractmethod
     def floor(self) -> int:
         """The least budget, in tokens, that the policy works with."""
 
-    def evidence(self) -> Layout:
+    def usable(self, budget: int) -> int:
+        """What it makes use of, of a budget in tokens."""
+        return budget
+
+    # --- what it keeps ----------------------------------------------------------------------------
+
+    def layer_evidence(self) -> Layout:
         """The tensors it keeps about a layer, zero at first. A policy that follows goes on with those it keeps too."""
         return {}
 
-    def observe(self, q: Tensor, evidence: dict[str, Tensor]) -> None:  # noqa: B027  # most observe nothing
-        """Sees the new frame's queries [P, heads, d] in a layer, whose evidence it may write in place."""
+    def token_evidence(self) -> Layout:
+        """What it keeps about each token and lane: the sizes without those two. They move as the tokens do."""
+        return {}
+
+    def shared_evidence(self, budget: int) -> Layout:
+        """What it keeps for all layers together, with a budget in tokens."""
+        return {}
+
+    def allocate(self, device: torch.device, budget: int) -> None:
+        """Makes the shared evidence, zero at first."""
+        sizes = self.shared_evidence(budget).items()
+        self.shared = {name: torch.zeros(size, dtype=dtype, device=device) for name, (size, dtype) in sizes}
+
+    def take_over(self, other: Policy) -> None:
+        """Goes on with the shared evidence of the policy before, as far as it keeps the same."""
+        for name, mine in self.shared.items():
+            theirs = other.shared.get(name)
+            if theirs is not None and (theirs.shape, theirs.dtype) == (mine.shape, mine.dtype):
+                mine.copy_(theirs)
+
+    # --- what it sees, in this order --------------------------------------------------------------
+
+    def begin(self, patches: Tensor, first: int) -> None:  # noqa: B027  # most need none
+        """The encoder's tokens [S, n, C] of the newest frames, indexed from `first`, before any layer sees them."""
+
+    def bias(self, evidence: dict[str, Tensor]) -> Tensor | None:
+        """What to add to the logits of a layer's cached tokens [T, lanes]; -inf hides one. None: nothing."""
+        return None
+
+    def observe(self, seen: Seen, evidence: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A layer at work, whose evidence, of the T tokens there, it may write in place.
+
+        Returns evidence about the new tokens, [N, lanes, ...]; zero where it says nothing.
+        """
+        return {}
+
+    def rework(self, past: PastTokens, values: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Merges tokens before some have to go, values [T, heads, d]; it may write the evidence in place.
+
+        Returns slots [n, lanes] and the keys and values [n, heads, d] to put there.
+        """
+        return None
 
     @abstractmethod
     def scores(self, past: PastTokens) -> Tensor:
-        """[T] float32; the highest stay, PROTECTED always."""
+        """[T, lanes] float32; the highest stay, PROTECTED always."""
+
+    def weigh(self, residual: Tensor) -> dict[str, Tensor]:
+        """From the lengths [N] of what the MLP adds to the new tokens, evidence about them [N]; see wants_residual."""
+        return {}
+
+    def learn(self, geometry: Geometry) -> dict[str, Tensor]:
+        """From what became of the newest frames, evidence about their tokens in every layer [N, ...]."""
+        return {}
+
+
+def floor_of_ends(config: CacheConfig, shape: CacheShape) -> int:
+    """Tokens of the first and the newest frames, of a policy that keeps them whatever the budget."""
+    return (1 + config.chunk) * shape.tokens_per_frame
+
+
+def summed(x: Tensor, lanes: int) -> Tensor:
+    """x [T, heads], summed over the heads of each lane: [T, lanes]."""
+    return x.unflatten(1, (lanes, -1)).sum(2, dtype=torch.float32)

@@ -4,18 +4,17 @@
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.policies.base import PastTokens, Policy
+from xsvggt_ros.cache.policies.base import PastTokens, Policy, floor_of_ends
 
 
 class Random(Policy):
     """A choice that the seed determines."""
 
-    scattered = True
     _generator: torch.Generator | None = None
 
     def floor(self) -> int:
         """First and newest frame always stay, whatever the budget."""
-        return 2 * self.shape.tokens_per_frame
+        return floor_of_ends(self.config, self.shape)
 
     def scores(self, past: PastTokens) -> Tensor:
         device = past.frame.device

@@ -3,7 +3,7 @@
 
 from torch import Tensor
 
-from xsvggt_ros.cache.policies.base import PROTECTED, PastTokens, Policy
+from xsvggt_ros.cache.policies.base import PROTECTED, PastTokens, Policy, floor_of_ends
 
 
 class SlidingWindow(Policy):
@@ -11,7 +11,7 @@ class SlidingWindow(Policy):
 
     def floor(self) -> int:
         """First and newest frame if pinned; otherwise any, and the window may cut through a frame."""
-        return 2 * self.shape.tokens_per_frame if self.config.pin_first_frame else 1
+        return floor_of_ends(self.config, self.shape) if self.config.pin_first_frame else 1
 
     def scores(self, past: PastTokens) -> Tensor:
         pinned = self.config.pin_first_frame

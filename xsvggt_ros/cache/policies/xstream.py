@@ -8,7 +8,7 @@ is one vector per layer: score_j = q_mean . mean over heads of k_j, and no matri
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.policies.base import PastTokens, Policy
+from xsvggt_ros.cache.policies.base import PastTokens, Policy, Seen, floor_of_ends
 from xsvggt_ros.cache.shape import Layout
 
 
@@ -32,21 +32,22 @@ def query_summary(q: Tensor, specials: int, pool: int) -> Tensor:
 class XStream(Policy):
     """What is closest to the query stays."""
 
-    scattered = True
-
     def floor(self) -> int:
         """First and newest frame always stay, whatever the budget."""
-        return 2 * self.shape.tokens_per_frame
+        return floor_of_ends(self.config, self.shape)
 
-    def evidence(self) -> Layout:
-        """The summary of the newest frame's queries; zero until there is one."""
+    def layer_evidence(self) -> Layout:
+        """The summary of the newest frames' queries, in the model's basis; zero until there is one."""
         return {"query": ((self.shape.head_dim,), torch.float32)}
 
-    def observe(self, q: Tensor, evidence: dict[str, Tensor]) -> None:
-        evidence["query"].copy_(query_summary(q, self.shape.specials, self.config.query_pool))
+    def observe(self, seen: Seen, evidence: dict[str, Tensor]) -> dict[str, Tensor]:
+        frames = seen.q.split(self.shape.tokens_per_frame)
+        summaries = [query_summary(q, self.shape.specials, self.config.query_pool) for q in frames]
+        evidence["query"].copy_(seen.turned(torch.stack(summaries).mean(0)))
+        return {}
 
     def scores(self, past: PastTokens) -> Tensor:
         """Without a query, right after another policy, the newest tokens are the best guess."""
         query = past.evidence["query"]
-        closeness = past.keys.mean(1, dtype=torch.float32) @ query
-        return past.protect_ends(torch.where(query.any(), closeness, past.recency))
+        closeness = past.keys.mean(1, dtype=torch.float32) @ past.turned(query)
+        return past.protect_ends(torch.where(query.any(), closeness[:, None], past.recency))

@@ -2,9 +2,9 @@
 import pytest
 import torch
 
-from xsvggt_ros.cache.quantize import dequantize, pack, quantize_per_channel, quantize_per_token, unpack
+from xsvggt_ros.cache.quantizers.affine import dequantize, pack, quantize_per_channel, quantize_per_token, unpack
 
-LOW_BITS = (2, 4, 8)
+LOW_BITS = (2, 3, 4, 8)
 
 
 def through_channels(x: torch.Tensor, bits: int, size: int = 64) -> torch.Tensor:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From one store to another with other settings: what its policy keeps of what there is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xsvggt_ros.cache.policies import PastTokens, Policy
+from xsvggt_ros.cache.store import Store
+
+
+def move(old: Store, new: Store, policy: Policy, newest: int, unfinished: int, scratch: Tensor) -> None:
+    """Fills `new`, which is empty, with what its policy keeps of `old`.
+
+    newest: as PastTokens. Tokens of frames from `unfinished` on are left out. scratch [2, >= tokens, heads, d].
+    """
+    new.take_over_layer(old)
+    if not old.tokens:
+        return
+    old.read(scratch)
+    keys, values = old.quantizer.plain(*scratch[:, : old.tokens])
+    source = _candidates(old, new.lanes)
+    if not source.shape[0]:
+        return
+    heads = torch.arange(new.shape.heads, device=source.device)
+    slots = source[:, :: new.shape.heads // new.lanes]
+    frame, token = old.places_in(slots)
+    evidence = new.evidence_from(old, slots)
+    past = PastTokens(frame, token, keys[source, heads], newest, new.shape.tokens_per_frame, evidence)
+    kept = source.gather(0, _best(policy, past, new, unfinished).repeat_interleave(new.shape.heads // new.lanes, 1))
+    new.take_over(old, kept, keys[kept, heads], values[kept, heads])
+
+
+def _candidates(old: Store, lanes: int) -> Tensor:
+    """Which slot of each head makes up each token for a store of `lanes` lanes: [n, heads].
+
+    Where heads chose apart and shall no longer, those that all of them kept.
+    """
+    slots = torch.arange(old.tokens, device=old.tensors["frame"].device)
+    if lanes >= old.lanes:
+        return slots[:, None].expand(-1, old.shape.heads)
+    frame, token = old.places()
+    ids = frame.long() * old.shape.tokens_per_frame + token  # [T, heads]
+    found, count = ids.unique(return_counts=True)
+    common = found[(count == old.lanes) & (found >= 0)]
+    ordered, order = ids.sort(0)
+    where = torch.searchsorted(ordered.T.contiguous(), common.expand(old.lanes, -1).contiguous()).T
+    return order.gather(0, where)
+
+
+def _best(policy: Policy, past: PastTokens, new: Store, unfinished: int) -> Tensor:
+    """The rows of those that stay [n, lanes], as many in every lane, the oldest first."""
+    there = (past.frame >= 0) & (past.frame < unfinished)
+    scores = policy.scores(past).masked_fill(~there, -torch.inf)
+    count = min(new.capacity, int(there.sum(0).min()))
+    rows = scores.topk(count, dim=0).indices
+    age = past.recency.double().gather(0, rows)
+    return rows.gather(0, age.argsort(0))

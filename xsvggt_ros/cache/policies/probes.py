@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a few of the new tokens attend to: the explicit attention that fused kernels do not give out."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from xsvggt_ros.cache.policies.base import Seen
+
+
+def probe_rows(frames: int, tokens_per_frame: int, specials: int, patches: int, device: torch.device) -> Tensor:
+    """Rows of the queries asked, [R], of `frames` new frames: each one's special tokens and `patches` of its patches.
+
+    The patches are spread evenly; 0: all of them.
+    """
+    count = tokens_per_frame - specials
+    chosen = min(patches, count) or count
+    spread = (torch.arange(chosen, device=device) * count) // max(1, chosen)
+    rows = torch.cat([torch.arange(specials, device=device), specials + spread])
+    return (rows + tokens_per_frame * torch.arange(frames, device=device)[:, None]).flatten()
+
+
+def probe_weights(frames: int, tokens_per_frame: int, specials: int, patches: int, device: torch.device) -> Tensor:
+    """How many queries each of `probe_rows` stands for, [R]: a patch for its share of all patches."""
+    count = tokens_per_frame - specials
+    chosen = min(patches, count) or count
+    weights = torch.ones(specials + chosen, device=device)
+    weights[specials:] = count / max(1, chosen)
+    return weights.repeat(frames)
+
+
+def attention(seen: Seen, rows: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) of the queries in rows [R], float32 [heads, R, T + N]."""
+    q = seen.q[rows].transpose(0, 1).float() / math.sqrt(seen.q.shape[-1])
+    logits = q @ seen.keys.permute(1, 2, 0).float()
+    if seen.bias is not None:
+        logits += seen.bias[:, None]
+    return logits.softmax(-1)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a quantizer does for the slots of one layer.
+
+A slot holds a token of every head. Where heads choose their tokens apart, those of one slot are of different tokens:
+the `lanes` of a layer are the groups of heads, all of them or each alone, that share a choice.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from xsvggt_ros.cache.quantizers.affine import PARAMETER_DTYPE, dequantize, quantize_per_token
+from xsvggt_ros.cache.shape import CacheShape, Layout
+from xsvggt_ros.config import CacheConfig
+
+
+class Quantizer(ABC):
+    """Stores keys and values [., heads, d], each in its number of bits, in the tensors of `layout`."""
+
+    def __init__(self, config: CacheConfig, shape: CacheShape, lanes: int, capacity: int):
+        self.config = config
+        self.shape = shape
+        self.lanes = lanes
+        self.capacity = capacity
+        self.bits = {"key": config.key_bits, "value": config.value_bits}
+        self.tensors: dict[str, Tensor] = {}  # those of the layout, once the store has made them
+
+    def layout(self) -> Layout:
+        """Of its tensors."""
+        return self._codes("key") | self._codes("value") | self._parameters("value")
+
+    @property
+    def reencoded(self) -> int:
+        """Tokens that were encoded once more since they entered; reading it waits for the device."""
+        return 0
+
+    # --- the basis in which attention works -------------------------------------------------------
+
+    def enter(self, q: Tensor, k: Tensor, v: Tensor, first: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """New queries, keys and values [n, heads, d] in the basis of those stored; `first`: none are yet."""
+        return q, k, v
+
+    def leave(self, out: Tensor) -> Tensor:
+        """The attention's output [..., heads, d] back from that basis."""
+        return out
+
+    def plain(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [n, heads, d] back from that basis."""
+        return keys, values
+
+    def turned(self, x: Tensor) -> Tensor:
+        """Vectors [..., d] of the queries' space, turned into the basis of the keys, or back: it is its own inverse."""
+        return x
+
+    def centre(self) -> Tensor | float:
+        """What was taken off all keys [heads, d], in their basis."""
+        return 0.0
+
+    # --- slots ------------------------------------------------------------------------------------
+
+    def read(self, tokens: int, keys: Tensor, values: Tensor) -> None:
+        """Unpacks the first slots into keys and values [tokens, heads, d]."""
+        self._read_keys(tokens, keys)
+        self._read_per_token("value", tokens, values)
+
+    def write(self, slots: Tensor, keys: Tensor, values: Tensor, in_use: int, evictions: int) -> None:
+        """Stores keys and values [n, heads, d] in slots [n, lanes], of which the first `evictions` are among the
+        `in_use` ones that hold tokens; the others are the next free ones.
+        """
+        self._write_keys(slots, keys, in_use, evictions)
+        self._write_per_token("value", slots, values)
+
+    def take_over(self, other: Quantizer, source: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Fills the first slots with other's, of each head in the order of source [n, heads].
+
+        Codes that mean the same here are moved, others made anew from what keys and values [n, heads, d] are, plain.
+        """
+        slots = torch.arange(source.shape[0], device=source.device)[:, None].expand(-1, self.lanes)
+        self._take_over_keys(other, source, slots, keys)
+        if type(self) is type(other) and self.bits["value"] == other.bits["value"]:
+            self._move(other, source, [*self._codes("value"), *self._parameters("value")])
+        else:
+            self._write_per_token("value", slots, self._entered(values))
+
+    @abstractmethod
+    def _read_keys(self, tokens: int, out: Tensor) -> None: ...
+
+    @abstractmethod
+    def _write_keys(self, slots: Tensor, keys: Tensor, in_use: int, evictions: int) -> None: ...
+
+    @abstractmethod
+    def _take_over_keys(self, other: Quantizer, source: Tensor, slots: Tensor, keys: Tensor) -> None: ...
+
+    def _entered(self, values: Tensor) -> Tensor:
+        """Plain values in the basis of those stored."""
+        return values
+
+    # --- one scale and offset per token and head --------------------------------------------------
+
+    def _codes(self, kind: str) -> Layout:
+        bits, d = self.bits[kind], self.shape.head_dim
+        size = (self.capacity, self.shape.heads, d if bits == 16 else d * bits // 8)
+        return {f"{kind}s": (size, self.shape.dtype if bits == 16 else torch.uint8)}
+
+    def _parameters(self, kind: str) -> Layout:
+        size = (self.capacity, self.shape.heads), PARAMETER_DTYPE
+        return {} if self.bits[kind] == 16 else {f"{kind}_scale": size, f"{kind}_offset": size}
+
+    def _read_per_token(self, kind: str, tokens: int, out: Tensor) -> None:
+        packed = self.tensors[f"{kind}s"][:tokens]
+        if self.bits[kind] == 16:
+            out.copy_(packed)
+            return
+        scale, offset = (self.tensors[f"{kind}_{name}"][:tokens, :, None] for name in ("scale", "offset"))
+        dequantize(packed, scale, offset, self.bits[kind], out)
+
+    def _write_per_token(self, kind: str, slots: Tensor, x: Tensor) -> None:
+        if self.bits[kind] < 16:
+            x, scale, offset = quantize_per_token(x, self.bits[kind])
+            self._put(f"{kind}_scale", slots, scale)
+            self._put(f"{kind}_offset", slots, offset)
+        self._put(f"{kind}s", slots, x)
+
+    def _put(self, name: str, slots: Tensor, x: Tensor) -> None:
+        """Writes x [n, heads, ...] to slots [n, lanes]."""
+        by_lane(self.tensors[name], self.lanes)[slots, lanes_of(slots)] = by_lane(x, self.lanes)
+
+    def _move(self, other: Quantizer, source: Tensor, names: list[str]) -> None:
+        heads = lanes_of(source)
+        for name in names:
+            self.tensors[name][: source.shape[0]] = other.tensors[name][source, heads]
+
+
+def by_lane(x: Tensor, lanes: int) -> Tensor:
+    """x [n, heads, ...] as [n, lanes, heads of a lane, ...]."""
+    return x.unflatten(1, (lanes, -1))
+
+
+def lanes_of(slots: Tensor) -> Tensor:
+    """Which lane each column of slots [n, lanes] is of."""
+    return torch.arange(slots.shape[1], device=slots.device)
