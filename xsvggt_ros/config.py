@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from xsvggt_ros.settings import Checked, group, setting
 
-POLICIES = ("xstream", "sliding_window", "random", "full")
+POLICIES = ("xstream", "output_aware", "infinite", "window_specials", "sliding_window", "random", "full")
 QUANTIZERS = ("rotated", "channel")
 BITS = (2, 3, 4, 8, 16)
 PATCH_SIZE = 14  # pixels a side of what becomes one token, in every StreamVGGT
@@ -23,8 +23,10 @@ class CacheConfig(Checked):
 
     policy: str = setting(
         "xstream",
-        "Which cached tokens stay: xstream (first and newest frame, and the middle tokens closest to the "
-        "current query), sliding_window (the newest), random (control), full (all; memory grows).",
+        "Which cached tokens stay, beside those of the first and newest frame: xstream (closest to the current query), "
+        "output_aware (most weight in the outputs so far), infinite (keys most unlike the others), window_specials "
+        "(the newest, and special tokens longer), sliding_window (the newest), random (control), full (all; memory "
+        "grows).",
         choices=POLICIES,
         live=True,
     )

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy, Seen
 from xsvggt_ros.cache.policies.full import Full
+from xsvggt_ros.cache.policies.infinite import Infinite
+from xsvggt_ros.cache.policies.output_aware import OutputAware
 from xsvggt_ros.cache.policies.random import Random
 from xsvggt_ros.cache.policies.sliding_window import SlidingWindow
+from xsvggt_ros.cache.policies.window_specials import WindowSpecials
 from xsvggt_ros.cache.policies.xstream import XStream
 from xsvggt_ros.cache.shape import CacheShape
 from xsvggt_ros.config import CacheConfig
@@ -19,6 +22,9 @@ __all__ = ["BY_NAME", "Geometry", "PastTokens", "Policy", "Seen", "make_policy"]
 
 BY_NAME: dict[str, type[Policy]] = {
     "xstream": XStream,
+    "output_aware": OutputAware,
+    "infinite": Infinite,
+    "window_specials": WindowSpecials,
     "sliding_window": SlidingWindow,
     "random": Random,
     "full": Full,
