@@ -36,7 +36,7 @@ def test_the_score_is_attention_times_the_length_of_the_value(chunk, per_head):
     for _ in range(3):
         stream.step(chunk)
     for layer in range(2):
-        found, expected = stream.evidence(layer, "score"), naive_scores(stream, layer)
+        found, expected = stream.evidence(layer, "output_score"), naive_scores(stream, layer)
         for frame, token, lane in found:
             heads = [lane] if per_head else [0, 1]
             assert found[frame, token, lane] == pytest.approx(sum(expected[frame, token, h] for h in heads), rel=1e-4)
@@ -51,7 +51,7 @@ def test_the_best_stay_and_their_scores_with_them(bits, per_head, quantizer):
     stream = RandomStream(config)
     for _ in range(5):
         stream.step()
-    before = [stream.evidence(layer, "score") for layer in range(2)]
+    before = [stream.evidence(layer, "output_score") for layer in range(2)]
     stream.cache.reconfigure(replace(config, budget_tokens=70))
     for layer in range(2):
         for lane in range(2 if per_head else 1):
@@ -59,7 +59,7 @@ def test_the_best_stay_and_their_scores_with_them(bits, per_head, quantizer):
             best = sorted(middle, key=lambda k: middle[k])[-20:]
             ends = [(frame, token) for frame in (0, 4) for token in range(25)]
             assert stream.places(layer, lane) == sorted([k[:2] for k in best] + ends)
-        after = stream.evidence(layer, "score")
+        after = stream.evidence(layer, "output_score")
         assert after == {k: before[layer][k] for k in after}
 
 
@@ -72,7 +72,7 @@ def test_values_count_at_their_length_in_the_models_basis():
         for _ in range(2):
             stream.cache.attend(0, torch.zeros_like(value), torch.zeros_like(value), value)
             stream.cache.end_frames(1)
-    packed, exact = (stream.evidence(0, "score") for stream in streams)
+    packed, exact = (stream.evidence(0, "output_score") for stream in streams)
     assert packed == pytest.approx(exact, rel=0.02)
     # 8 probes ask twice about the first frame's tokens, among 25 and then 50; two heads.
     assert exact[0, 3, 0] == pytest.approx(2 * 8 * (8 / 25 + 8 / 50))

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy, Seen
 from xsvggt_ros.cache.policies.full import Full
+from xsvggt_ros.cache.policies.ghost import Ghost
 from xsvggt_ros.cache.policies.infinite import Infinite
 from xsvggt_ros.cache.policies.output_aware import OutputAware
+from xsvggt_ros.cache.policies.ovggt import Ovggt
 from xsvggt_ros.cache.policies.random import Random
 from xsvggt_ros.cache.policies.sliding_window import SlidingWindow
 from xsvggt_ros.cache.policies.window_specials import WindowSpecials
@@ -24,6 +26,8 @@ BY_NAME: dict[str, type[Policy]] = {
     "xstream": XStream,
     "output_aware": OutputAware,
     "infinite": Infinite,
+    "ovggt": Ovggt,
+    "ghost": Ghost,
     "window_specials": WindowSpecials,
     "sliding_window": SlidingWindow,
     "random": Random,

@@ -24,7 +24,7 @@ class OutputAware(Policy):
 
     def token_evidence(self) -> Layout:
         """The score so far."""
-        return {"score": ((), torch.float32)}
+        return {"output_score": ((), torch.float32)}
 
     def observe(self, seen: Seen, evidence: dict[str, Tensor]) -> dict[str, Tensor]:
         shape, new = self.shape, seen.q.shape[0]
@@ -32,8 +32,8 @@ class OutputAware(Policy):
         rows = probe_rows(frames, shape.tokens_per_frame, shape.specials, self.config.probes, seen.q.device)
         lengths = seen.plain(seen.values).abs().sum(-1, dtype=torch.float32)  # [T + N, heads]
         score = summed(attention(seen, rows).sum(1).T * lengths, self.lanes)
-        evidence["score"] += score[:-new]
-        return {"score": score[-new:]}
+        evidence["output_score"] += score[:-new]
+        return {"output_score": score[-new:]}
 
     def scores(self, past: PastTokens) -> Tensor:
-        return past.protect_ends(past.evidence["score"])
+        return past.protect_ends(past.evidence["output_score"])
