@@ -27,14 +27,14 @@ class RandomStream:
         self.residuals: list[Tensor] = []  # [layers, N, C]
         self.geometries: list[Geometry] = []
 
-    def step(self, frames: int = 1) -> None:
-        """Takes that many frames in at once."""
+    def step(self, frames: int = 1, geometry: Geometry | None = None) -> None:
+        """Takes that many frames in at once, of which the model says `geometry`, or anything."""
         cache, shape = self.cache, self.shape
         tokens = frames * shape.tokens_per_frame
         q, k, v = self._normal(3, shape.layers, tokens, shape.heads, shape.head_dim)
         patches = self._normal(frames, shape.tokens_per_frame - shape.specials, shape.width)
         residual = self._normal(shape.layers, tokens, shape.width)
-        geometry = self._geometry(frames)
+        geometry = geometry or self._geometry(frames)
         cache.begin(patches)
         for layer in range(shape.layers):
             cache.attend(layer, q[layer][None], k[layer][None], v[layer][None])

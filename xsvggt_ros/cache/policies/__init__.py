@@ -8,6 +8,7 @@ adding it here, and its name to `config.POLICIES`, which must not load torch.
 from __future__ import annotations
 
 from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy, Seen
+from xsvggt_ros.cache.policies.frame_bank import FrameBank
 from xsvggt_ros.cache.policies.full import Full
 from xsvggt_ros.cache.policies.ghost import Ghost
 from xsvggt_ros.cache.policies.infinite import Infinite
@@ -24,6 +25,7 @@ __all__ = ["BY_NAME", "Geometry", "PastTokens", "Policy", "Seen", "make_policy"]
 
 BY_NAME: dict[str, type[Policy]] = {
     "xstream": XStream,
+    "frame_bank": FrameBank,
     "output_aware": OutputAware,
     "infinite": Infinite,
     "ovggt": Ovggt,
