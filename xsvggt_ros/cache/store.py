@@ -139,5 +139,5 @@ class Store:
 
     def places_in(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """As `places`, of slots [n, lanes], or of more lanes than are told apart here."""
-        lanes = lanes_of(slots) if self.lanes > 1 else torch.zeros_like(slots[0])
+        lanes = lanes_of(slots) if self.lanes > 1 else torch.zeros_like(lanes_of(slots))
         return self.tensors["frame"][slots, lanes], self.tensors["token"][slots, lanes]
