@@ -17,6 +17,7 @@ from support.caches import cache_of, shape_of
 from support.streams import NewFrames, RandomStream
 from xsvggt_ros.cache.policies import PastTokens, Policy, Seen, make_policy
 from xsvggt_ros.cache.policies.base import as_they_are
+from xsvggt_ros.cache.policies.random import Random
 from xsvggt_ros.cache.shape import CacheShape
 from xsvggt_ros.config import CacheConfig
 
@@ -141,9 +142,9 @@ class PlainLayer:
         same(values, self.values[index], self.exact_values[index])
         before, exact, changed = self.keys[index], self.exact_keys[index], 0
         if self.basis.config.quantizer == "channel" and self.basis.config.key_bits < 16:
-            extent = torch.cat([keys, exact])
-            step = (extent.amax(0) - extent.amin(0)) / 2**self.basis.config.key_bits
             before = torch.where(before.isnan(), exact, before)
+            extent = torch.cat([keys, before])
+            step = (extent.amax(0) - extent.amin(0)) / 2**self.basis.config.key_bits
             change = (keys - before).abs()
             assert (change <= step / 2 + 2**-10 * extent.abs().amax(0) + 1e-3).all()
             old = ~self.keys[index].isnan() & (change > 1e-5)
@@ -204,6 +205,8 @@ class Twin(RandomStream):
     def fail(self, layers: int, config: CacheConfig) -> None:
         """A step that fails after some of the layers, and what the cache then goes on with."""
         self._take_in(self.draw(1), layers)
+        for index in range(self.shape.layers):
+            self._check_layer(index)
         self._go_on(config, self.cache.abandon_frames, newest=self.frames)
 
     def reconfigure(self, config: CacheConfig) -> None:
@@ -333,8 +336,9 @@ class Twin(RandomStream):
         return frame.long() * self.shape.tokens_per_frame + token
 
     def _same_luck(self) -> None:
-        if (generator := getattr(self.cache.policy, "_generator", None)) is not None:
-            self.policy._generator = torch.Generator().set_state(generator.get_state())
+        if isinstance(self.policy, Random):
+            real = self.cache.policy._generator
+            self.policy._generator = real and torch.Generator().set_state(real.get_state())
 
     def places_in_memory(self) -> list[int]:
         cache = self.cache
@@ -351,7 +355,9 @@ class Twin(RandomStream):
         changed = sum(self._check_layer(index) for index in range(self.shape.layers))
         again, self.reencoded = cache.reencoded - self.reencoded, cache.reencoded
         lanes = self.policy.lanes
-        assert changed <= (again + (self.shape.layers if lanes > 1 else 0)) * lanes, "keys changed without being counted"
+        assert changed <= (again + (self.shape.layers if lanes > 1 else 0)) * lanes, (
+            "keys changed without being counted"
+        )
 
     def _check_layer(self, index: int) -> int:
         """Returns how many tokens have other keys than before."""

@@ -103,6 +103,7 @@ class Store:
 
     def take_over_layer(self, other: Store) -> None:
         """Takes over what the other's policy keeps about the layer, as far as this one's keeps the same."""
+        self.quantizer.reencoded_before = other.quantizer.reencoded
         for name in self._of_layer:
             if self.layout[name] == other.layout.get(name):
                 self.tensors[name].copy_(other.tensors[name])
