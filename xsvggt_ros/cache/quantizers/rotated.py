@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.quantizers.base import Quantizer
+from xsvggt_ros.cache.quantizers.base import Quantizer, lanes_of
 from xsvggt_ros.cache.shape import Layout
 
 
@@ -32,16 +32,14 @@ class Rotated(Quantizer):
         if self.bits["key"] < 16:
             if first:
                 self._centre_on(k)
-            q, k = rotated(q), self._entered_keys(k)
-        return q, k, self._entered(v)
+            q = rotated(q)
+        return q, self._entered_keys(k), self._entered(v)
 
     def leave(self, out: Tensor) -> Tensor:
         return self._entered(out)
 
-    def plain(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if self.bits["key"] < 16:
-            keys = rotated(keys) + self.tensors["key_centre"].to(keys.dtype)
-        return keys, self._entered(values)
+    def plain(self, keys: Tensor) -> Tensor:
+        return rotated(keys) + self.tensors["key_centre"].to(keys.dtype) if self.bits["key"] < 16 else keys
 
     def turned(self, x: Tensor) -> Tensor:
         return rotated(x) if self.bits["key"] < 16 else x
@@ -53,27 +51,32 @@ class Rotated(Quantizer):
         self.tensors["key_centre"].copy_(keys[: self.shape.tokens_per_frame].mean(0, dtype=torch.float32))
 
     def _entered_keys(self, keys: Tensor) -> Tensor:
-        return rotated(keys - self.tensors["key_centre"].to(keys.dtype))
+        return rotated(keys - self.tensors["key_centre"].to(keys.dtype)) if self.bits["key"] < 16 else keys
 
     def _entered(self, values: Tensor) -> Tensor:
         return rotated(values) if self.bits["value"] < 16 else values
 
-    def _read_keys(self, tokens: int, out: Tensor) -> None:
-        self._read_per_token("key", tokens, out)
+    def _read_keys(self, rows: slice, out: Tensor) -> None:
+        self._read_per_token("key", rows, out)
 
     def _write_keys(self, slots: Tensor, keys: Tensor, in_use: int, evictions: int) -> None:
         self._write_per_token("key", slots, keys)
 
-    def _take_over_keys(self, other: Quantizer, source: Tensor, slots: Tensor, keys: Tensor) -> None:
-        if self.bits["key"] < 16:
+    def take_over(self, other: Quantizer, source: Tensor, keys: Tensor, values: Tensor) -> None:
+        if "key_centre" in self.tensors:
             if "key_centre" in other.tensors:
                 self.tensors["key_centre"].copy_(other.tensors["key_centre"])
             else:
-                self._centre_on(keys)
+                oldest = source[: self.shape.tokens_per_frame]
+                self._centre_on(other.plain(keys[oldest, lanes_of(oldest)]))
+        super().take_over(other, source, keys, values)
+
+    def _take_over_keys(self, other: Quantizer, source: Tensor, rows: slice, keys: Tensor) -> None:
         if isinstance(other, Rotated) and self.bits["key"] == other.bits["key"]:
-            self._move(other, source, [*self._codes("key"), *self._parameters("key")])
+            self._move(other, source, rows, [*self._codes("key"), *self._parameters("key")])
         else:
-            self._write_per_token("key", slots, self._entered_keys(keys) if self.bits["key"] < 16 else keys)
+            plain = other.plain(keys[source, lanes_of(source)])
+            self._write_per_token("key", self._slots(rows), self._entered_keys(plain))
 
 
 def rotated(x: Tensor) -> Tensor:
