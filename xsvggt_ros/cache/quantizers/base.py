@@ -32,6 +32,7 @@ class Quantizer(ABC):
         self.bits = {"key": config.key_bits, "value": config.value_bits}
         self.tensors: dict[str, Tensor] = {}  # those of the layout, once the store has made them
         self.reencoded_before = 0  # in the store before
+        self.torn = False  # whether tokens that stay are just being written, or were when that failed
 
     def layout(self) -> Layout:
         """Of its tensors."""
