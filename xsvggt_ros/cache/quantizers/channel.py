@@ -156,8 +156,8 @@ class Channel(Quantizer):
         keys = self._keys_in(slots)
         self.torn = True
         self._encode(slots, keys, entries, tight)
-        self.torn = False
         self.tensors["reencoded"] += tight.sum() * tokens
+        self.torn = False
         return self._fullness(stay)
 
     def _keys_in(self, slots: Tensor) -> Tensor:
