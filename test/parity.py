@@ -291,7 +291,7 @@ class GoldenSet:
         checks.append(close("attn_out", cache.attend(0, q, k, v).flatten(2), golden["attn_out"]))
         if not case.startswith("prune"):
             return checks + quantised_step(golden)
-        cache.end_frame()
+        cache.end_frames(1)
         kept_k, kept_v = cache.view(0, k[0, :0], v[0, :0])
         # What is kept, in whatever order: seen through attention, which does not depend on it.
         seen = sdpa(q, kept_k[None], kept_v[None])
