@@ -13,7 +13,7 @@ from xsvggt_ros.settings import Checked, group, setting
 
 POLICIES = ("xstream", "sliding_window", "random", "full")
 QUANTIZERS = ("rotated", "channel")
-BITS = (2, 3, 4, 8, 16)
+BITS = (1, 2, 3, 4, 8, 16)
 PATCH_SIZE = 14  # pixels a side of what becomes one token, in every StreamVGGT
 
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.quantizers.affine import PARAMETER_DTYPE, dequantize, quantize_per_token
+from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
 
@@ -98,7 +98,18 @@ class Quantizer(ABC):
         """Plain values in the basis of those stored."""
         return values
 
-    # --- one scale and offset per token and head --------------------------------------------------
+    # --- each token by itself ---------------------------------------------------------------------
+
+    parameters: tuple[str, ...]
+    """What the codes of a token and head need to be numbers again, float16 each."""
+
+    @abstractmethod
+    def _encoded(self, x: Tensor, bits: int) -> tuple[Tensor, ...]:
+        """x [n, heads, d] as packed codes [n, heads, d * bits / 8], and their parameters [n, heads]."""
+
+    @abstractmethod
+    def _decode(self, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
+        """Writes to out [n, heads, d] what `_encoded` gave; parameters [n, heads, 1]."""
 
     def _codes(self, kind: str) -> Layout:
         bits, d = self.bits[kind], self.shape.head_dim
@@ -107,21 +118,21 @@ class Quantizer(ABC):
 
     def _parameters(self, kind: str) -> Layout:
         size = (self.capacity, self.shape.heads), PARAMETER_DTYPE
-        return {} if self.bits[kind] == 16 else {f"{kind}_scale": size, f"{kind}_offset": size}
+        return {} if self.bits[kind] == 16 else {f"{kind}_{name}": size for name in self.parameters}
 
     def _read_per_token(self, kind: str, tokens: int, out: Tensor) -> None:
         packed = self.tensors[f"{kind}s"][:tokens]
         if self.bits[kind] == 16:
             out.copy_(packed)
-            return
-        scale, offset = (self.tensors[f"{kind}_{name}"][:tokens, :, None] for name in ("scale", "offset"))
-        dequantize(packed, scale, offset, self.bits[kind], out)
+        else:
+            parameters = [self.tensors[f"{kind}_{name}"][:tokens, :, None] for name in self.parameters]
+            self._decode(packed, parameters, self.bits[kind], out)
 
     def _write_per_token(self, kind: str, slots: Tensor, x: Tensor) -> None:
         if self.bits[kind] < 16:
-            x, scale, offset = quantize_per_token(x, self.bits[kind])
-            self._put(f"{kind}_scale", slots, scale)
-            self._put(f"{kind}_offset", slots, offset)
+            x, *parameters = self._encoded(x, self.bits[kind])
+            for name, parameter in zip(self.parameters, parameters, strict=True):
+                self._put(f"{kind}_{name}", slots, parameter)
         self._put(f"{kind}s", slots, x)
 
     def _put(self, name: str, slots: Tensor, x: Tensor) -> None:

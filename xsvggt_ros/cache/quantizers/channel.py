@@ -15,8 +15,9 @@ import math
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.quantizers.affine import PARAMETER_DTYPE, dequantize, quantize_per_channel
+from xsvggt_ros.cache.quantizers.affine import dequantize, quantize_per_channel, quantize_per_token
 from xsvggt_ros.cache.quantizers.base import Quantizer, by_lane, lanes_of
+from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
 
@@ -26,6 +27,8 @@ ROOM = 2  # times the groups of densely filled ones; `_merge_sparse` relies on i
 
 class Channel(Quantizer):
     """Which group a token is of, and what room there is for groups, is all known here."""
+
+    parameters = ("scale", "offset")
 
     def __init__(self, config: CacheConfig, shape: CacheShape, lanes: int, capacity: int):
         super().__init__(config, shape, lanes, capacity)
@@ -50,6 +53,13 @@ class Channel(Quantizer):
     def _needed(self, tokens: int) -> int:
         """Groups of so many tokens that lie together."""
         return math.ceil(tokens / self.size)
+
+    def _encoded(self, x: Tensor, bits: int) -> tuple[Tensor, ...]:
+        return quantize_per_token(x, bits)
+
+    def _decode(self, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
+        scale, offset = parameters
+        dequantize(packed, scale, offset, bits, out)
 
     # --- keys -------------------------------------------------------------------------------------
 
