@@ -243,7 +243,8 @@ class GoldenSet:
         cache = KVCache(shape, config, CPU, sdpa, sdpa)
         steps, kept = [], {}
         for t, image in enumerate(images):
-            steps.append(frame_arrays(self.model.step(image, cache)))
+            steps.append(frame_arrays(self.model.step(image[None], cache)))
+            cache.end_frames(1)
             kept |= {(layer, t): cache.token_ids(layer) for layer in range(self.model.config.depth)}
         return {array: torch.cat([step[array] for step in steps]) for array in steps[0]}, kept
 

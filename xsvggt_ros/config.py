@@ -89,7 +89,12 @@ class CacheConfig(Checked):
         maximum=1_000_000,
         live=True,
     )
-
+    adaptive: bool = setting(
+        False,
+        "The budget is the most there may be, and what is in force grows towards it with the number of different views "
+        "of the scene.",
+        live=True,
+    )
     chunk: int = setting(
         1,
         "Frames taken in at once: they see each other, and their outputs come when the last of them has; 1: lowest "

@@ -37,7 +37,8 @@ def test_an_unbounded_exact_cache_equals_the_whole_sequence(model, size):
     whole = model(frames)
     cache = cache_for(model, frames)
     for t in range(5):
-        step = model.step(frames[0, t], cache)
+        step = model.step(frames[:, t], cache)
+        cache.end_frames(1)
         for name in ("depth", "depth_confidence", "points", "points_confidence"):
             torch.testing.assert_close(getattr(step, name)[:, 0], getattr(whole, name)[:, t], rtol=1e-4, atol=1e-5)
 
@@ -156,7 +157,8 @@ def test_full_size_steps_on_the_meta_device():
         shape = cache_shape(full.config, 392, 518, torch.bfloat16, torch.float32)
         cache = cache_of(shape, CacheConfig(budget_tokens=2082), torch.device("meta"))
         for _ in range(4):
-            prediction = full.step(torch.empty(3, 392, 518), cache)
+            prediction = full.step(torch.empty(1, 3, 392, 518), cache)
+            cache.end_frames(1)
     assert prediction.depth.shape == (1, 1, 392, 518)
     assert prediction.points.shape == (1, 1, 392, 518, 3)
     assert prediction.pose.shape == (1, 1, 9)
@@ -168,9 +170,9 @@ def test_a_model_can_be_trained_after_it_has_streamed():
     network = load_model(StreamConfig(weights=RANDOM, dtype="float32")).requires_grad_(True)
     frames = images(2)
     with torch.inference_mode():
-        before = network.step(frames[0, 0], cache_for(network, frames)).depth
+        before = network.step(frames[:, 0], cache_for(network, frames)).depth
     network(frames).depth.log().square().mean().backward()
     with torch.no_grad():
         network.aggregator.patch_embed.pos_embed.add_(1.0)
     with torch.inference_mode():
-        assert not torch.equal(network.step(frames[0, 0], cache_for(network, frames)).depth, before)
+        assert not torch.equal(network.step(frames[:, 0], cache_for(network, frames)).depth, before)
