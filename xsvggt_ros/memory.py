@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import clear_frames
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 MIB = 2**20
 # What torch, its allocators and CUDA's libraries say in a RuntimeError.
@@ -57,6 +59,8 @@ def _let_go(error: BaseException | None) -> None:
 def total_memory(device: torch.device) -> int:
     """Bytes that a device has in all, whoever uses them now; of a CPU's, those that this process may use."""
     if device.type == "cuda":
+        import torch  # which those that need a unit do not wait for
+
         return torch.cuda.mem_get_info(device)[1]
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_cgroup_limits()])
 

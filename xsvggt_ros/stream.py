@@ -271,10 +271,11 @@ class GeometryStream:
         self._check_finite(frames)
         cache.end_frames(len(frames))
         cache.learn(Geometry(predictions.depth[0], predictions.depth_confidence[0], predictions.pose[0]))
-        self._T_first_model, self._failures = T_first_model, 0
         for frame in frames:
             self._views.add(frame)
-        return self._told(frames, images, self._status_of(cache, _share(timer.seconds(), images)))
+        status = self._status_of(cache, _share(timer.seconds(), images))
+        self._T_first_model, self._failures = T_first_model, 0
+        return self._told(frames, images, status)
 
     def _start(self, height: int, width: int) -> KVCache:
         shape = self._shape(height, width)
