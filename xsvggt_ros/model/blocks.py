@@ -96,4 +96,6 @@ class Block(nn.Module):
     def forward(self, x: Tensor, context: Context, layer: int, rope: Rope | None = None) -> Tensor:
         """x [B, T, C] -> [B, T, C], as layer `layer` of its stack."""
         x = self.ls1(x, self.attn(self.norm1(x), context, layer, rope))
-        return self.ls2(x, self.mlp(self.norm2(x)))
+        residual = self.mlp(self.norm2(x))
+        context.added(layer, self.ls2.gamma, residual)
+        return self.ls2(x, residual)

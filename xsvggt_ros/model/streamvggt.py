@@ -53,6 +53,10 @@ class Past(Context, Protocol):
         """What the camera head attends to."""
         ...
 
+    def begin(self, patches: Tensor) -> None:
+        """New frames come, of which the encoder makes patches [S, n, C]."""
+        ...
+
 
 class StreamVGGT(nn.Module):
     """The network. `heads` says which of the optional ones are built: one that is not needed costs no memory."""
@@ -98,6 +102,7 @@ class StreamVGGT(nn.Module):
         inside = WholeSequence(self.kernel)
         patches = self.aggregator.encode(images, inside)
         mark("encoder")
+        past.begin(patches)
         x = self.aggregator.with_specials(patches[None], starts=past.frames == 0)
         taps = self.aggregator(x, grid, inside, past)
         mark("aggregator")
