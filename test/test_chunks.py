@@ -165,7 +165,7 @@ def test_a_chunk_whose_numbers_are_not_finite_is_left_out_whole(model, poison, m
     stream = stream_of(model)
     taken(stream, range(CHUNK))
     poison()
-    with pytest.raises(NotFinite, match="a chunk of 3 images are not finite in .*: the stream goes on without"):
+    with pytest.raises(NotFinite, match=r"a chunk of 3 images are not finite in .*: the stream goes on without"):
         taken(stream, range(CHUNK))
     assert stream.waiting == 0
     monkeypatch.undo()

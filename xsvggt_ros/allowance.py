@@ -56,5 +56,6 @@ def tokens_of(cache: CacheConfig, shape: CacheShape) -> int:
 
 def _step(views: int) -> int:
     """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on that is enough."""
-    power = 1 << (max(1, views) - 1).bit_length()
+    views = max(1, views)
+    power = 1 << (views - 1).bit_length()
     return power * 3 // 4 if views <= power * 3 // 4 else power
