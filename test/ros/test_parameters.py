@@ -68,7 +68,7 @@ def test_initial_values_are_taken(make_node):
     "bad",
     [
         {"cache__budget_tokens": -1},
-        {"cache__key_bits": 3},
+        {"cache__key_bits": 5},
         {"cache__policy": "best"},
         {"cache__budget_tokens": 0},  # with the policy xstream, and no limit in MiB
         {"image_width": 100},
