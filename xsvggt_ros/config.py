@@ -89,7 +89,12 @@ class CacheConfig(Checked):
         maximum=1_000_000,
         live=True,
     )
-
+    adaptive: bool = setting(
+        False,
+        "The budget is the most there may be, and what is in force grows towards it with the number of different views "
+        "of the scene.",
+        live=True,
+    )
     camera_passes: str = setting(
         "shared",
         "What a refinement pass of the camera head sees of other frames: shared (all their passes, as published), "

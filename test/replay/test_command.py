@@ -65,10 +65,10 @@ def read_points(msg):
 class FailingStream(GeometryStream):
     """Does at its third step what `failure` says."""
 
-    def step(self, image, intrinsics=None, stamp_ns=None):
+    def take(self, image, intrinsics=None, stamp_ns=None):
         if self.status.frame == 1:
             self.failure()
-        return super().step(image, intrinsics, stamp_ns)
+        return super().take(image, intrinsics, stamp_ns)
 
 
 @pytest.fixture(scope="module")

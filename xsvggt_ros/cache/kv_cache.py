@@ -16,6 +16,7 @@ from xsvggt_ros.cache.budget import budget_in_force
 from xsvggt_ros.cache.camera_cache import CameraCache, Kernel
 from xsvggt_ros.cache.moving import move
 from xsvggt_ros.cache.policies import Geometry, PastTokens, Policy, Seen, make_policy
+from xsvggt_ros.cache.policies.base import PROTECTED
 from xsvggt_ros.cache.shape import CacheShape, nbytes
 from xsvggt_ros.cache.store import Store, layout
 from xsvggt_ros.config import CacheConfig
@@ -172,7 +173,8 @@ class KVCache:
             past = self._past(store, seen)
             if rework := self.policy.rework(past, seen.values[: store.tokens]):
                 store.rewrite(*rework)
-            scores = self.policy.scores(past)
+            # Of frames whose numbers are not finite, which are abandoned later: what is protected must stay even so.
+            scores = self.policy.scores(past).nan_to_num(nan=0.0, posinf=PROTECTED, neginf=-PROTECTED)
         place = torch.arange(new - kept, new, device=self.device)
         self._gone += store.evictions(kept) + new - kept
         newest = {name: x[-kept:] for name, x in evidence.items()}
@@ -225,6 +227,8 @@ class KVCache:
         self, layer: int, config: CacheConfig, policy: Policy, capacity: int, newest: int, rebuild: bool
     ) -> None:
         store = self.layers[layer]
+        if rebuild:
+            store.forget_not_finite()
         if rebuild or layout(self.shape, config, policy, capacity) != store.layout:
             self.layers[layer] = self._moved(store, config, policy, capacity, newest)
             self._gone += store.tokens - self.layers[layer].tokens

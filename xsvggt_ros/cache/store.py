@@ -96,6 +96,12 @@ class Store:
             mask = newest.view(*newest.shape, *[1] * (there.ndim - 2))
             there.copy_(torch.where(mask, x[place].to(there.dtype), there))
 
+    def forget_not_finite(self) -> None:
+        """Evidence that is not finite becomes zero."""
+        for name in (*self._of_layer, *self._of_tokens):
+            if self.tensors[name].is_floating_point():
+                self.tensors[name].nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
     def _put(self, name: str, slots: Tensor, x: Tensor | int) -> None:
         self.tensors[name][slots, lanes_of(slots)] = x
 
