@@ -59,6 +59,13 @@ class CacheConfig(Checked):
         maximum=1e6,
         live=True,
     )
+    layer_budgets: str = setting(
+        "equal",
+        "How tokens are divided among the global layers: equal, adaptive (more to those whose keys are less alike, as "
+        "InfiniteVGGT; measured once, when the budget has filled; not with policy frame_bank).",
+        choices=("equal", "adaptive"),
+        live=True,
+    )
     key_bits: int = setting(4, "Bits per cached key value; 16: the compute dtype.", choices=BITS, live=True)
     value_bits: int = setting(4, "Bits per cached value; 16: the compute dtype.", choices=BITS, live=True)
     quantizer: str = setting(

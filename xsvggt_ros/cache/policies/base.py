@@ -84,6 +84,9 @@ class Policy(ABC):
     chooses_by_head = False
     """Whether it can choose for each head apart, where `config.per_head` says so."""
 
+    same_in_all_layers = False
+    """Whether it keeps the same tokens in all layers, which then have equal budgets."""
+
     leaving: Tensor | None = None
     """Which slot of the camera head's cache the newest frame takes; None: the oldest frame's."""
 

@@ -28,6 +28,14 @@ def diversity(past: PastTokens) -> Tensor:
     return -torch.einsum("thd,hd->th", keys, mu).unflatten(1, (past.frame.shape[1], -1)).mean(2)
 
 
+def likeness(past: PastTokens) -> Tensor:
+    """Mean cosine between the keys and their mean, but the first frame's: a scalar, the mean over heads.
+
+    That is the length of the mean of directions: 1 where all are the same.
+    """
+    return mean_direction(directions(past), ~past.in_first_frame).norm(dim=-1).mean()
+
+
 def of_heads(x: Tensor, heads: int) -> Tensor:
     """x [T, lanes] of each head, [T, heads]."""
     return x.repeat_interleave(heads // x.shape[1], 1)
