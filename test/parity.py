@@ -243,7 +243,8 @@ class GoldenSet:
         cache = KVCache(shape, config, CPU, sdpa, sdpa)
         steps, kept = [], {}
         for t, image in enumerate(images):
-            steps.append(frame_arrays(self.model.step(image, cache)))
+            steps.append(frame_arrays(self.model.step(image[None], cache)))
+            cache.end_frames(1)
             kept |= {(layer, t): cache.token_ids(layer) for layer in range(self.model.config.depth)}
         return {array: torch.cat([step[array] for step in steps]) for array in steps[0]}, kept
 
@@ -290,7 +291,7 @@ class GoldenSet:
         checks.append(close("attn_out", cache.attend(0, q, k, v).flatten(2), golden["attn_out"]))
         if not case.startswith("prune"):
             return checks + quantised_step(golden)
-        cache.end_frame()
+        cache.end_frames(1)
         kept_k, kept_v = cache.view(0, k[0, :0], v[0, :0])
         # What is kept, in whatever order: seen through attention, which does not depend on it.
         seen = sdpa(q, kept_k[None], kept_v[None])

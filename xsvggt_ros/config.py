@@ -111,6 +111,13 @@ class CacheConfig(Checked):
         live=True,
     )
 
+    camera_passes: str = setting(
+        "shared",
+        "What a refinement pass of the camera head sees of other frames: shared (all their passes, as published), "
+        "apart (the same pass).",
+        choices=("shared", "apart"),
+        live=True,
+    )
     chunk: int = setting(
         1,
         "Frames taken in at once: they see each other, and their outputs come when the last of them has; 1: lowest "

@@ -124,7 +124,8 @@ class GeometryStream:
         pixels = torch.tensor(seen, device=self.device).permute(2, 0, 1) / 255  # [3, h, w]
         timer("preprocess")
         cache = self._cache or self._start(seen.shape)
-        predictions = self.model.step(pixels, cache, timer)
+        predictions = self.model.step(pixels[None], cache, timer)
+        cache.end_frames(1)
         frame = self._frame(predictions, cache, seen, known)
         self._check_finite(frame)
         self.status = replace(frame.status, seconds=timer.seconds())

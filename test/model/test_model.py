@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from support.caches import CPU, cache_of
 from xsvggt_ros.cache import KVCache
 from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.model import StreamVGGT, load_model, loading
-from xsvggt_ros.model.attention import MANY, WholeSequence, attention_backend, matmul_by_head, sdpa
+from xsvggt_ros.model.attention import MANY, WholeSequence, attention_backend, flash, matmul_by_head, sdpa
 from xsvggt_ros.model.config import MODELS, TrackConfig
 from xsvggt_ros.model.loading import RANDOM, compute_dtype
 from xsvggt_ros.stream import cache_shape
@@ -37,9 +38,46 @@ def test_an_unbounded_exact_cache_equals_the_whole_sequence(model, size):
     whole = model(frames)
     cache = cache_for(model, frames)
     for t in range(5):
-        step = model.step(frames[0, t], cache)
+        step = model.step(frames[0, t : t + 1], cache)
+        cache.end_frames(1)
         for name in ("depth", "depth_confidence", "points", "points_confidence"):
             torch.testing.assert_close(getattr(step, name)[:, 0], getattr(whole, name)[:, t], rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_frames_of_a_chunk_see_each_other_and_all_before(model, chunk):
+    """Streamed in chunks, the last of them shorter, equals the whole sequence masked by chunks."""
+    frames = images(5)
+    grid, inside = model.grid(frames), WholeSequence(model.kernel)
+    patches = model.aggregator.encode(frames[0], inside)
+    x = model.aggregator.with_specials(patches[None], starts=True)
+    taps = model.aggregator(x, grid, inside, WholeSequence(model.kernel, chunk * x.shape[2]))
+    whole = model.dense(taps, grid, model.camera_head(taps[-1][:, :, 0], WholeSequence(sdpa, chunk)))
+    cache = cache_for(model, frames, replace(EXACT, chunk=chunk, camera_passes="apart"))
+    steps = []
+    for new in frames[0].split(chunk):
+        steps.append(model.step(new, cache))
+        cache.end_frames(len(new))
+    for name in ("pose_iterations", "depth", "depth_confidence", "points", "points_confidence"):
+        across = 2 if name == "pose_iterations" else 1
+        streamed = torch.cat([getattr(step, name) for step in steps], across)
+        torch.testing.assert_close(streamed, getattr(whole, name), rtol=1e-4, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_passes_apart_give_the_poses_of_the_whole_sequence_and_shared_do_not(model):
+    frames = images(4)
+    poses = {}
+    for passes in ("apart", "shared"):
+        cache = cache_for(model, frames, replace(EXACT, camera_passes=passes))
+        poses[passes] = []
+        for t in range(4):
+            poses[passes].append(model.step(frames[0, t : t + 1], cache).pose_iterations)
+            cache.end_frames(1)
+    whole = model(frames).pose_iterations
+    torch.testing.assert_close(torch.cat(poses["apart"], 2), whole, rtol=1e-4, atol=2e-5)
+    assert (torch.cat(poses["shared"], 2) - whole).abs().max() > 1e-3
 
 
 @torch.inference_mode()
@@ -105,6 +143,21 @@ def test_attention_kernels_are_softmax_attention(kernel):
     torch.testing.assert_close(kernel(q, k, v), expected)
 
 
+@pytest.mark.parametrize("kernel", [sdpa, matmul_by_head, flash])
+@pytest.mark.parametrize("queries", [7, MANY + 1])
+def test_a_bias_repeats_keys_and_hides_them(kernel, queries):
+    """log n is as if a key were there n times, -inf as if it were not there."""
+    q, k, v = (torch.randn(1, n, 2, 16, dtype=torch.float64) for n in (queries, 30, 30))
+    bias = torch.zeros(2, 30, dtype=torch.float64)
+    bias[0, 3], bias[1, 5] = math.log(4), -math.inf
+    out = kernel(q, k, v, bias)
+    times = torch.tensor([[4 if j == 3 else 1 for j in range(30)], [0 if j == 5 else 1 for j in range(30)]])
+    for head in range(2):
+        one = slice(head, head + 1)
+        repeated = (x[:, :, one].repeat_interleave(times[head], 1) for x in (k, v))
+        torch.testing.assert_close(out[:, :, one], sdpa(q[:, :, one], *repeated))
+
+
 def test_frame_causal_is_a_block_triangular_mask():
     q, k, v = torch.randn(3, 1, 12, 2, 8)
     frame = torch.arange(12) // 4
@@ -156,7 +209,8 @@ def test_full_size_steps_on_the_meta_device():
         shape = cache_shape(full.config, 392, 518, torch.bfloat16, torch.float32)
         cache = cache_of(shape, CacheConfig(budget_tokens=2082), torch.device("meta"))
         for _ in range(4):
-            prediction = full.step(torch.empty(3, 392, 518), cache)
+            prediction = full.step(torch.empty(1, 3, 392, 518), cache)
+            cache.end_frames(1)
     assert prediction.depth.shape == (1, 1, 392, 518)
     assert prediction.points.shape == (1, 1, 392, 518, 3)
     assert prediction.pose.shape == (1, 1, 9)
@@ -168,9 +222,9 @@ def test_a_model_can_be_trained_after_it_has_streamed():
     network = load_model(StreamConfig(weights=RANDOM, dtype="float32")).requires_grad_(True)
     frames = images(2)
     with torch.inference_mode():
-        before = network.step(frames[0, 0], cache_for(network, frames)).depth
+        before = network.step(frames[0, :1], cache_for(network, frames)).depth
     network(frames).depth.log().square().mean().backward()
     with torch.no_grad():
         network.aggregator.patch_embed.pos_embed.add_(1.0)
     with torch.inference_mode():
-        assert not torch.equal(network.step(frames[0, 0], cache_for(network, frames)).depth, before)
+        assert not torch.equal(network.step(frames[0, :1], cache_for(network, frames)).depth, before)

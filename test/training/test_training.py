@@ -121,7 +121,7 @@ def test_poses_are_trained_as_a_stream_computes_them():
     with torch.no_grad():
         for frame in range(6):
             streamed.append(head(tokens[:, frame : frame + 1], cache))
-            cache.end_frame()
+            cache.end_frames(1)
     trained = streamed_poses(head, tokens)
     torch.testing.assert_close(trained, torch.cat(streamed, 2), rtol=1e-4, atol=1e-5)
     assert trained.std(2).mean() > 1e-3  # not all the same, which would prove nothing

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The camera head's cache: first frame and a window of the most recent, one key per iteration."""
+"""The camera head's cache: first frame and a window of the most recent, one key per refinement pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,23 +11,26 @@ from torch import Tensor
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
 
-Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]  # softmax attention of q [B, T, heads, d] to k and v
+
+class Kernel(Protocol):
+    """softmax(q k^T / sqrt(d) + bias) v of q [B, T, heads, d], k and v [B, N, heads, d], bias [heads, N]."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor: ...
 
 
 def camera_frames(config: CacheConfig) -> int:
-    """Frames there is room for: first, window, and the one being computed."""
-    return 2 + config.camera_window
+    """Frames there is room for: first, window, and those being computed."""
+    return 1 + config.camera_window + config.chunk
 
 
 def camera_layout(shape: CacheShape, frames: int) -> Layout:
-    """Of the keys and values of a number of frames, one entry per iteration."""
-    slots = frames * shape.camera_iterations
-    size = (shape.camera_blocks, 2, slots, shape.camera_heads, shape.camera_head_dim)
-    return {"camera": (size, shape.camera_dtype)}
+    """Of the keys and values of a number of frames, one entry per pass."""
+    entry = (shape.camera_heads, shape.camera_head_dim)
+    return {"camera": ((shape.camera_blocks, 2, frames, shape.camera_iterations, *entry), shape.camera_dtype)}
 
 
 class CameraCache:
-    """Frame slots lie one after the other; the frame being computed always uses the one after the last.
+    """Frame slots lie one after the other; the frames being computed always use those after the last.
 
     Once the window is full, a finished frame moves from there over the oldest, so that what a query may
     see is always a prefix of the buffer.
@@ -36,45 +39,71 @@ class CameraCache:
     def __init__(self, shape: CacheShape, config: CacheConfig, device: torch.device, kernel: Kernel):
         self.shape = shape
         self.window = config.camera_window
+        self.passes = config.camera_passes
+        self.chunk = config.chunk
         self.device = device
         self.kernel = kernel
         self.frames = 0  # finished and kept
         self._oldest = 1  # slot of the oldest frame but the first
-        self._entries = [0] * shape.camera_blocks  # of the frame being computed, per block
-        self.buffer = self._allocate(camera_frames(config))  # [blocks, 2, slots, heads, d]
+        self._done = [0] * shape.camera_blocks  # passes of the frames being computed, per block
+        self.buffer = self._allocate(camera_frames(config))  # [blocks, 2, frames, passes, heads, d]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One trunk block's query in one iteration, to everything so far, its own key included: [1, 1, heads, d]."""
-        end = self.frames * self.shape.camera_iterations + self._entries[layer]
-        self.buffer[layer, 0, end] = k[0, 0]
-        self.buffer[layer, 1, end] = v[0, 0]
-        self._entries[layer] += 1
-        keys, values = self.buffer[layer, :, : end + 1]
+        """One trunk block's queries in one pass, of all frames being computed, [1, S, heads, d].
+
+        They see each other. Of earlier frames they see all passes and of their own those so far, as published,
+        or everywhere the same pass only, as in a whole sequence (`passes`: shared, apart).
+        """
+        done = self._done[layer]
+        entries = self.buffer[layer, :, : self.frames + q.shape[1]]  # [2, frames, passes, heads, d]
+        entries[:, self.frames :, done] = torch.cat([k, v])
+        self._done[layer] += 1
+        if self.passes == "apart":
+            keys, values = entries[:, :, done]
+        else:
+            past, new = entries[:, : self.frames], entries[:, self.frames :, : done + 1]
+            keys, values = torch.cat([past.flatten(1, 2), new.flatten(1, 2)], 1)
         return self.kernel(q, keys[None], values[None])
 
-    def end_frames(self, count=1, leaving=None) -> None:
-        """Keeps the frame just computed."""
-        if not self.window and self.frames + 1 == self._capacity:
-            self._rebuild(2 * self._capacity, range(self.frames + 1))
-        elif not self.window or self.frames <= self.window:
-            self.frames += 1
-        else:
-            self._frame(self.buffer, self._oldest).copy_(self._frame(self.buffer, self.frames))
-            self._oldest = self._oldest % self.window + 1
-        self._entries = [0] * self.shape.camera_blocks
+    def added(self, layer: int, scale: Tensor, residual: Tensor) -> None:
+        """What a block's MLP adds is of no interest here."""
+
+    def end_frames(self, count: int, leaving: Tensor | None = None) -> None:
+        """Keeps the `count` frames just computed, in a full window over the oldest.
+
+        leaving: one slot for each of them [count] that they take over instead.
+        """
+        first = self.frames
+        if not self.window and first + count + self.chunk > self._capacity:
+            self._rebuild(2 * self._capacity, range(first + count))
+        for new in range(first, first + count):
+            self._keep(new, None if leaving is None else leaving[new - first : new - first + 1])
+        self._done = [0] * self.shape.camera_blocks
 
     def abandon_frames(self) -> None:
-        """Forgets what there is of the frame being computed."""
-        self._entries = [0] * self.shape.camera_blocks
+        """Forgets what there is of the frames being computed."""
+        self._done = [0] * self.shape.camera_blocks
 
     def reconfigure(self, config: CacheConfig) -> None:
-        """Takes over a new window; the first and the newest frames stay."""
-        if config.camera_window == self.window:
-            return
-        oldest_first = [(self._oldest - 1 + i) % max(1, self.frames - 1) + 1 for i in range(self.frames - 1)]
-        kept = oldest_first[-config.camera_window :]  # a window of 0 keeps them all
-        self._rebuild(max(camera_frames(config), len(kept) + 2), [0, *kept] if self.frames else [])
-        self.window = config.camera_window
+        """Takes over other settings; of a smaller window the first and the newest frames stay."""
+        if (config.camera_window, config.chunk) != (self.window, self.chunk):
+            oldest_first = [(self._oldest - 1 + i) % max(1, self.frames - 1) + 1 for i in range(self.frames - 1)]
+            kept = oldest_first[-config.camera_window :]  # a window of 0 keeps them all
+            frames = max(camera_frames(config), len(kept) + 1 + config.chunk)
+            self._rebuild(frames, [0, *kept] if self.frames else [])
+        self.window, self.chunk, self.passes = config.camera_window, config.chunk, config.camera_passes
+
+    def _keep(self, new: int, leaving: Tensor | None) -> None:
+        """Of the frame computed in slot `new`."""
+        if not self.window or self.frames <= self.window:
+            if new != self.frames:
+                self.buffer[:, :, self.frames].copy_(self.buffer[:, :, new])
+            self.frames += 1
+        elif leaving is not None:
+            self.buffer.index_copy_(2, leaving, self.buffer[:, :, new : new + 1])
+        else:
+            self.buffer[:, :, self._oldest].copy_(self.buffer[:, :, new])
+            self._oldest = self._oldest % self.window + 1
 
     def _allocate(self, frames: int) -> Tensor:
         size, dtype = camera_layout(self.shape, frames)["camera"]
@@ -82,17 +111,12 @@ class CameraCache:
 
     @property
     def _capacity(self) -> int:
-        return self.buffer.shape[2] // self.shape.camera_iterations
-
-    def _frame(self, buffer: Tensor, slot: int) -> Tensor:
-        """Of one frame [blocks, 2, iterations, heads, d]."""
-        iterations = self.shape.camera_iterations
-        return buffer[:, :, slot * iterations : (slot + 1) * iterations]
+        return self.buffer.shape[2]
 
     def _rebuild(self, frames: int, kept: list[int] | range) -> None:
         """Moves some frames to a buffer with room for `frames`; nothing has changed if there is no memory for it."""
         buffer = self._allocate(frames)
         for slot, old in enumerate(kept):
-            self._frame(buffer, slot).copy_(self._frame(self.buffer, old))
+            buffer[:, :, slot].copy_(self.buffer[:, :, old])
         self.buffer = buffer
-        self.frames, self._oldest = len(kept), 1
+        self.frames, self._oldest = min(self.frames, len(kept)), 1

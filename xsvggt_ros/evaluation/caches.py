@@ -31,6 +31,9 @@ class CurrentFrameOnly(KVCache):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self.kernel(q, k, v)
 
+    def added(self, layer: int, scale: Tensor, residual: Tensor) -> None:
+        pass
+
     def end_frames(self, count: int) -> None:
         self.camera.end_frames(count, None)
         self.frames += count

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,10 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# (q [B, T, heads, d], k [B, N, heads, d], v [B, N, heads, d]) -> [B, T, heads, d]
-Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-
 MANY = 256  # queries from which matmul_by_head pays
+
+
+class Kernel(Protocol):
+    """Softmax attention."""
+
+    __name__: str
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        """q [B, T, heads, d], k and v [B, N, heads, d] -> [B, T, heads, d].
+
+        bias [heads, N] is added to every query's logits: log n for a key that stands for n, -inf for a hidden one.
+        """
+        ...
 
 
 class Context(Protocol):
@@ -23,6 +32,10 @@ class Context(Protocol):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k and v of the layer's own tokens, each [B, T, heads, d] -> [B, T, heads, d]."""
+        ...
+
+    def added(self, layer: int, scale: Tensor, residual: Tensor) -> None:
+        """The layer's MLP adds scale [C] * residual [B, T, C] to those tokens."""
         ...
 
 
@@ -39,35 +52,43 @@ class WholeSequence:
         size = self.tokens_per_frame
         if size is None:
             return self.kernel(q, k, v)
-        ends = range(size, q.shape[1] + 1, size)
+        ends = range(size, q.shape[1] + size, size)
         return torch.cat([self.kernel(q[:, e - size : e], k[:, :e], v[:, :e]) for e in ends], dim=1)
 
+    def added(self, layer: int, scale: Tensor, residual: Tensor) -> None:
+        """As Context: of no interest here."""
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's own kernel. q [B, T, heads, d], k and v [B, N, heads, d] -> [B, T, heads, d]."""
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """PyTorch's own kernel."""
+    mask = None if bias is None else bias[:, None].to(q.dtype)  # [heads, 1, N], for all queries
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
     return out.transpose(1, 2)
 
 
-def matmul_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def matmul_by_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """The same, one head at a time, so that the scores of a head stay in the processor's cache.
 
     On CPUs with bf16 instructions but without matrix tiles, PyTorch's kernel runs at a quarter of the
     matrix product's speed; for many queries this is about twice as fast there.
     """
     if q.shape[1] < MANY:
-        return sdpa(q, k, v)
+        return sdpa(q, k, v, bias)
     q = q / math.sqrt(q.shape[-1])
     out = torch.empty_like(q)
     for b in range(q.shape[0]):
         for h in range(q.shape[2]):
             scores = q[b, :, h] @ k[b, :, h].T  # [T, N]
+            if bias is not None:
+                scores += bias[h]
             out[b, :, h] = scores.softmax(-1) @ v[b, :, h]
     return out
 
 
-def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """FlashAttention (Dao, arXiv 2307.08691), from the optional package flash-attn."""
+def flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """FlashAttention (Dao, arXiv 2307.08691), from the optional package flash-attn, which takes no bias."""
+    if bias is not None:
+        return sdpa(q, k, v, bias)
     from flash_attn import flash_attn_func
 
     return flash_attn_func(q, k, v)

@@ -72,13 +72,23 @@ class Mlp(nn.Module):
         return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
+class Norm(nn.LayerNorm):
+    """Of the residual stream, which is float32 also where the weights are half as wide; gives the weights' type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return super().forward(x)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return nn.functional.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(self.weight.dtype)
+
+
 class LayerScale(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return torch.addcmul(x, self.gamma, residual)
+        return torch.addcmul(x, self.gamma.to(x.dtype), residual.to(x.dtype))
 
 
 class Block(nn.Module):
@@ -86,14 +96,16 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, qk_norm: bool = False, eps: float = 1e-5):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.norm1 = Norm(width, eps=eps)
         self.attn = Attention(width, heads, qk_norm)
         self.ls1 = LayerScale(width)
-        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.norm2 = Norm(width, eps=eps)
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.ls2 = LayerScale(width)
 
     def forward(self, x: Tensor, context: Context, layer: int, rope: Rope | None = None) -> Tensor:
         """x [B, T, C] -> [B, T, C], as layer `layer` of its stack."""
         x = self.ls1(x, self.attn(self.norm1(x), context, layer, rope))
-        return self.ls2(x, self.mlp(self.norm2(x)))
+        residual = self.mlp(self.norm2(x))
+        context.added(layer, self.ls2.gamma, residual)
+        return self.ls2(x, residual)

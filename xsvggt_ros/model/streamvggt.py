@@ -41,7 +41,7 @@ class Predictions:
 
 
 class Past(Context, Protocol):
-    """The frames of a stream so far: the global blocks attend to them and to the new one, which they take in."""
+    """The frames of a stream so far: the global blocks attend to them and to the new ones, which they take in."""
 
     @property
     def frames(self) -> int:
@@ -53,8 +53,8 @@ class Past(Context, Protocol):
         """What the camera head attends to."""
         ...
 
-    def end_frames(self, count: int) -> None:
-        """All layers have taken the new frames in."""
+    def begin(self, patches: Tensor) -> None:
+        """New frames come, of which the encoder makes patches [S, n, C]."""
         ...
 
 
@@ -92,21 +92,21 @@ class StreamVGGT(nn.Module):
             self._track(predictions, taps, grid, query_points)
         return predictions
 
-    def step(self, image: Tensor, past: Past, mark: Callable[[str], None] = lambda stage: None) -> Predictions:
-        """The next frame of a stream: image [3, H, W] in [0, 1] -> predictions with B = S = 1.
+    def step(self, images: Tensor, past: Past, mark: Callable[[str], None] = lambda stage: None) -> Predictions:
+        """The next frames of a stream, which see each other: images [S, 3, H, W] in [0, 1] -> predictions with B = 1.
 
-        `past` also takes this frame in. `mark(stage)` is called as a stage ends.
+        `past` takes them in; `past.end_frames(S)`, which keeps them, is left to the caller, who may find the
+        predictions to be no numbers. `mark(stage)` is called as a stage ends.
         """
-        images = image[None]
         grid = self.grid(images)
         inside = WholeSequence(self.kernel)
         patches = self.aggregator.encode(images, inside)
         mark("encoder")
+        past.begin(patches)
         x = self.aggregator.with_specials(patches[None], starts=past.frames == 0)
         taps = self.aggregator(x, grid, inside, past)
         mark("aggregator")
         poses = self.camera_head(taps[-1][:, :, 0], past.camera)
-        past.end_frames(1)
         mark("camera")
         predictions = self.dense(taps, grid, poses)
         mark("dense")

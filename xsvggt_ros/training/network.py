@@ -53,7 +53,7 @@ def new_model(config: ModelConfig, seed: int) -> StreamVGGT:
     return model
 
 
-def matmul_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def matmul_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v. For few tokens the plain products train faster on a CPU than PyTorch's kernel."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     scores = q @ k.mT * q.shape[-1] ** -0.5
@@ -110,8 +110,11 @@ class _Everything(NamedTuple):
         keys, values = (torch.cat(part, 1) for part in zip(*self.seen[layer], strict=True))
         return matmul_attention(q, keys, values)
 
+    def added(self, layer: int, scale: Tensor, residual: Tensor) -> None:
+        pass
 
-def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 

@@ -163,3 +163,7 @@ class Recording(NamedTuple):
         if layer in MATCHING_BLOCKS:
             self.noted.append((q, k))
         return self.context.attend(layer, q, k, v)
+
+    def added(self, layer: int, scale: Tensor, residual: Tensor) -> None:
+        """As the context itself."""
+        self.context.added(layer, scale, residual)
