@@ -118,7 +118,7 @@ class KVCache:
 
     def end_frames(self, count: int) -> None:
         """After all layers have taken the `count` new frames in."""
-        self.camera.end_frames(count, self.policy.leaving)  # first: it may need memory
+        self.camera.end_frames(count, self.policy.frames_kept)  # first: it may need memory
         self.evicted, self._gone = self._gone // self.shape.layers, 0
         self._newest = self.frames
         self.frames += count
@@ -233,7 +233,7 @@ class KVCache:
             policy.allocate(self.device, max(sizes))
             self._make_sure_of_memory(config, policy, sizes)
             self.lost = True
-            self.camera.reconfigure(config)
+            self.camera.reconfigure(config, policy.frames_kept)
             policy.take_over(self.policy)
             for layer in sorted(range(len(sizes)), key=lambda i: sizes[i] - self.layers[i].capacity):  # freeing first
                 self._move_layer(layer, config, policy, sizes[layer], newest, rebuild)

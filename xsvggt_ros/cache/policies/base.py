@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from xsvggt_ros.cache.camera_cache import first_and_newest
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
 
@@ -87,9 +88,6 @@ class Policy(ABC):
     same_in_all_layers = False
     """Whether it keeps the same tokens in all layers, which then have equal budgets."""
 
-    leaving: Tensor | None = None
-    """Which slot of the camera head's cache the newest frame takes; None: the oldest frame's."""
-
     def __init__(self, config: CacheConfig, shape: CacheShape):
         self.config = config
         self.shape = shape
@@ -107,6 +105,10 @@ class Policy(ABC):
     def usable(self, budget: int) -> int:
         """What it makes use of, of a budget in tokens."""
         return budget
+
+    def frames_kept(self, frames: list[int], count: int) -> list[int]:
+        """Of the numbers of frames, ascending, those that the camera head's cache keeps, at most `count`."""
+        return first_and_newest(frames, count)
 
     # --- what it keeps ----------------------------------------------------------------------------
 
