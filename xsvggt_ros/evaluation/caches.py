@@ -35,7 +35,7 @@ class CurrentFrameOnly(KVCache):
         pass
 
     def end_frames(self, count: int) -> None:
-        self.camera.end_frames(count, None)
+        self.camera.end_frames(count)
         self.frames += count
 
 

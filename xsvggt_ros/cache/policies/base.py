@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from xsvggt_ros.cache.camera_cache import first_and_newest
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
 
@@ -63,6 +64,7 @@ class Seen:
     values: Tensor  # [T + N, heads, d]
     bias: Tensor | None  # [heads, T + N], added to the logits
     turned: Callable[[Tensor], Tensor] = as_they_are  # as PastTokens.turned; its own inverse
+    plain: Callable[[Tensor], Tensor] = as_they_are  # values [..., heads, d] back into the model's
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ class Policy(ABC):
     chooses_by_head = False
     """Whether it can choose for each head apart, where `config.per_head` says so."""
 
-    leaving: Tensor | None = None
-    """Which slot of the camera head's cache the newest frame takes; None: the oldest frame's."""
+    same_in_all_layers = False
+    """Whether it keeps the same tokens in all layers, which then have equal budgets."""
 
     def __init__(self, config: CacheConfig, shape: CacheShape):
         self.config = config
@@ -103,6 +105,10 @@ class Policy(ABC):
     def usable(self, budget: int) -> int:
         """What it makes use of, of a budget in tokens."""
         return budget
+
+    def frames_kept(self, frames: list[int], count: int) -> list[int]:
+        """Of the numbers of frames, ascending, those that the camera head's cache keeps, at most `count`."""
+        return first_and_newest(frames, count)
 
     # --- what it keeps ----------------------------------------------------------------------------
 
