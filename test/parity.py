@@ -342,6 +342,7 @@ def layer_shape(keys: Tensor, tokens_per_frame: int, specials: int = PUBLISHED_S
         head_dim=keys.shape[2],
         tokens_per_frame=tokens_per_frame,
         specials=specials,
+        grid=(1, tokens_per_frame - specials),
         camera_blocks=1,
         camera_heads=1,
         camera_head_dim=1,

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 
 from xsvggt_ros.settings import Checked, group, setting
 
-POLICIES = ("xstream", "sliding_window", "random", "full")
+POLICIES = (
+    "xstream",
+    "frame_bank",
+    "output_aware",
+    "infinite",
+    "ovggt",
+    "ghost",
+    "window_specials",
+    "sliding_window",
+    "random",
+    "full",
+)
 QUANTIZERS = ("rotated", "channel")
 BITS = (2, 3, 4, 8, 16)
 PATCH_SIZE = 14  # pixels a side of what becomes one token, in every StreamVGGT
@@ -23,8 +34,11 @@ class CacheConfig(Checked):
 
     policy: str = setting(
         "xstream",
-        "Which cached tokens stay: xstream (first and newest frame, and the middle tokens closest to the "
-        "current query), sliding_window (the newest), random (control), full (all; memory grows).",
+        "Which cached tokens stay, beside those of the first and newest frame: xstream (closest to the current query), "
+        "frame_bank (of whole frames, sparser with age), output_aware (most weight in the outputs so far), infinite "
+        "(keys most unlike the others), ovggt (new ones that the network changed most, old ones as infinite), ghost "
+        "(seen with most motion, structure and confidence), window_specials (the newest, and special tokens longer), "
+        "sliding_window (the newest), random (control), full (all; memory grows).",
         choices=POLICIES,
         live=True,
     )

@@ -251,6 +251,7 @@ def cache_shape(
         head_dim=model.width // model.heads,
         tokens_per_frame=model.tokens_per_frame(height, width),
         specials=model.specials,
+        grid=(height // model.patch_size, width // model.patch_size),
         camera_blocks=model.camera.depth,
         camera_heads=model.camera.heads,
         camera_head_dim=2 * model.width // model.camera.heads,

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Caches of small models, and memory that ends."""
 
+import math
+
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -18,6 +20,7 @@ def shape_of(tokens_per_frame: int, layers: int = 2, dtype: torch.dtype = torch.
         head_dim=64,
         tokens_per_frame=tokens_per_frame,
         specials=5,
+        grid=grid_of(tokens_per_frame - 5),
         camera_blocks=2,
         camera_heads=2,
         camera_head_dim=32,
@@ -25,6 +28,12 @@ def shape_of(tokens_per_frame: int, layers: int = 2, dtype: torch.dtype = torch.
         dtype=dtype,
         camera_dtype=torch.float32,
     )
+
+
+def grid_of(patches: int) -> tuple[int, int]:
+    """The squarest there is."""
+    rows = next(r for r in range(math.isqrt(max(1, patches)), 0, -1) if patches % r == 0)
+    return rows, patches // rows
 
 
 def cache_of(

@@ -160,7 +160,7 @@ class KVCache:
         bias = self.policy.bias(store.evidence())
         if bias is not None:  # [T, lanes]
             bias = pad(bias.repeat_interleave(self.shape.heads // store.lanes, 1).T, (0, k.shape[0]))
-        return Seen(q, keys, values, bias, store.quantizer.turned)
+        return Seen(q, keys, values, bias, store.quantizer.turned, store.quantizer.leave)
 
     def _take_in(self, store: Store, seen: Seen) -> None:
         """Takes the new tokens in, those at the end of what was seen."""

@@ -21,12 +21,18 @@ class CacheShape:
     head_dim: int
     tokens_per_frame: int
     specials: int
+    grid: tuple[int, int]  # rows and columns of a frame's patches, which follow its special tokens
     camera_blocks: int
     camera_heads: int
     camera_head_dim: int
     camera_iterations: int
     dtype: torch.dtype
     camera_dtype: torch.dtype
+
+    @property
+    def width(self) -> int:
+        """Channels of a token, of the encoder's too."""
+        return self.heads * self.head_dim
 
 
 def nbytes(tensors: Layout) -> int:

@@ -8,9 +8,15 @@ adding it here, and its name to `config.POLICIES`, which must not load torch.
 from __future__ import annotations
 
 from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy, Seen
+from xsvggt_ros.cache.policies.frame_bank import FrameBank
 from xsvggt_ros.cache.policies.full import Full
+from xsvggt_ros.cache.policies.ghost import Ghost
+from xsvggt_ros.cache.policies.infinite import Infinite
+from xsvggt_ros.cache.policies.output_aware import OutputAware
+from xsvggt_ros.cache.policies.ovggt import Ovggt
 from xsvggt_ros.cache.policies.random import Random
 from xsvggt_ros.cache.policies.sliding_window import SlidingWindow
+from xsvggt_ros.cache.policies.window_specials import WindowSpecials
 from xsvggt_ros.cache.policies.xstream import XStream
 from xsvggt_ros.cache.shape import CacheShape
 from xsvggt_ros.config import CacheConfig
@@ -19,6 +25,12 @@ __all__ = ["BY_NAME", "Geometry", "PastTokens", "Policy", "Seen", "make_policy"]
 
 BY_NAME: dict[str, type[Policy]] = {
     "xstream": XStream,
+    "frame_bank": FrameBank,
+    "output_aware": OutputAware,
+    "infinite": Infinite,
+    "ovggt": Ovggt,
+    "ghost": Ghost,
+    "window_specials": WindowSpecials,
     "sliding_window": SlidingWindow,
     "random": Random,
     "full": Full,

@@ -63,6 +63,7 @@ class Seen:
     values: Tensor  # [T + N, heads, d]
     bias: Tensor | None  # [heads, T + N], added to the logits
     turned: Callable[[Tensor], Tensor] = as_they_are  # as PastTokens.turned; its own inverse
+    plain: Callable[[Tensor], Tensor] = as_they_are  # values [..., heads, d] back into the model's
 
 
 @dataclass(frozen=True)
