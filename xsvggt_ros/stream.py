@@ -15,6 +15,7 @@ from PIL import Image
 
 from xsvggt_ros import geometry
 from xsvggt_ros.cache import CacheShape, KVCache
+from xsvggt_ros.cache.policies import Geometry
 from xsvggt_ros.camera import check_camera_matrix
 from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.continuity import Continuity
@@ -126,6 +127,7 @@ class GeometryStream:
         cache = self._cache or self._start(seen.shape)
         predictions = self.model.step(pixels[None], cache, timer)
         cache.end_frames(1)
+        cache.learn(Geometry(predictions.depth[0], predictions.depth_confidence[0], predictions.pose[0]))
         frame = self._frame(predictions, cache, seen, known)
         self._check_finite(frame)
         self.status = replace(frame.status, seconds=timer.seconds())

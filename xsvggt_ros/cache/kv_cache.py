@@ -168,9 +168,9 @@ class KVCache:
         kept = min(new, store.capacity)
         evidence = self.policy.observe(seen, store.evidence())
         scores = torch.zeros(store.tokens, store.lanes, device=self.device)
-        if store.evictions(kept):
+        if evictions := store.evictions(kept):
             past = self._past(store, seen)
-            if rework := self.policy.rework(past, seen.values[: store.tokens]):
+            if rework := self.policy.rework(past, seen.values[: store.tokens], evictions):
                 store.rewrite(*rework)
             scores = self.policy.scores(past)
         place = torch.arange(new - kept, new, device=self.device)
