@@ -11,6 +11,7 @@ from support.paths import ROOT
 from support.recordings import SECOND
 
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig, geometry
+from xsvggt_ros.config import POLICIES
 from xsvggt_ros.continuity import Late
 from xsvggt_ros.memory import OutOfMemory
 from xsvggt_ros.model import load_model
@@ -257,7 +258,7 @@ def poison(model, monkeypatch):
     return lambda there: monkeypatch.setattr(model.aggregator, "encode", overflow if there else encode)
 
 
-@pytest.mark.parametrize("policy", ["xstream", "sliding_window", "random", "full"])
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("bits", [4, 16])
 def test_an_image_whose_numbers_are_not_finite_is_left_out_and_the_stream_goes_on(model, poison, policy, bits):
     stream = stream_of(model, policy=policy, budget_tokens=4 * TOKENS, key_bits=bits, value_bits=bits)

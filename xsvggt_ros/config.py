@@ -13,6 +13,7 @@ from xsvggt_ros.settings import Checked, group, setting
 
 POLICIES = (
     "xstream",
+    "stac",
     "frame_bank",
     "output_aware",
     "infinite",
@@ -35,10 +36,11 @@ class CacheConfig(Checked):
     policy: str = setting(
         "xstream",
         "Which cached tokens stay, beside those of the first and newest frame: xstream (closest to the current query), "
-        "frame_bank (of whole frames, sparser with age), output_aware (most weight in the outputs so far), infinite "
-        "(keys most unlike the others), ovggt (new ones that the network changed most, old ones as infinite), ghost "
-        "(seen with most motion, structure and confidence), window_specials (the newest, and special tokens longer), "
-        "sliding_window (the newest), random (control), full (all; memory grows).",
+        "stac (attended to most, and the others merged by where they are), frame_bank (of whole frames, sparser with "
+        "age), output_aware (most weight in the outputs so far), infinite (keys most unlike the others), ovggt (new "
+        "ones that the network changed most, old ones as infinite), ghost (seen with most motion, structure and "
+        "confidence), window_specials (the newest, and special tokens longer), sliding_window (the newest), random "
+        "(control), full (all; memory grows).",
         choices=POLICIES,
         live=True,
     )

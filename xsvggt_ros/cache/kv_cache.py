@@ -174,9 +174,9 @@ class KVCache:
         kept = min(new, store.capacity)
         evidence = self.policy.observe(seen, store.evidence())
         scores = torch.zeros(store.tokens, store.lanes, device=self.device)
-        if store.evictions(kept):
+        if evictions := store.evictions(kept):
             past = self._past(store, seen.keys)
-            if rework := self.policy.rework(past, seen.values[: store.tokens]):
+            if rework := self.policy.rework(past, seen.values[: store.tokens], evictions):
                 store.rewrite(*rework)
             # Of frames whose numbers are not finite, which are abandoned later: what is protected must stay even so.
             scores = self.policy.scores(past).nan_to_num(nan=0.0, posinf=PROTECTED, neginf=-PROTECTED)

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 import cv2
@@ -17,7 +18,7 @@ from xsvggt_ros.evaluation.metrics import scene_scale
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array, inverse, transform, unproject
 from xsvggt_ros.preprocess import Resize
-from xsvggt_ros.stream import GeometryStream
+from xsvggt_ros.stream import GeometryStream, NotFinite
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +43,7 @@ def follow(stream: GeometryStream, name: str, frames: Iterable[EvaluationFrame],
     """
     stream.reset()
     started = False
-    for truth in frames:
-        try:
-            frame = stream.step(truth.image)
-        except ValueError as error:
-            log.warning("%s: frame of %.3f s is left out: %s", name, truth.stamp_ns * 1e-9, error)
-            continue
+    for frame, truth in _answers(stream, name, frames):
         if started and frame.index == 0:
             event = frame.status.event
             log.warning("%s ends before its frame of %.3f s, a new world: %s", name, truth.stamp_ns * 1e-9, event)
@@ -57,6 +53,29 @@ def follow(stream: GeometryStream, name: str, frames: Iterable[EvaluationFrame],
         if not started:
             _tell_cropping(stream, name, truth.image)
         started = True
+
+
+def _answers(
+    stream: GeometryStream, name: str, frames: Iterable[EvaluationFrame]
+) -> Iterator[tuple[Frame, EvaluationFrame]]:
+    """What the stream makes of the frames, each beside its truth; the log names those that it does not take."""
+    waiting: list[EvaluationFrame] = []  # in the stream, until their chunk is full
+    for truth in chain(frames, [None]):
+        found: list[Frame] = []
+        left_out: list[EvaluationFrame] = []
+        reason: Exception | None = None
+        try:
+            if truth is not None:
+                waiting.append(truth)
+            found = stream.flush() if truth is None else stream.take(truth.image)
+        except NotFinite as error:
+            reason, left_out = error, waiting[: len(waiting) - stream.waiting]
+        except ValueError as error:
+            reason, left_out = error, [waiting.pop()]
+        for frame in left_out:
+            log.warning("%s: frame of %.3f s is left out: %s", name, frame.stamp_ns * 1e-9, reason)
+        done, waiting = waiting[: len(waiting) - stream.waiting], waiting[len(waiting) - stream.waiting :]
+        yield from zip(found, done, strict=False)
 
 
 def _tell_cropping(stream: GeometryStream, name: str, image: NDArray[np.uint8]) -> None:

@@ -16,6 +16,7 @@ from xsvggt_ros.cache.policies.output_aware import OutputAware
 from xsvggt_ros.cache.policies.ovggt import Ovggt
 from xsvggt_ros.cache.policies.random import Random
 from xsvggt_ros.cache.policies.sliding_window import SlidingWindow
+from xsvggt_ros.cache.policies.stac import Stac
 from xsvggt_ros.cache.policies.window_specials import WindowSpecials
 from xsvggt_ros.cache.policies.xstream import XStream
 from xsvggt_ros.cache.shape import CacheShape
@@ -25,6 +26,7 @@ __all__ = ["BY_NAME", "Geometry", "PastTokens", "Policy", "Seen", "make_policy"]
 
 BY_NAME: dict[str, type[Policy]] = {
     "xstream": XStream,
+    "stac": Stac,
     "frame_bank": FrameBank,
     "output_aware": OutputAware,
     "infinite": Infinite,

@@ -152,8 +152,8 @@ class Policy(ABC):
         """
         return {}
 
-    def rework(self, past: PastTokens, values: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Merges tokens before some have to go, values [T, heads, d]; it may write the evidence in place.
+    def rework(self, past: PastTokens, values: Tensor, leaving: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Merges tokens before `leaving` have to go, values [T, heads, d]; it may write the evidence in place.
 
         Returns slots [n, lanes] and the keys and values [n, heads, d] to put there.
         """
