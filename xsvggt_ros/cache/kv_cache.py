@@ -250,7 +250,8 @@ class KVCache:
         store = self.layers[layer]
         if rebuild:
             store.forget_not_finite()
-        if rebuild or layout(self.shape, config, policy, capacity) != store.layout:
+        same = config.quantizer == store.quantizer.config.quantizer  # which the layout does not always tell
+        if rebuild or not same or layout(self.shape, config, policy, capacity) != store.layout:
             self.layers[layer] = self._moved(store, config, policy, capacity, newest)
             self._gone += store.tokens - self.layers[layer].tokens
 

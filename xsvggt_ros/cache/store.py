@@ -109,6 +109,7 @@ class Store:
 
     def take_over_layer(self, other: Store) -> None:
         """Takes over what the other's policy keeps about the layer, as far as this one's keeps the same."""
+        self.quantizer.reencoded_before = other.quantizer.reencoded
         for name in self._of_layer:
             if self.layout[name] == other.layout.get(name):
                 self.tensors[name].copy_(other.tensors[name])
@@ -145,5 +146,5 @@ class Store:
 
     def places_in(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """As `places`, of slots [n, lanes], or of more lanes than are told apart here."""
-        lanes = lanes_of(slots) if self.lanes > 1 else torch.zeros_like(slots[0])
+        lanes = lanes_of(slots) if self.lanes > 1 else torch.zeros_like(lanes_of(slots))
         return self.tensors["frame"][slots, lanes], self.tensors["token"][slots, lanes]

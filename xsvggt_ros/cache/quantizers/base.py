@@ -27,6 +27,7 @@ class Quantizer(ABC):
         self.capacity = capacity
         self.bits = {"key": config.key_bits, "value": config.value_bits}
         self.tensors: dict[str, Tensor] = {}  # those of the layout, once the store has made them
+        self.reencoded_before = 0  # in the store before
 
     def layout(self) -> Layout:
         """Of its tensors."""
@@ -34,8 +35,8 @@ class Quantizer(ABC):
 
     @property
     def reencoded(self) -> int:
-        """Tokens that were encoded once more since they entered; reading it waits for the device."""
-        return 0
+        """Tokens that were encoded once more at the same bits; reading it waits for the device."""
+        return self.reencoded_before
 
     # --- the basis in which attention works -------------------------------------------------------
 
