@@ -330,7 +330,7 @@ def test_command_names_the_rooms_that_could_not_be_used(monkeypatch, capsys):
     def refuse(self, image):
         raise ValueError("no")
 
-    monkeypatch.setattr("xsvggt_ros.stream.GeometryStream.step", refuse)
+    monkeypatch.setattr("xsvggt_ros.stream.GeometryStream.take", refuse)
     assert main(["eval", "--seeds", "3:5", "--frames", "3", *SMALL]) == 2
     assert "no sequence of the rooms of --seeds 3:5 could be used" in capsys.readouterr().err
 
