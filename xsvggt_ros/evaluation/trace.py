@@ -43,7 +43,7 @@ def follow(stream: GeometryStream, name: str, frames: Iterable[EvaluationFrame],
     """
     stream.reset()
     started = False
-    for frame, truth in _answers(stream, name, frames):
+    for frame, truth in _taken_in(stream, name, frames):
         if started and frame.index == 0:
             event = frame.status.event
             log.warning("%s ends before its frame of %.3f s, a new world: %s", name, truth.stamp_ns * 1e-9, event)
@@ -55,27 +55,28 @@ def follow(stream: GeometryStream, name: str, frames: Iterable[EvaluationFrame],
         started = True
 
 
-def _answers(
-    stream: GeometryStream, name: str, frames: Iterable[EvaluationFrame]
+def _taken_in(
+    stream: GeometryStream, name: str, truths: Iterable[EvaluationFrame]
 ) -> Iterator[tuple[Frame, EvaluationFrame]]:
-    """What the stream makes of the frames, each beside its truth; the log names those that it does not take."""
-    waiting: list[EvaluationFrame] = []  # in the stream, until their chunk is full
-    for truth in chain(frames, [None]):
-        found: list[Frame] = []
-        left_out: list[EvaluationFrame] = []
-        reason: Exception | None = None
+    """The frames of a sequence, in chunks or not, each beside the truth; the log names those that are not taken."""
+    waiting: list[EvaluationFrame] = []
+
+    def leave_out(lost: list[EvaluationFrame], error: ValueError) -> None:
+        for truth in lost:
+            log.warning("%s: frame of %.3f s is left out: %s", name, truth.stamp_ns * 1e-9, error)
+
+    for truth in chain(truths, [None]):
+        frames: list[Frame] = []
         try:
-            if truth is not None:
-                waiting.append(truth)
-            found = stream.flush() if truth is None else stream.take(truth.image)
+            waiting += [truth] if truth else []
+            frames = stream.take(truth.image) if truth else stream.flush()
         except NotFinite as error:
-            reason, left_out = error, waiting[: len(waiting) - stream.waiting]
+            leave_out(waiting[: len(waiting) - stream.waiting], error)
         except ValueError as error:
-            reason, left_out = error, [waiting.pop()]
-        for frame in left_out:
-            log.warning("%s: frame of %.3f s is left out: %s", name, frame.stamp_ns * 1e-9, reason)
-        done, waiting = waiting[: len(waiting) - stream.waiting], waiting[len(waiting) - stream.waiting :]
-        yield from zip(found, done, strict=False)
+            leave_out([waiting.pop()], error)
+        done = len(waiting) - stream.waiting
+        yield from zip(frames, waiting[:done], strict=False)  # none of a chunk that failed
+        del waiting[:done]
 
 
 def _tell_cropping(stream: GeometryStream, name: str, image: NDArray[np.uint8]) -> None:
