@@ -105,11 +105,11 @@ class KVCache:
         q, k and v [1, N, heads, d] are of whole frames. Returns [1, N, heads, d].
         """
         store = self._store_for(layer, k.shape[1])
-        seen = self._view(store, *store.quantizer.enter(q[0], k[0], v[0], first=not store.tokens))
+        seen = self._view(store, q[0], k[0], v[0])
         bias = () if seen.bias is None else (seen.bias,)
         out = self.kernel(seen.q[None], seen.keys[None], seen.values[None], *bias)
         self._take_in(store, seen)
-        return store.quantizer.leave(out)
+        return out
 
     def added(self, layer: int, scale: Tensor, residual: Tensor) -> None:
         """What the block's MLP added to the new tokens: scale [C] * residual [1, N, C]."""
@@ -166,7 +166,7 @@ class KVCache:
         bias = self.policy.bias(store.evidence())
         if bias is not None:  # [T, lanes]
             bias = pad(bias.repeat_interleave(self.shape.heads // store.lanes, 1).T, (0, k.shape[0]))
-        return Seen(q, keys, values, bias, store.quantizer.turned, store.quantizer.leave)
+        return Seen(q, keys, values, bias)
 
     def _take_in(self, store: Store, seen: Seen) -> None:
         """Takes the new tokens in, those at the end of what was seen."""
@@ -195,8 +195,6 @@ class KVCache:
             newest=self.frames,
             tokens_per_frame=self.shape.tokens_per_frame,
             evidence=store.evidence(),
-            centre=store.quantizer.centre(),
-            turned=store.quantizer.turned,
         )
 
     def _store_for(self, layer: int, new: int) -> Store:

@@ -45,7 +45,7 @@ class Store:
     # --- what is there ----------------------------------------------------------------------------
 
     def read(self, out: Tensor) -> None:
-        """Unpacks the slots in use into out [2, >= tokens, heads, d]: keys, then values, in the quantizer's basis."""
+        """Unpacks the slots in use into out [2, >= tokens, heads, d]: keys, then values."""
         self.quantizer.read(self.tokens, out[0, : self.tokens], out[1, : self.tokens])
 
     def places(self) -> tuple[Tensor, Tensor]:
@@ -132,7 +132,7 @@ class Store:
     def take_over(self, other: Store, source: Tensor, keys: Tensor, values: Tensor) -> None:
         """Fills the first slots with other's, of each head in the order of source [n, heads].
 
-        keys and values [n, heads, d] are what is in them, in the model's basis.
+        keys and values [n, heads, d] are what is in them.
         """
         of_lanes = source[:, :: self.shape.heads // self.lanes]
         frame, token = other.places_in(of_lanes)

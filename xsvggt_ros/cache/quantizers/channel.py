@@ -55,7 +55,7 @@ class Channel(Quantizer):
         """Groups of so many tokens that lie together."""
         return math.ceil(tokens / self.size)
 
-    def _encoded(self, x: Tensor, bits: int) -> tuple[Tensor, ...]:
+    def _encoded(self, slots: Tensor, x: Tensor, bits: int) -> tuple[Tensor, ...]:
         return quantize_per_token(x, bits)
 
     def _decode(self, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
