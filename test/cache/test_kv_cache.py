@@ -5,14 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.caches import Shortage, cache_of, shape_of
+from support.caches import cache_of, shape_of
 from support.twin import Twin
 
 from xsvggt_ros.cache.budget import budget_in_force
 from xsvggt_ros.cache.policies import BY_NAME, make_policy
 from xsvggt_ros.cache.policies.xstream import query_summary
 from xsvggt_ros.config import BITS, QUANTIZERS, CacheConfig
-from xsvggt_ros.memory import OutOfMemory
 from xsvggt_ros.model.attention import sdpa
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.stream import cache_shape
