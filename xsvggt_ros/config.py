@@ -47,7 +47,7 @@ class CacheConfig(Checked):
         live=True,
     )
     budget_frames: float = setting(
-        10.0,
+        16.0,
         "Most frames of tokens cached per global layer, where neither of the next two is set.",
         unit="frames",
         minimum=0.0,
