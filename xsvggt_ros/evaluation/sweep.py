@@ -40,8 +40,15 @@ IMAGE_SIZE = (112, 84)  # of the rooms, width and height
 PRUNING = tuple(policy for policy in POLICIES if policy != "full")
 FRAMES = 8  # of tokens; the budget at which the policies' choices are compared in 16 bits
 REFERENCE = 48  # frames, of which the full cache at 16 bits is what byte budgets are counted from
-FEWER = (10, 20, 40)  # times
 FEW = (2, 1)  # bits of keys and values, at which byte budgets are spent
+CHANNEL = (("quantizer", "channel"),)
+VARIANTS: dict[str, tuple[str, Any]] = {
+    "per head": ("per_head", True),
+    "adaptive layers": ("layer_budgets", "adaptive"),
+    "all queries": ("probes", 0),
+    "chunks of 4": ("chunk", 4),
+    "adaptive budget": ("adaptive", True),
+}
 FLOOR = "first + newest"
 
 
@@ -101,8 +108,8 @@ def _bits() -> Iterator[Row]:
     """What few bits cost where nothing is left out."""
     for bits in ((8, 8), (4, 4), (3, 3), (2, 2), (2, 1), (1, 1)):
         yield Row("full", "full", bits=bits)
-    for bits in ((4, 4), (3, 3), (2, 2)):
-        yield Row("full, channel", "full", bits=bits, settings=(("quantizer", "channel"),))
+    for bits in ((4, 4), (2, 2)):
+        yield Row("full, channel", "full", bits=bits, settings=CHANNEL)
     yield Row("full, published 4-bit scheme", "full", kind=PublishedQuantiser)
 
 
@@ -116,31 +123,27 @@ def _choices() -> Iterator[Row]:
 
 
 def _byte_budgets() -> Iterator[Row]:
-    """Bits and tokens against each other, by policy."""
-    for fewer, policy in product(FEWER, PRUNING):
+    """Tokens and bits against each other at equal bytes, by policy."""
+    for policy in PRUNING:
+        yield Row(policy, policy, fewer=20, bits=FEW)
+    for fewer, policy in product((10, 40), ("coreset", "stac", "frame_bank", "xstream", "random")):
         yield Row(policy, policy, fewer=fewer, bits=FEW)
-    for bits, policy in product(((4, 4), (2, 2), (1, 1)), ("stac", "xstream", "random")):
+    for bits, policy in product(((4, 4), (2, 2), (1, 1)), ("coreset", "random")):
         yield Row(policy, policy, fewer=20, bits=bits)
-    paper = (("quantizer", "channel"), ("query_pool", 16))
     for fewer in (10, 20):
-        yield Row("xstream, channel", "xstream", fewer=fewer, bits=(4, 4), settings=paper)
+        yield Row("xstream, channel", "xstream", fewer=fewer, bits=(4, 4), settings=CHANNEL)
 
 
 def _variants() -> Iterator[Row]:
     """Single settings, each beside the row without it."""
-    yield Row("full, camera passes apart", "full", settings=(("camera_passes", "apart"),))
+    usual = CacheConfig()
+    bits = usual.key_bits, usual.value_bits
+    yield Row("default settings", usual.policy, int(usual.budget_frames), bits=bits)
     for name, setting in VARIANTS.items():
-        yield Row(name, DEFAULT_POLICY, fewer=20, bits=FEW, settings=setting)
+        yield Row(f"{usual.policy}, {name}", usual.policy, fewer=20, bits=FEW, settings=(setting,))
+    yield Row("full, camera passes apart", "full", settings=(("camera_passes", "apart"),))
 
 
-DEFAULT_POLICY = CacheConfig().policy
-VARIANTS: dict[str, tuple[tuple[str, Any], ...]] = {
-    "per head": (("per_head", True),),
-    "layer budgets adaptive": (("layer_budgets", "adaptive"),),
-    "all queries asked": (("probes", 0),),
-    "chunks of 4": (("chunk", 4),),
-    "adaptive budget": (("adaptive", True),),
-}
 FULL, *_ = ROWS = tuple(_rows())  # the first is what all others are compared with
 
 
