@@ -397,7 +397,7 @@ def stored(cache: KVCache) -> tuple[Tensor, Tensor]:
     shape, (store,) = cache.shape, cache.layers
     out = torch.zeros(2, store.tokens, shape.heads, shape.head_dim)
     store.read(out)
-    return store.quantizer.plain(*out)
+    return out[0], out[1]
 
 
 def quantised_step(golden: Arrays) -> list[Check]:

@@ -20,8 +20,11 @@ def budget_in_force(shape: CacheShape, config: CacheConfig, policy: Policy) -> t
     if config.policy == "full":
         return None, False
     limits = [config.budget_tokens] if config.budget_tokens else []
+    if not (config.budget_tokens or config.budget_mib):
+        limits.append(int(config.budget_frames * shape.tokens_per_frame))
     if config.budget_mib:
-        limits.append(_tokens_in(config.budget_mib * MIB, shape, config, policy))
+        camera = nbytes(camera_layout(shape, camera_frames(config)))
+        limits.append(tokens_in(config.budget_mib * MIB - camera, shape, config, policy))
     asked, floor = min(limits), policy.floor()
     return policy.usable(max(asked, floor)), asked < floor
 
@@ -38,7 +41,8 @@ def capacities(
         return [budget] * shape.layers
     weights = [math.exp((1 - m) / TEMPERATURE) for m in likeness]
     found = divided(budget * shape.layers, weights, policy.floor())
-    while config.budget_mib and _nbytes(shape, config, policy, found) > config.budget_mib * MIB:
+    camera = nbytes(camera_layout(shape, camera_frames(config)))
+    while config.budget_mib and global_nbytes(shape, config, policy, found) + camera > config.budget_mib * MIB:
         found[found.index(max(found))] -= 1  # parameters that tokens share make the bytes uneven
     return found
 
@@ -58,9 +62,11 @@ def divided(total: int, weights: list[float], least: int) -> list[int]:
     return parts
 
 
-def _tokens_in(limit: float, shape: CacheShape, config: CacheConfig, policy: Policy) -> int:
+def tokens_in(limit: float, shape: CacheShape, config: CacheConfig, policy: Policy) -> int:
+    """Tokens in each layer whose cache takes at most `limit` bytes, without the camera head's."""
+
     def fits(tokens: int) -> bool:
-        return _nbytes(shape, config, policy, [tokens] * shape.layers) <= limit
+        return global_nbytes(shape, config, policy, [tokens] * shape.layers) <= limit
 
     low, high = 0, 1
     while fits(high):
@@ -71,8 +77,7 @@ def _tokens_in(limit: float, shape: CacheShape, config: CacheConfig, policy: Pol
     return low
 
 
-def _nbytes(shape: CacheShape, config: CacheConfig, policy: Policy, tokens: list[int]) -> int:
-    """Of the whole cache with that many tokens in each layer."""
+def global_nbytes(shape: CacheShape, config: CacheConfig, policy: Policy, tokens: list[int]) -> int:
+    """Of a cache with that many tokens in each layer, without the camera head's."""
     sizes = {count: nbytes(layout(shape, config, policy, count)) for count in set(tokens)}
-    camera = nbytes(camera_layout(shape, camera_frames(config)))
-    return sum(sizes[count] for count in tokens) + nbytes(policy.shared_evidence(max(tokens))) + camera
+    return sum(sizes[count] for count in tokens) + nbytes(policy.shared_evidence(max(tokens)))

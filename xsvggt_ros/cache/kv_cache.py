@@ -105,11 +105,11 @@ class KVCache:
         q, k and v [1, N, heads, d] are of whole frames. Returns [1, N, heads, d].
         """
         store = self._store_for(layer, k.shape[1])
-        seen = self._view(store, *store.quantizer.enter(q[0], k[0], v[0], first=not store.tokens))
+        seen = self._view(store, q[0], k[0], v[0])
         bias = () if seen.bias is None else (seen.bias,)
         out = self.kernel(seen.q[None], seen.keys[None], seen.values[None], *bias)
         self._take_in(store, seen)
-        return store.quantizer.leave(out)
+        return out
 
     def added(self, layer: int, scale: Tensor, residual: Tensor) -> None:
         """What the block's MLP added to the new tokens: scale [C] * residual [1, N, C]."""
@@ -166,7 +166,7 @@ class KVCache:
         bias = self.policy.bias(store.evidence())
         if bias is not None:  # [T, lanes]
             bias = pad(bias.repeat_interleave(self.shape.heads // store.lanes, 1).T, (0, k.shape[0]))
-        return Seen(q, keys, values, bias, store.quantizer.turned, store.quantizer.leave)
+        return Seen(q, keys, values, bias)
 
     def _take_in(self, store: Store, seen: Seen) -> None:
         """Takes the new tokens in, those at the end of what was seen."""
@@ -174,9 +174,9 @@ class KVCache:
         kept = min(new, store.capacity)
         evidence = self.policy.observe(seen, store.evidence())
         scores = torch.zeros(store.tokens, store.lanes, device=self.device)
-        if store.evictions(kept):
+        if evictions := store.evictions(kept):
             past = self._past(store, seen.keys)
-            if rework := self.policy.rework(past, seen.values[: store.tokens]):
+            if rework := self.policy.rework(past, seen.values[: store.tokens], evictions):
                 store.rewrite(*rework)
             # Of frames whose numbers are not finite, which are abandoned later: what is protected must stay even so.
             scores = self.policy.scores(past).nan_to_num(nan=0.0, posinf=PROTECTED, neginf=-PROTECTED)
@@ -195,8 +195,6 @@ class KVCache:
             newest=self.frames,
             tokens_per_frame=self.shape.tokens_per_frame,
             evidence=store.evidence(),
-            centre=store.quantizer.centre(),
-            turned=store.quantizer.turned,
         )
 
     def _store_for(self, layer: int, new: int) -> Store:
@@ -250,7 +248,8 @@ class KVCache:
         store = self.layers[layer]
         if rebuild:
             store.forget_not_finite()
-        if rebuild or layout(self.shape, config, policy, capacity) != store.layout:
+        same = config.quantizer == store.quantizer.config.quantizer  # which the layout does not always tell
+        if rebuild or not same or layout(self.shape, config, policy, capacity) != store.layout:
             self.layers[layer] = self._moved(store, config, policy, capacity, newest)
             self._gone += store.tokens - self.layers[layer].tokens
 
@@ -282,8 +281,8 @@ class KVCache:
     def _no_memory(self, capacity: int) -> str:
         """What an error says."""
         return (
-            f"no memory for a cache of {capacity} tokens per layer; lower cache.budget_tokens, cache.budget_mib or "
-            "cache.camera_window, or use fewer bits"
+            f"no memory for a cache of {capacity} tokens per layer; lower cache.budget_frames, budget_tokens, "
+            "budget_mib or camera_window, or use fewer bits"
         )
 
 

@@ -45,7 +45,7 @@ class Store:
     # --- what is there ----------------------------------------------------------------------------
 
     def read(self, out: Tensor) -> None:
-        """Unpacks the slots in use into out [2, >= tokens, heads, d]: keys, then values, in the quantizer's basis."""
+        """Unpacks the slots in use into out [2, >= tokens, heads, d]: keys, then values."""
         self.quantizer.read(self.tokens, out[0, : self.tokens], out[1, : self.tokens])
 
     def places(self) -> tuple[Tensor, Tensor]:
@@ -109,6 +109,7 @@ class Store:
 
     def take_over_layer(self, other: Store) -> None:
         """Takes over what the other's policy keeps about the layer, as far as this one's keeps the same."""
+        self.quantizer.reencoded_before = other.quantizer.reencoded
         for name in self._of_layer:
             if self.layout[name] == other.layout.get(name):
                 self.tensors[name].copy_(other.tensors[name])
@@ -131,7 +132,7 @@ class Store:
     def take_over(self, other: Store, source: Tensor, keys: Tensor, values: Tensor) -> None:
         """Fills the first slots with other's, of each head in the order of source [n, heads].
 
-        keys and values [n, heads, d] are what is in them, in the model's basis.
+        keys and values [n, heads, d] are what is in them.
         """
         of_lanes = source[:, :: self.shape.heads // self.lanes]
         frame, token = other.places_in(of_lanes)
@@ -145,5 +146,5 @@ class Store:
 
     def places_in(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """As `places`, of slots [n, lanes], or of more lanes than are told apart here."""
-        lanes = lanes_of(slots) if self.lanes > 1 else torch.zeros_like(slots[0])
+        lanes = lanes_of(slots) if self.lanes > 1 else torch.zeros_like(lanes_of(slots))
         return self.tensors["frame"][slots, lanes], self.tensors["token"][slots, lanes]

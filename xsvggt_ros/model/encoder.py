@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xsvggt_ros.model.attention import Context
-from xsvggt_ros.model.blocks import Block, Norm
+from xsvggt_ros.model.blocks import Block
 from xsvggt_ros.model.config import ModelConfig
 
 
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
         self.register_tokens = nn.Parameter(torch.zeros(1, config.registers, width))
         self.mask_token = nn.Parameter(torch.zeros(1, width))  # only in checkpoints
         self.blocks = nn.ModuleList(Block(width, sizes.heads, sizes.mlp_ratio, eps=1e-6) for _ in range(sizes.depth))
-        self.norm = Norm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
         self._positions: tuple[tuple, Tensor] | None = None
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
@@ -67,7 +67,6 @@ class Encoder(nn.Module):
         frames = images.shape[0]
         x = torch.cat([self.cls_token.expand(frames, -1, -1), self.patch_embed(images)], dim=1) + self.positions(grid)
         x = torch.cat([x[:, :1], self.register_tokens.expand(frames, -1, -1), x[:, 1:]], dim=1)
-        x = x.float()
         for layer, block in enumerate(self.blocks):
             x = block(x, context, layer)
         return self.norm(x[:, 1 + self.register_tokens.shape[1] :])

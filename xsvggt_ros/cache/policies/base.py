@@ -2,14 +2,12 @@
 """What a policy sees, and what it must say.
 
 Tensors about tokens are [T, lanes, ...]: a lane is a group of heads that chooses its tokens together, all heads or
-each alone. Queries and keys are in the basis of the cache's quantizer, where products, lengths and angles are those
-of the model (see `centre`).
+each alone.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -22,10 +20,6 @@ from xsvggt_ros.config import CacheConfig
 PROTECTED = float("inf")  # the score of a token that must stay
 
 
-def as_they_are(x: Tensor) -> Tensor:
-    return x
-
-
 @dataclass(frozen=True)
 class PastTokens:
     """The tokens cached in one layer, in no particular order, and the evidence about them."""
@@ -36,8 +30,6 @@ class PastTokens:
     newest: int  # index of the first of the newest frames; while they are being taken in, none of them is here
     tokens_per_frame: int
     evidence: dict[str, Tensor] = field(default_factory=dict)  # what the policy keeps about this layer and its tokens
-    centre: Tensor | float = 0.0  # [heads, d], what was taken off all keys
-    turned: Callable[[Tensor], Tensor] = as_they_are  # vectors of the model's basis [..., d] into that of the keys
 
     @property
     def in_first_frame(self) -> Tensor:
@@ -63,8 +55,6 @@ class Seen:
     keys: Tensor  # [T + N, heads, d]
     values: Tensor  # [T + N, heads, d]
     bias: Tensor | None  # [heads, T + N], added to the logits
-    turned: Callable[[Tensor], Tensor] = as_they_are  # as PastTokens.turned; its own inverse
-    plain: Callable[[Tensor], Tensor] = as_they_are  # values [..., heads, d] back into the model's
 
 
 @dataclass(frozen=True)
@@ -152,8 +142,8 @@ class Policy(ABC):
         """
         return {}
 
-    def rework(self, past: PastTokens, values: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Merges tokens before some have to go, values [T, heads, d]; it may write the evidence in place.
+    def rework(self, past: PastTokens, values: Tensor, leaving: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Merges tokens before `leaving` have to go, values [T, heads, d]; it may write the evidence in place.
 
         Returns slots [n, lanes] and the keys and values [n, heads, d] to put there.
         """

@@ -12,7 +12,7 @@ from xsvggt_ros.cache.policies.base import PastTokens
 
 def directions(past: PastTokens) -> Tensor:
     """The keys as the model made them, of length 1: [T, heads, d] float32."""
-    return normalize(past.keys.float() + past.centre, dim=-1)
+    return normalize(past.keys.float(), dim=-1)
 
 
 def mean_direction(keys: Tensor, which: Tensor) -> Tensor:

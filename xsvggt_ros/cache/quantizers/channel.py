@@ -48,13 +48,14 @@ class Channel(Quantizer):
 
     @property
     def reencoded(self) -> int:
-        return 0 if self.bits["key"] == 16 else int(self.tensors["reencoded"]) // self.lanes
+        here = 0 if self.bits["key"] == 16 else int(self.tensors["reencoded"]) // self.lanes
+        return super().reencoded + here
 
     def _needed(self, tokens: int) -> int:
         """Groups of so many tokens that lie together."""
         return math.ceil(tokens / self.size)
 
-    def _encoded(self, x: Tensor, bits: int) -> tuple[Tensor, ...]:
+    def _encoded(self, slots: Tensor, x: Tensor, bits: int) -> tuple[Tensor, ...]:
         return quantize_per_token(x, bits)
 
     def _decode(self, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
@@ -94,6 +95,8 @@ class Channel(Quantizer):
         else:
             entries = torch.arange(self._needed(slots.shape[0]), device=slots.device)
             self._encode(slots, keys, entries[:, None].expand(-1, self.lanes))
+            if isinstance(other, Channel) and self.bits["key"] == other.bits["key"]:
+                self.tensors["reencoded"] += slots.numel()
 
     def _holds_all_of(self, other: Channel) -> bool:
         """Whether the other's groups may stay as they are."""
