@@ -93,3 +93,19 @@ def test_the_memory_of_a_cpu_is_what_control_groups_leave_of_it(tmp_path, monkey
     ):
         (folder / "memory.max").write_text(limit + "\n")
         assert total_memory(cpu) == total
+
+
+def test_memory_in_small_pieces_goes_back_to_the_system():
+    program = """
+import torch
+from xsvggt_ros.memory import give_back
+def used():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+pieces = [torch.zeros(2**10) for _ in range(50_000)]  # 4 KiB each
+kept, held = pieces[::1000], used()
+del pieces
+give_back()
+assert held - used() > 150 * 2**20, (held, used())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

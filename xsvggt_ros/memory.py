@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +62,7 @@ def _let_go(error: BaseException | None) -> None:
 def total_memory(device: torch.device) -> int:
     """Bytes that a device has in all, whoever uses them now; of a CPU's, those that this process may use."""
     if device.type == "cuda":
-        import torch  # which those that need a unit do not wait for
+        import torch  # which those that only need a unit do not wait for
 
         return torch.cuda.mem_get_info(device)[1]
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_cgroup_limits()])
@@ -77,3 +80,13 @@ def _cgroup_limits() -> Iterator[int]:
             yield int((folder / "memory.max").read_text())
         except (OSError, ValueError):  # none is set: "max"
             continue
+
+
+def give_back() -> None:
+    """Returns to the system what allocators keep of freed memory, for its next use."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc: pieces below some 32 MiB stay in its heaps
+    if trim:
+        trim(0)
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -233,7 +233,7 @@ def test_change_replaces_the_configuration_as_a_whole(make_node):
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ({"cache__key_bits": 5}, "one of 2, 3, 4, 8, 16, got 5"),
+        ({"cache__key_bits": 5}, "one of 1, 2, 3, 4, 8, 16, got 5"),
         ({"confidence_threshold": float("nan")}, "confidence_threshold"),
         ({"point_stride": 0}, "point_stride"),
         ({"cache__policy": 3}, "cache.policy must be of type str, got 3; put text in quotes"),

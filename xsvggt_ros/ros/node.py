@@ -7,7 +7,6 @@ stream. So a step of any length delays neither a parameter nor a service.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import threading
@@ -19,7 +18,6 @@ from functools import partial, wraps
 from typing import Any, NoReturn
 
 import rclpy
-import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
@@ -33,6 +31,7 @@ from rclpy.subscription import Subscription
 from rclpy.utilities import remove_ros_args
 from std_srvs.srv import SetBool, Trigger
 
+from xsvggt_ros.memory import give_back
 from xsvggt_ros.messages import topics
 from xsvggt_ros.ros.calibration import CalibrationWatch
 from xsvggt_ros.ros.monitor import WINDOW_S, diagnostic
@@ -205,9 +204,7 @@ class StreamNode(LifecycleNode):
             self._serving.exception()  # waits
         self._worker = self._serving = None
         self.settings.check = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
 
     # Input
 
