@@ -29,7 +29,7 @@ from xsvggt_ros.cache.shape import Layout
 
 DECAY = 0.9  # of scores, with each step
 WINDOW = 4  # frames, the newest included, where half the budget has room for them
-VOXEL = 0.05  # edge, in the first frame's median depth
+VOXEL = 0.05 * 37  # edge, in the first frame's median depth per column of patches; published images have 37 columns
 REACH = 2  # voxels within which a spatial token is seen from what the window sees
 CONFIDENT = 0.5  # of the frame's median of confidence above its least, 1: from there on a point counts
 QUERIES = 64  # asked at a time, to save memory
@@ -88,7 +88,7 @@ class Stac(Policy):
 
     def learn(self, geometry: Geometry) -> dict[str, Tensor]:
         size, seen = self.shared["voxel_size"], self.shared["seen"]
-        size.copy_(torch.where(size > 0, size, VOXEL * geometry.depth[0].median()))
+        size.copy_(torch.where(size > 0, size, VOXEL / self.shape.grid[1] * geometry.depth[0].median()))
         voxels = voxels_of(patch_points(geometry.depth, geometry.pose, self.shape.grid), size)
         above = per_patch(geometry.confidence, self.shape.grid) - 1
         voxels = voxels.where(above >= CONFIDENT * above.median(1, keepdim=True).values, NONE)
