@@ -266,7 +266,7 @@ class Walk:
         self.lanes = [SlowLane(self.shape, config) for _ in range(lanes)] if compared else []
         self.voxels = SlowVoxels(self.shape, SlowLane(self.shape, config).window)
         self.generator = torch.Generator().manual_seed(seed)
-        self.kinds = self._normal(6, self.shape.heads, self.shape.head_dim)
+        self.kinds = self._normal(30, self.shape.heads, self.shape.head_dim)
 
     def step(self) -> tuple[torch.Tensor, np.ndarray | None]:
         """Takes the next frames in; the outputs [N, heads, d] of both."""
@@ -294,8 +294,8 @@ class Walk:
         depth = coarse.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)
         sure = torch.rand(chunk, rows, columns, generator=self.generator)
         confidence = 1 + sure.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)
-        pose = torch.tensor([[0.0, 0, 0, 0, 0, 0, 1, 0.8, 0.8]]).repeat(chunk, 1)
-        pose[:, :3] += 0.1 * self._normal(chunk, 3)
+        pose = torch.tensor([[0.0, 0, 0, 0, 0, 0, 1, 0.3, 0.3]]).repeat(chunk, 1)
+        pose[:, :3] += 0.02 * self._normal(chunk, 3)
         pose[:, 0] += torch.tensor([5.0 * ((first + i) // 8 % 2) for i in range(chunk)])  # two places, in turn
         self.cache.learn(Geometry(depth, confidence, pose))
         for i in range(chunk):
