@@ -6,10 +6,11 @@ attention went to most, score <- DECAY * score + sum over queries of attention. 
 become spatial: `spatial.py` merges them within voxels, and they are attended to while the newest frames see the
 neighbourhood, one that stands for n with log n added to its logits.
 
-The published memory of voxels grows with the scene. Here all is one budget, in the paper's shares: beside the first
-frame, half for the window, a quarter for anchors, a quarter for spatial tokens, of which those that stand for least
-leave first. They are all seen where the published code takes a part of many. Its scores are multiplied by the number of
-keys per query, which changes no order; and it drops tokens of low score that go into no representative.
+The published memory of voxels grows with the scene, and a part of what is near is taken from it. Here all is one
+budget and all that is near is seen; where there is no room, what stands for least leaves first. The shares are the
+paper's: beside the first frame half for the window, as far as it goes, and of the rest half for anchors, half for
+spatial tokens. In the published code scores are multiplied by the number of keys per query, which changes no order;
+and tokens of low score that go into no representative are dropped.
 """
 
 from __future__ import annotations
