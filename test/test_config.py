@@ -38,7 +38,7 @@ def test_changes_reach_nested_groups_and_leave_the_rest():
     ("change", "reason"),
     [
         ({"cache.policy": "best"}, "cache.policy must be one of xstream"),
-        ({"cache.key_bits": 3}, "cache.key_bits must be one of 2, 4, 8, 16"),
+        ({"cache.key_bits": 5}, "cache.key_bits must be one of 2, 3, 4, 8, 16"),
         ({"cache.key_bits": "4"}, "cache.key_bits must be of type int"),
         ({"cache.budget_tokens": -1}, "cache.budget_tokens must be between 0 and 1000000000000 tokens"),
         ({"cache.budget_tokens": 0}, "policy xstream needs a budget"),

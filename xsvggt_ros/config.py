@@ -25,7 +25,7 @@ POLICIES = (
     "full",
 )
 QUANTIZERS = ("rotated", "channel")
-BITS = (2, 3, 4, 8, 16)
+BITS = (1, 2, 3, 4, 8, 16)
 PATCH_SIZE = 14  # pixels a side of what becomes one token, in every StreamVGGT
 
 
@@ -59,6 +59,13 @@ class CacheConfig(Checked):
         unit="MiB",
         minimum=0.0,
         maximum=1e6,
+        live=True,
+    )
+    layer_budgets: str = setting(
+        "equal",
+        "How tokens are divided among the global layers: equal, adaptive (more to those whose keys are less alike, as "
+        "InfiniteVGGT; measured once, when the budget has filled; not with policy frame_bank).",
+        choices=("equal", "adaptive"),
         live=True,
     )
     key_bits: int = setting(4, "Bits per cached key value; 16: the compute dtype.", choices=BITS, live=True)
@@ -105,7 +112,12 @@ class CacheConfig(Checked):
         maximum=1_000_000,
         live=True,
     )
-
+    adaptive: bool = setting(
+        False,
+        "The budget is the most there may be, and what is in force grows towards it with the number of different views "
+        "of the scene.",
+        live=True,
+    )
     camera_passes: str = setting(
         "shared",
         "What a refinement pass of the camera head sees of other frames: shared (all their passes, as published), "

@@ -68,7 +68,7 @@ def test_initial_values_are_taken(make_node):
     "bad",
     [
         {"cache__budget_tokens": -1},
-        {"cache__key_bits": 3},
+        {"cache__key_bits": 5},
         {"cache__policy": "best"},
         {"cache__budget_tokens": 0},  # with the policy xstream, and no limit in MiB
         {"image_width": 100},
@@ -196,6 +196,28 @@ def test_a_contradiction_waits_and_holds_nothing_else_up(make_node, warnings):
     assert parameters.config == changed(NodeConfig(), {"point_stride": 7, "cache.budget_tokens": 500})
 
 
+def test_what_does_not_fit_what_is_loaded_is_refused_with_the_reason(make_node):
+    node = make_node()
+    parameters = Parameters(node)
+    asked = []
+
+    def check(config):
+        asked.append(config.stream.cache.budget_tokens)
+        if config.stream.cache.budget_tokens > 10**6:
+            raise ValueError("too large; lower it")
+
+    parameters.check = check
+    refused = set_all(node, cache__budget_tokens=10**9, point_stride=7)
+    assert (refused.successful, refused.reason) == (False, "too large; lower it")
+    assert parameters.config == NodeConfig()
+    assert node.get_parameter("cache.budget_tokens").value == NodeConfig().stream.cache.budget_tokens
+    assert set_all(node, cache__budget_tokens=10**5).successful
+    assert set_all(node, cache__budget_tokens=0).successful  # waits, and what stays in force is checked
+    assert asked == [10**9, 10**5, 10**5]
+    parameters.check = None
+    assert set_all(node, cache__budget_tokens=10**9).successful
+
+
 def test_change_replaces_the_configuration_as_a_whole(make_node):
     node = make_node()
     parameters = Parameters(node)
@@ -209,7 +231,7 @@ def test_change_replaces_the_configuration_as_a_whole(make_node):
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ({"cache__key_bits": 5}, "one of 2, 4, 8, 16, got 5"),
+        ({"cache__key_bits": 5}, "one of 2, 3, 4, 8, 16, got 5"),
         ({"confidence_threshold": float("nan")}, "confidence_threshold"),
         ({"point_stride": 0}, "point_stride"),
         ({"cache__policy": 3}, "cache.policy must be of type str, got 3; put text in quotes"),
@@ -241,7 +263,7 @@ def test_what_is_read_when_the_node_is_configured_waits_for_that(make_node):
     node = make_node()
     parameters = Parameters(node)
     assert set_all(node, weights="a.pt").successful
-    parameters.in_use = True
+    parameters.check = lambda config: None
     result = set_all(node, weights="b.pt", device="cpu", point_stride=3)
     assert not result.successful
     assert "weights, device can only change before the node is configured: `ros2 lifecycle set /stream" in result.reason
@@ -267,5 +289,5 @@ def test_changes_apply_on_humble_too(make_node, monkeypatch):
     assert set_all(node, cache__budget_tokens=0).successful
     assert set_all(node, cache__budget_mib=40).successful
     assert parameters.config.stream.cache.budget_mib == 40.0
-    assert not set_all(node, cache__key_bits=8, cache__value_bits=3).successful
+    assert not set_all(node, cache__key_bits=8, cache__value_bits=5).successful
     assert parameters.config.stream.cache.key_bits == 4

@@ -13,10 +13,10 @@ from xsvggt_ros.model.attention import sdpa
 CPU = torch.device("cpu")
 
 
-def shape_of(tokens_per_frame: int, layers: int = 2, dtype: torch.dtype = torch.float32) -> CacheShape:
+def shape_of(tokens_per_frame: int, layers: int = 2, dtype: torch.dtype = torch.float32, heads: int = 2) -> CacheShape:
     return CacheShape(
         layers=layers,
-        heads=2,
+        heads=heads,
         head_dim=64,
         tokens_per_frame=tokens_per_frame,
         specials=5,

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,22 @@ from xsvggt_ros.cache.policies import Geometry
 from xsvggt_ros.config import CacheConfig
 
 PATCH = 14  # pixels a side
+
+
+@dataclass
+class NewFrames:
+    """What a step brings: S frames of N tokens together."""
+
+    q: Tensor  # [layers, N, heads, d]
+    k: Tensor
+    v: Tensor
+    patches: Tensor  # [S, n, C]
+    residual: Tensor  # [layers, N, C]
+    geometry: Geometry
+
+    @property
+    def count(self) -> int:
+        return self.patches.shape[0]
 
 
 class RandomStream:
@@ -29,29 +47,44 @@ class RandomStream:
 
     def step(self, frames: int = 1, geometry: Geometry | None = None) -> None:
         """Takes that many frames in at once, of which the model says `geometry`, or anything."""
-        cache, shape = self.cache, self.shape
+        new = self.draw(frames, geometry)
+        self.feed(new)
+        for seen, part in [
+            (self.queries, new.q),
+            (self.keys, new.k),
+            (self.values, new.v),
+            (self.patches, new.patches),
+            (self.residuals, new.residual),
+            (self.geometries, new.geometry),
+        ]:
+            seen.append(part)
+
+    def draw(self, frames: int, geometry: Geometry | None = None) -> NewFrames:
+        """Random frames, and what the model is to say about them."""
+        shape = self.shape
         tokens = frames * shape.tokens_per_frame
         q, k, v = self._normal(3, shape.layers, tokens, shape.heads, shape.head_dim)
         patches = self._normal(frames, shape.tokens_per_frame - shape.specials, shape.width)
         residual = self._normal(shape.layers, tokens, shape.width)
-        geometry = geometry or self._geometry(frames)
-        cache.begin(patches)
-        for layer in range(shape.layers):
-            cache.attend(layer, q[layer][None], k[layer][None], v[layer][None])
-            cache.added(layer, torch.ones(shape.width), residual[layer][None])
-        for block in range(shape.camera_blocks):
-            cache.camera.attend(block, *torch.zeros(3, 1, frames, shape.camera_heads, shape.camera_head_dim))
-        cache.end_frames(frames)
-        cache.learn(geometry)
-        for seen, new in [
-            (self.queries, q),
-            (self.keys, k),
-            (self.values, v),
-            (self.patches, patches),
-            (self.residuals, residual),
-            (self.geometries, geometry),
-        ]:
-            seen.append(new)
+        return NewFrames(q, k, v, patches, residual, geometry or self._geometry(frames))
+
+    def feed(self, new: NewFrames, layers: int | None = None) -> list[Tensor]:
+        """What the network does in a step; or as far as it comes if it fails after some of the layers.
+
+        Returns what attention gives in each layer [N, heads, d].
+        """
+        cache, shape = self.cache, self.shape
+        cache.begin(new.patches)
+        outputs = []
+        for layer in range(shape.layers if layers is None else layers):
+            outputs.append(cache.attend(layer, new.q[layer][None], new.k[layer][None], new.v[layer][None])[0])
+            cache.added(layer, torch.ones(shape.width), new.residual[layer][None])
+        if layers is None:
+            for block in range(shape.camera_blocks):
+                cache.camera.attend(block, *torch.zeros(3, 1, new.count, shape.camera_heads, shape.camera_head_dim))
+            cache.end_frames(new.count)
+            cache.learn(new.geometry)
+        return outputs
 
     def places(self, layer: int, lane: int = 0) -> list[tuple[int, int]]:
         """(frame, place in the frame) of every cached token, ascending."""

@@ -19,7 +19,7 @@ def move(old: Store, new: Store, policy: Policy, newest: int, unfinished: int, s
     if not old.tokens:
         return
     old.read(scratch)
-    keys, values = old.quantizer.plain(*scratch[:, : old.tokens])
+    keys, values = scratch[:, : old.tokens]
     source = _candidates(old, new.lanes)
     if not source.shape[0]:
         return

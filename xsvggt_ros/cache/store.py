@@ -45,7 +45,7 @@ class Store:
     # --- what is there ----------------------------------------------------------------------------
 
     def read(self, out: Tensor) -> None:
-        """Unpacks the slots in use into out [2, >= tokens, heads, d]: keys, then values, in the quantizer's basis."""
+        """Unpacks the slots in use into out [2, >= tokens, heads, d]: keys, then values."""
         self.quantizer.read(self.tokens, out[0, : self.tokens], out[1, : self.tokens])
 
     def places(self) -> tuple[Tensor, Tensor]:
@@ -96,6 +96,12 @@ class Store:
             mask = newest.view(*newest.shape, *[1] * (there.ndim - 2))
             there.copy_(torch.where(mask, x[place].to(there.dtype), there))
 
+    def forget_not_finite(self) -> None:
+        """Evidence that is not finite becomes zero."""
+        for name in (*self._of_layer, *self._of_tokens):
+            if self.tensors[name].is_floating_point():
+                self.tensors[name].nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
     def _put(self, name: str, slots: Tensor, x: Tensor | int) -> None:
         self.tensors[name][slots, lanes_of(slots)] = x
 
@@ -103,6 +109,7 @@ class Store:
 
     def take_over_layer(self, other: Store) -> None:
         """Takes over what the other's policy keeps about the layer, as far as this one's keeps the same."""
+        self.quantizer.reencoded_before = other.quantizer.reencoded
         for name in self._of_layer:
             if self.layout[name] == other.layout.get(name):
                 self.tensors[name].copy_(other.tensors[name])
@@ -125,7 +132,7 @@ class Store:
     def take_over(self, other: Store, source: Tensor, keys: Tensor, values: Tensor) -> None:
         """Fills the first slots with other's, of each head in the order of source [n, heads].
 
-        keys and values [n, heads, d] are what is in them, in the model's basis.
+        keys and values [n, heads, d] are what is in them.
         """
         of_lanes = source[:, :: self.shape.heads // self.lanes]
         frame, token = other.places_in(of_lanes)
@@ -139,5 +146,5 @@ class Store:
 
     def places_in(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """As `places`, of slots [n, lanes], or of more lanes than are told apart here."""
-        lanes = lanes_of(slots) if self.lanes > 1 else torch.zeros_like(slots[0])
+        lanes = lanes_of(slots) if self.lanes > 1 else torch.zeros_like(lanes_of(slots))
         return self.tensors["frame"][slots, lanes], self.tensors["token"][slots, lanes]

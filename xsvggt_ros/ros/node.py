@@ -51,6 +51,7 @@ except ModuleNotFoundError:  # Humble
 SILENCE_REPEAT = 30  # looks, a second apart, after which a user is told of a silence again
 PUBLISHERS_S = 0.5  # between two looks at who publishes images
 DIAGNOSTICS_S = 1.0
+POLL_S = 0.05  # between two looks at what another thread is doing
 OVERRIDABLE = QoSOverridingOptions(
     [QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY]
 )
@@ -139,7 +140,7 @@ class StreamNode(LifecycleNode):
         pool = ThreadPoolExecutor(max_workers=1)
         loading = pool.submit(GeometryStream, config.stream)
         while not loading.done():
-            if self._stop.wait(0.05):
+            if self._stop.wait(POLL_S):
                 _leave()
         try:
             stream = loading.result()
@@ -147,9 +148,9 @@ class StreamNode(LifecycleNode):
         except BaseException:
             pool.shutdown()
             raise
+        self.settings.check = lambda config: stream.check(config.stream.cache)
         self._serving = pool.submit(self._worker.run)
         pool.shutdown(wait=False)  # no other work comes; the thread ends with this one
-        self.settings.in_use = True
         self.get_logger().info(f"configured: {stream.summary()}")
         if config.base_frame and config.scale.source == "none":
             self.get_logger().warning("scale.source is none: the mounting's metres are mixed with the model's own unit")
@@ -173,8 +174,11 @@ class StreamNode(LifecycleNode):
     @log_failure
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._unsubscribe()
-        if self._worker:
+        if self._worker and self._serving:
             self._worker.clear()
+            finished = self._worker.finish()
+            while not (finished.wait(POLL_S) or self._serving.done()):
+                pass  # a step, at most two
         return super().on_deactivate(state)
 
     @log_failure
@@ -200,7 +204,7 @@ class StreamNode(LifecycleNode):
             self._worker.close()
             self._serving.exception()  # waits
         self._worker = self._serving = None
-        self.settings.in_use = False
+        self.settings.check = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

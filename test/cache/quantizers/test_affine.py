@@ -2,7 +2,8 @@
 import pytest
 import torch
 
-from xsvggt_ros.cache.quantizers.affine import dequantize, pack, quantize_per_channel, quantize_per_token, unpack
+from xsvggt_ros.cache.quantizers.affine import dequantize, quantize_per_channel, quantize_per_token
+from xsvggt_ros.cache.quantizers.packing import pack, unpack
 
 LOW_BITS = (2, 3, 4, 8)
 

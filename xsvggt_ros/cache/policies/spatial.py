@@ -117,10 +117,9 @@ def _most_similar(past: PastTokens, representatives: VoxelGroups) -> tuple[Tenso
 def _cosines(past: PastTokens, slots: Tensor) -> Tensor:
     """Of each token's key, over the heads of its lane, and that in another slot [T, lanes]."""
     keys = past.keys.unflatten(1, (slots.shape[1], -1))  # [T, lanes, heads, d]
-    centre = past.centre.unflatten(0, (slots.shape[1], -1)) if isinstance(past.centre, Tensor) else past.centre
 
     def whole(x: Tensor) -> Tensor:
-        return (x.float() + centre).flatten(2)
+        return x.float().flatten(2)
 
     parts = zip(keys.split(ROWS), slots.split(ROWS), strict=True)
     return torch.cat([cosine_similarity(whole(mine), whole(_at(keys, other)), dim=2) for mine, other in parts])

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.quantizers.affine import PARAMETER_DTYPE, dequantize, quantize_per_token
+from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
 
@@ -26,7 +26,8 @@ class Quantizer(ABC):
         self.lanes = lanes
         self.capacity = capacity
         self.bits = {"key": config.key_bits, "value": config.value_bits}
-        self.tensors: dict[str, Tensor] = {}  # those of the layout, once the store has made them
+        self.tensors: dict[str, Tensor] = {}  # those of the store: of the layout, and the places of the tokens in it
+        self.reencoded_before = 0  # in the store before
 
     def layout(self) -> Layout:
         """Of its tensors."""
@@ -34,30 +35,8 @@ class Quantizer(ABC):
 
     @property
     def reencoded(self) -> int:
-        """Tokens that were encoded once more since they entered; reading it waits for the device."""
-        return 0
-
-    # --- the basis in which attention works -------------------------------------------------------
-
-    def enter(self, q: Tensor, k: Tensor, v: Tensor, first: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """New queries, keys and values [n, heads, d] in the basis of those stored; `first`: none are yet."""
-        return q, k, v
-
-    def leave(self, out: Tensor) -> Tensor:
-        """The attention's output [..., heads, d] back from that basis."""
-        return out
-
-    def plain(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [n, heads, d] back from that basis."""
-        return keys, values
-
-    def turned(self, x: Tensor) -> Tensor:
-        """Vectors [..., d] of the queries' space, turned into the basis of the keys, or back: it is its own inverse."""
-        return x
-
-    def centre(self) -> Tensor | float:
-        """What was taken off all keys [heads, d], in their basis."""
-        return 0.0
+        """Tokens that were encoded once more at the same bits; reading it waits for the device."""
+        return self.reencoded_before
 
     # --- slots ------------------------------------------------------------------------------------
 
@@ -76,14 +55,14 @@ class Quantizer(ABC):
     def take_over(self, other: Quantizer, source: Tensor, keys: Tensor, values: Tensor) -> None:
         """Fills the first slots with other's, of each head in the order of source [n, heads].
 
-        Codes that mean the same here are moved, others made anew from what keys and values [n, heads, d] are, plain.
+        Codes that mean the same here are moved, others made anew from what keys and values [n, heads, d] are.
         """
         slots = torch.arange(source.shape[0], device=source.device)[:, None].expand(-1, self.lanes)
         self._take_over_keys(other, source, slots, keys)
         if type(self) is type(other) and self.bits["value"] == other.bits["value"]:
             self._move(other, source, [*self._codes("value"), *self._parameters("value")])
         else:
-            self._write_per_token("value", slots, self._entered(values))
+            self._write_per_token("value", slots, values)
 
     @abstractmethod
     def _read_keys(self, tokens: int, out: Tensor) -> None: ...
@@ -94,11 +73,18 @@ class Quantizer(ABC):
     @abstractmethod
     def _take_over_keys(self, other: Quantizer, source: Tensor, slots: Tensor, keys: Tensor) -> None: ...
 
-    def _entered(self, values: Tensor) -> Tensor:
-        """Plain values in the basis of those stored."""
-        return values
+    # --- each token by itself ---------------------------------------------------------------------
 
-    # --- one scale and offset per token and head --------------------------------------------------
+    parameters: tuple[str, ...]
+    """What the codes of a token and head need to be numbers again, float16 each."""
+
+    @abstractmethod
+    def _encoded(self, slots: Tensor, x: Tensor, bits: int) -> tuple[Tensor, ...]:
+        """x [n, heads, d], for slots [n, lanes], as packed codes [n, heads, d * bits / 8] and parameters [n, heads]."""
+
+    @abstractmethod
+    def _decode(self, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
+        """Writes to out [n, heads, d] what `_encoded` made for the first n slots; parameters [n, heads, 1]."""
 
     def _codes(self, kind: str) -> Layout:
         bits, d = self.bits[kind], self.shape.head_dim
@@ -107,21 +93,21 @@ class Quantizer(ABC):
 
     def _parameters(self, kind: str) -> Layout:
         size = (self.capacity, self.shape.heads), PARAMETER_DTYPE
-        return {} if self.bits[kind] == 16 else {f"{kind}_scale": size, f"{kind}_offset": size}
+        return {} if self.bits[kind] == 16 else {f"{kind}_{name}": size for name in self.parameters}
 
     def _read_per_token(self, kind: str, tokens: int, out: Tensor) -> None:
         packed = self.tensors[f"{kind}s"][:tokens]
         if self.bits[kind] == 16:
             out.copy_(packed)
-            return
-        scale, offset = (self.tensors[f"{kind}_{name}"][:tokens, :, None] for name in ("scale", "offset"))
-        dequantize(packed, scale, offset, self.bits[kind], out)
+        else:
+            parameters = [self.tensors[f"{kind}_{name}"][:tokens, :, None] for name in self.parameters]
+            self._decode(packed, parameters, self.bits[kind], out)
 
     def _write_per_token(self, kind: str, slots: Tensor, x: Tensor) -> None:
         if self.bits[kind] < 16:
-            x, scale, offset = quantize_per_token(x, self.bits[kind])
-            self._put(f"{kind}_scale", slots, scale)
-            self._put(f"{kind}_offset", slots, offset)
+            x, *parameters = self._encoded(slots, x, self.bits[kind])
+            for name, parameter in zip(self.parameters, parameters, strict=True):
+                self._put(f"{kind}_{name}", slots, parameter)
         self._put(f"{kind}s", slots, x)
 
     def _put(self, name: str, slots: Tensor, x: Tensor) -> None:

@@ -15,8 +15,9 @@ import math
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.quantizers.affine import PARAMETER_DTYPE, dequantize, quantize_per_channel
+from xsvggt_ros.cache.quantizers.affine import dequantize, quantize_per_channel, quantize_per_token
 from xsvggt_ros.cache.quantizers.base import Quantizer, by_lane, lanes_of
+from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
 
@@ -26,6 +27,8 @@ ROOM = 2  # times the groups of densely filled ones; `_merge_sparse` relies on i
 
 class Channel(Quantizer):
     """Which group a token is of, and what room there is for groups, is all known here."""
+
+    parameters = ("scale", "offset")
 
     def __init__(self, config: CacheConfig, shape: CacheShape, lanes: int, capacity: int):
         super().__init__(config, shape, lanes, capacity)
@@ -45,11 +48,19 @@ class Channel(Quantizer):
 
     @property
     def reencoded(self) -> int:
-        return 0 if self.bits["key"] == 16 else int(self.tensors["reencoded"]) // self.lanes
+        here = 0 if self.bits["key"] == 16 else int(self.tensors["reencoded"]) // self.lanes
+        return super().reencoded + here
 
     def _needed(self, tokens: int) -> int:
         """Groups of so many tokens that lie together."""
         return math.ceil(tokens / self.size)
+
+    def _encoded(self, slots: Tensor, x: Tensor, bits: int) -> tuple[Tensor, ...]:
+        return quantize_per_token(x, bits)
+
+    def _decode(self, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
+        scale, offset = parameters
+        dequantize(packed, scale, offset, bits, out)
 
     # --- keys -------------------------------------------------------------------------------------
 
@@ -84,6 +95,8 @@ class Channel(Quantizer):
         else:
             entries = torch.arange(self._needed(slots.shape[0]), device=slots.device)
             self._encode(slots, keys, entries[:, None].expand(-1, self.lanes))
+            if isinstance(other, Channel) and self.bits["key"] == other.bits["key"]:
+                self.tensors["reencoded"] += slots.numel()
 
     def _holds_all_of(self, other: Channel) -> bool:
         """Whether the other's groups may stay as they are."""
