@@ -210,15 +210,6 @@ def test_what_others_merge_into_stays():
     assert past.evidence["count"][:, 0].tolist() == [DEAD] * 7 + [8, DEAD, 1]
 
 
-def test_keys_are_compared_with_what_was_taken_off_them():
-    keys = [turned(0), turned(90)]
-    past = past_of([1, 2], keys, voxel=[5, 5], count=[8, 1], weight=[9.0, E], score=[0, 0])
-    assert merges(past)[0][:, 0].tolist() == [0, 1]
-    target, cosine = merges(replace(past, centre=torch.tensor([[2.0, 1.0]])))  # 3 1 and 2 2
-    assert target[:, 0].tolist() == [0, 0]
-    assert cosine[1, 0].item() == pytest.approx(8 / math.sqrt(80))
-
-
 # --- retrieval ------------------------------------------------------------------------------------
 
 
