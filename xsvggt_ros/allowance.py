@@ -17,7 +17,8 @@ def scaled(cache: CacheConfig, fraction: float) -> CacheConfig:
     if cache.policy == "full" or fraction == 1:
         return cache
     tokens = max(1, int(cache.budget_tokens * fraction)) if cache.budget_tokens else 0
-    return replace(cache, budget_tokens=tokens, budget_mib=cache.budget_mib * fraction)
+    frames, mib = cache.budget_frames * fraction, cache.budget_mib * fraction
+    return replace(cache, budget_frames=frames, budget_tokens=tokens, budget_mib=mib)
 
 
 def halved(config: CacheConfig, cache: KVCache | None) -> CacheConfig:
@@ -28,7 +29,7 @@ def halved(config: CacheConfig, cache: KVCache | None) -> CacheConfig:
         config = replace(config, camera_window=max(1, cache.camera.frames // 2))
     if config.policy == "full":
         held = min(cache.tokens, cache.frames * cache.shape.tokens_per_frame)  # some layers may be a frame ahead
-        return replace(config, policy="xstream", budget_tokens=max(1, held // 2))
+        return replace(config, policy=CacheConfig().policy, budget_tokens=max(1, held // 2))
     if cache.budget is None or cache.budget == cache.floor:
         return config
     if config.adaptive:  # of what is in force: half of the ceiling may be more
@@ -45,7 +46,7 @@ def for_views(cache: CacheConfig, views: int, shape: CacheShape) -> CacheConfig:
     if not cache.adaptive or cache.policy == "full":
         return cache
     wanted = make_policy(cache, shape).floor() + _step(views) * shape.tokens_per_frame
-    return replace(cache, budget_tokens=min(wanted, cache.budget_tokens or wanted))
+    return replace(cache, budget_tokens=min(wanted, cache.budget_tokens or tokens_of(cache, shape)))
 
 
 @lru_cache(maxsize=8)

@@ -31,7 +31,7 @@ from xsvggt_ros.status import StepStatus
 from xsvggt_ros.views import MOST, Views
 
 FAILURES = 3  # steps in a row whose numbers are not finite, at which a new world starts
-LESS = "free memory, or lower cache.budget_tokens or image_width for good"
+LESS = "free memory, or lower the cache's budget or image_width for good"
 
 
 class NotFinite(ValueError):
@@ -438,7 +438,9 @@ def _largest_setting(cache: KVCache) -> str:
     if 2 * cache.camera.buffer.nbytes > cache.nbytes:
         return "camera_window"
     config = cache.config
-    return "budget_mib" if config.budget_mib and cache.budget != config.budget_tokens else "budget_tokens"
+    if config.budget_mib and cache.budget != config.budget_tokens:
+        return "budget_mib"
+    return "budget_tokens" if config.budget_tokens else "budget_frames"
 
 
 def _share(seconds: dict[str, float], images: list[_Waiting]) -> dict[str, float]:

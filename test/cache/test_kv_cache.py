@@ -102,7 +102,7 @@ def test_a_cache_keeps_the_evidence_that_its_policy_asks_for_and_no_other(policy
     wanted = {*cache.policy.layer_evidence(), *cache.policy.token_evidence()}
     assert {*cache.layers[0].evidence()} == wanted
     assert {*cache.layers[0].tensors} - wanted == {
-        *("frame", "token", "keys", "key_scale", "key_offset", "key_centre", "values", "value_scale", "value_offset")
+        *("frame", "token", "keys", "key_scale", "key_centre", "values", "value_scale")
     }
 
 

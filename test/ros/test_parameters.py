@@ -70,7 +70,7 @@ def test_initial_values_are_taken(make_node):
         {"cache__budget_tokens": -1},
         {"cache__key_bits": 5},
         {"cache__policy": "best"},
-        {"cache__budget_tokens": 0},  # with the policy xstream, and no limit in MiB
+        {"cache__budget_frames": 0},  # with the policy coreset, and no other limit
         {"image_width": 100},
         {"queue": True},
         {"device": 0},
@@ -148,13 +148,13 @@ def test_known_names_are_not_warned_of(make_node, warnings):
 
 def test_the_unknown_name_is_said_before_what_it_brings_about(make_node, warnings):
     with pytest.raises(ValueError, match="needs a budget"):
-        Parameters(make_node(cache__policy_="full", cache__budget_tokens=0))
+        Parameters(make_node(cache__policy_="full", cache__budget_frames=0))
     assert "did you mean cache.policy?" in warnings[0]
 
 
 CONTRADICTIONS = [
-    [("cache__budget_tokens", 0), ("cache__budget_mib", 40.0)],
-    [("cache__budget_tokens", 0), ("cache__policy", "full")],
+    [("cache__budget_frames", 0), ("cache__budget_mib", 40.0)],
+    [("cache__budget_frames", 0), ("cache__policy", "full")],
     [("cache__camera_window", 0), ("cache__budget_mib", 0.0), ("cache__budget_tokens", 100)],
     [("base_frame", "odom"), ("world_frame", "map")],
     [("scale__source", "tf"), ("scale__parent_frame", "odom"), ("scale__child_frame", "base_link")],
@@ -182,9 +182,9 @@ def test_settings_that_depend_on_each_other_change_one_after_the_other(make_node
 def test_a_contradiction_waits_and_holds_nothing_else_up(make_node, warnings):
     node = make_node()
     parameters = Parameters(node)
-    assert set_all(node, cache__budget_tokens=0).successful
+    assert set_all(node, cache__budget_frames=0).successful
     assert parameters.config == NodeConfig()
-    assert "not in force yet: cache.budget_tokens; cache.policy xstream needs a budget: set" in warnings[0]
+    assert "not in force yet: cache.budget_frames; cache.policy coreset needs a budget: set" in warnings[0]
     assert set_all(node, point_stride=7).successful
     assert parameters.config == changed(NodeConfig(), {"point_stride": 7})
     assert len(warnings) == 1  # nothing new waits
@@ -193,7 +193,9 @@ def test_a_contradiction_waits_and_holds_nothing_else_up(make_node, warnings):
         parameters.settled()
     assert set_all(node, cache__budget_tokens=500).successful
     assert parameters.config == parameters.settled()
-    assert parameters.config == changed(NodeConfig(), {"point_stride": 7, "cache.budget_tokens": 500})
+    assert parameters.config == changed(
+        NodeConfig(), {"point_stride": 7, "cache.budget_frames": 0, "cache.budget_tokens": 500}
+    )
 
 
 def test_what_does_not_fit_what_is_loaded_is_refused_with_the_reason(make_node):

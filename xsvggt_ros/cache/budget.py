@@ -20,6 +20,8 @@ def budget_in_force(shape: CacheShape, config: CacheConfig, policy: Policy) -> t
     if config.policy == "full":
         return None, False
     limits = [config.budget_tokens] if config.budget_tokens else []
+    if not (config.budget_tokens or config.budget_mib):
+        limits.append(int(config.budget_frames * shape.tokens_per_frame))
     if config.budget_mib:
         camera = nbytes(camera_layout(shape, camera_frames(config)))
         limits.append(tokens_in(config.budget_mib * MIB - camera, shape, config, policy))

@@ -281,8 +281,8 @@ class KVCache:
     def _no_memory(self, capacity: int) -> str:
         """What an error says."""
         return (
-            f"no memory for a cache of {capacity} tokens per layer; lower cache.budget_tokens, cache.budget_mib or "
-            "cache.camera_window, or use fewer bits"
+            f"no memory for a cache of {capacity} tokens per layer; lower cache.budget_frames, budget_tokens, "
+            "budget_mib or camera_window, or use fewer bits"
         )
 
 

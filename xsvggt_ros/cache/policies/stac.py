@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy, Seen, floor_of_ends, summed
+from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy, Seen, floor_of_ends
 from xsvggt_ros.cache.policies.patches import patch_points, per_patch
-from xsvggt_ros.cache.policies.probes import attention, probe_rows, probe_weights
+from xsvggt_ros.cache.policies.probes import attention_mass
 from xsvggt_ros.cache.policies.spatial import RAW_WEIGHT, merge, merges, own_slots
 from xsvggt_ros.cache.policies.voxels import NONE, among, around, voxels_of
 from xsvggt_ros.cache.shape import Layout
@@ -33,7 +33,6 @@ WINDOW = 4  # frames, the newest included, where half the budget has room for th
 VOXEL = 0.05 * 37  # edge, in the first frame's median depth per column of patches; published images have 37 columns
 REACH = 2  # voxels within which a spatial token is seen from what the window sees
 CONFIDENT = 0.5  # of the frame's median of confidence above its least, 1: from there on a point counts
-QUERIES = 64  # asked at a time, to save memory
 TIER = 2.0**32  # above all scores and weights
 
 
@@ -79,12 +78,8 @@ class Stac(Policy):
         return spatial.masked_fill(count == 0, 0.0)
 
     def observe(self, seen: Seen, evidence: dict[str, Tensor]) -> dict[str, Tensor]:
-        frames = seen.q.shape[0] // self.shape.tokens_per_frame
-        asked = frames, self.shape.tokens_per_frame, self.shape.specials, self.config.probes, seen.q.device
-        parts = zip(probe_rows(*asked).split(QUERIES), probe_weights(*asked).split(QUERIES), strict=True)
-        mass = [torch.einsum("hrt,r->th", attention(seen, rows), weights) for rows, weights in parts]
-        score, new = summed(torch.stack(mass).sum(0), self.lanes).split([evidence["score"].shape[0], seen.q.shape[0]])
-        evidence["score"].mul_(DECAY).add_(score)
+        mass, new = attention_mass(seen, self.config.probes, self.shape, self.lanes)
+        evidence["score"].mul_(DECAY).add_(mass)
         return {"score": new}
 
     def learn(self, geometry: Geometry) -> dict[str, Tensor]:
