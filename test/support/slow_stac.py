@@ -144,9 +144,9 @@ class SlowVoxels:
 
     def learn(self, depth: Array, confidence: Array, pose: Array) -> None:
         """Of one frame: depth and confidence [H, W], pose [9]."""
-        if self.size is None:
-            self.size = 0.05 * float(np.sort(depth.ravel())[(depth.size - 1) // 2])
         rows, columns = self.grid
+        if self.size is None:
+            self.size = 0.05 * 37 / columns * float(np.sort(depth.ravel())[(depth.size - 1) // 2])
         T, K = geometry.decode_pose(pose, *depth.shape)
         mean, sure = (
             x.reshape(rows, depth.shape[0] // rows, columns, -1).mean((1, 3)).ravel() for x in (depth, confidence)

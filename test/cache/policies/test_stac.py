@@ -201,6 +201,15 @@ def test_all_that_leaves_and_does_not_merge_is_what_is_missing_from_the_counts()
     assert after[~dead].sum() == before.sum() - before[dead & ~merging].sum()
 
 
+def test_what_others_merge_into_stays():
+    """Eight raw tokens of low score become one; of the others, worth more than each of them, the worst goes."""
+    policy = policy_of(7 * PER_FRAME)
+    voxel = [5] * 8 + [6, 7]
+    past = past_of([1] * 10, [turned(0)] * 10, voxel=voxel, count=[1] * 10, weight=[E] * 10, score=range(10))
+    policy.rework(past, past.keys, 8)
+    assert past.evidence["count"][:, 0].tolist() == [DEAD] * 7 + [8, DEAD, 1]
+
+
 # --- retrieval ------------------------------------------------------------------------------------
 
 
@@ -224,12 +233,13 @@ def test_a_place_needs_confidence_and_the_voxels_are_measured_in_the_first_frame
     confidence[:, :PATCH, PATCH : 2 * PATCH] = 1.011
     pose = torch.tensor([[0, 0, 0, 0, 0, 0, 1, math.pi / 2, math.pi / 2]])
     voxel = policy.learn(Geometry(depth, confidence, pose))["voxel"]
-    assert policy.shared["voxel_size"].item() == pytest.approx(0.2)
+    edge = 4 * 0.05 * 37 / columns
+    assert policy.shared["voxel_size"].item() == pytest.approx(edge)
     assert voxel[:6].tolist() == [0] * 6
     x, y = (-1 + 3 / columns) * 4, (-1 + 1 / rows) * 4
-    assert voxel[6] == voxels_of(torch.tensor([x, y, 4.0]), torch.tensor(0.2))
+    assert voxel[6] == voxels_of(torch.tensor([x, y, 4.0]), torch.tensor(edge))
     policy.learn(Geometry(2 * depth, confidence, pose))
-    assert policy.shared["voxel_size"].item() == pytest.approx(0.2)
+    assert policy.shared["voxel_size"].item() == pytest.approx(edge)
     assert [int((row != 0).sum()) for row in policy.shared["seen"]] == [0, 19, 19]
 
 
@@ -247,7 +257,7 @@ class Walk:
         self.lanes = [SlowLane(self.shape, config) for _ in range(lanes)] if compared else []
         self.voxels = SlowVoxels(self.shape, SlowLane(self.shape, config).window)
         self.generator = torch.Generator().manual_seed(seed)
-        self.kinds = self._normal(6, self.shape.heads, self.shape.head_dim)
+        self.kinds = self._normal(30, self.shape.heads, self.shape.head_dim)
 
     def step(self) -> tuple[torch.Tensor, np.ndarray | None]:
         """Takes the next frames in; the outputs [N, heads, d] of both."""
@@ -275,9 +285,9 @@ class Walk:
         depth = coarse.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)
         sure = torch.rand(chunk, rows, columns, generator=self.generator)
         confidence = 1 + sure.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)
-        pose = torch.tensor([[0.0, 0, 0, 0, 0, 0, 1, 0.1, 0.1]]).repeat(chunk, 1)
+        pose = torch.tensor([[0.0, 0, 0, 0, 0, 0, 1, 0.3, 0.3]]).repeat(chunk, 1)
         pose[:, :3] += 0.02 * self._normal(chunk, 3)
-        pose[:, 0] += torch.tensor([0.5 * ((first + i) // 8 % 2) for i in range(chunk)])  # two places, in turn
+        pose[:, 0] += torch.tensor([5.0 * ((first + i) // 8 % 2) for i in range(chunk)])  # two places, in turn
         self.cache.learn(Geometry(depth, confidence, pose))
         for i in range(chunk):
             self.voxels.learn(*(x[i].double().numpy() for x in (depth, confidence, pose)))

@@ -82,7 +82,7 @@ def merge(
     first = torch.full_like(target, rows.shape[0]).scatter_reduce(0, into, rows, "amin").gather(0, into)
     slots = torch.where(merging & (first == rows), into, leaving)
     own = evidence["weight"].gather(0, into).where(merging, 1.0)
-    weight = evidence["weight"].gather(0, leaving) * (cosine.gather(0, leaving) - 1).exp() * merging
+    weight = evidence["weight"].gather(0, leaving) * (cosine.gather(0, leaving) - 1).exp()
     sums = _summed(weight, first)
 
     def mean(x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def merge(
         return (found / (own + sums)[..., None, None]).to(x.dtype).flatten(1, 2)
 
     count = evidence["count"]
-    counts = count.gather(0, into) + _summed(count.gather(0, leaving) * merging, first).to(count.dtype)
+    counts = count.gather(0, into) + _summed(count.gather(0, leaving), first).to(count.dtype)
     evidence["weight"].scatter_(0, slots, (own + sums).float())
     count.scatter_(0, slots, counts).scatter_(0, leaving, DEAD)
     return slots, mean(past.keys), mean(values)

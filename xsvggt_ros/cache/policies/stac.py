@@ -6,10 +6,11 @@ attention went to most, score <- DECAY * score + sum over queries of attention. 
 become spatial: `spatial.py` merges them within voxels, and they are attended to while the newest frames see the
 neighbourhood, one that stands for n with log n added to its logits.
 
-The published memory of voxels grows with the scene. Here all is one budget, in the paper's shares: beside the first
-frame, half for the window, a quarter for anchors, a quarter for spatial tokens, of which those that stand for least
-leave first. They are all seen where the published code takes a part of many. Its scores are multiplied by the number of
-keys per query, which changes no order; and it drops tokens of low score that go into no representative.
+The published memory of voxels grows with the scene, and a part of what is near is taken from it. Here all is one
+budget and all that is near is seen; where there is no room, what stands for least leaves first. The shares are the
+paper's: beside the first frame half for the window, as far as it goes, and of the rest half for anchors, half for
+spatial tokens. In the published code scores are multiplied by the number of keys per query, which changes no order;
+and tokens of low score that go into no representative are dropped.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from xsvggt_ros.cache.shape import Layout
 
 DECAY = 0.9  # of scores, with each step
 WINDOW = 4  # frames, the newest included, where half the budget has room for them
-VOXEL = 0.05  # edge, in the first frame's median depth
+VOXEL = 0.05 * 37  # edge, in the first frame's median depth per column of patches; published images have 37 columns
 REACH = 2  # voxels within which a spatial token is seen from what the window sees
 CONFIDENT = 0.5  # of the frame's median of confidence above its least, 1: from there on a point counts
 TIER = 2.0**32  # above all scores and weights
@@ -83,7 +84,7 @@ class Stac(Policy):
 
     def learn(self, geometry: Geometry) -> dict[str, Tensor]:
         size, seen = self.shared["voxel_size"], self.shared["seen"]
-        size.copy_(torch.where(size > 0, size, VOXEL * geometry.depth[0].median()))
+        size.copy_(torch.where(size > 0, size, VOXEL / self.shape.grid[1] * geometry.depth[0].median()))
         voxels = voxels_of(patch_points(geometry.depth, geometry.pose, self.shape.grid), size)
         above = per_patch(geometry.confidence, self.shape.grid) - 1
         voxels = voxels.where(above >= CONFIDENT * above.median(1, keepdim=True).values, NONE)
