@@ -76,7 +76,7 @@ def test_settings_change_between_two_steps_and_the_stream_goes_on(model):
     after = stream.step(image(6))
     assert after.index == before.index + 1
     assert after.status.event == "cache settings changed"
-    assert (after.status.policy, after.status.key_bits, after.status.value_bits) == ("xstream", 4, 2)
+    assert (after.status.policy, after.status.key_bits, after.status.value_bits) == ("coreset", 4, 2)
     assert after.status.tokens == 3 * TOKENS and after.status.evicted_tokens == 4 * TOKENS
     assert after.status.cache_bytes < before.status.cache_bytes / 3
     assert stream.step(image(7)).status.event == ""
@@ -475,7 +475,7 @@ def test_a_budget_beyond_the_memory_that_is_free_is_the_settings_fault(model, mo
     monkeypatch.setattr("xsvggt_ros.stream.total_memory", lambda device: 2**62)
     stream = small_stream_of(model, budget_tokens=10**12)
     for _ in range(2):  # nothing is halved
-        with pytest.raises(OutOfMemory, match=r"no memory for a cache of 1000000000000 .* lower cache\.budget_tokens"):
+        with pytest.raises(OutOfMemory, match=r"no memory for a cache of 1000000000000 .* lower cache\.budget_frames"):
             stream.step(image(0))
         assert not stream.shortage
 
@@ -485,7 +485,8 @@ def test_a_budget_beyond_the_memory_that_is_free_is_the_settings_fault(model, mo
     ("change", "lower"),
     [
         ({"budget_tokens": 10**12}, "budget_tokens"),
-        ({"budget_tokens": 0, "budget_mib": 1e6}, "budget_mib"),
+        ({"budget_frames": 1e6}, "budget_frames"),
+        ({"budget_mib": 1e6}, "budget_mib"),
         ({"budget_tokens": 10**12, "budget_mib": 1e6}, "budget_mib"),
         ({"camera_window": 1_000_000}, "camera_window"),
         ({"budget_tokens": 10**12, "adaptive": True}, "budget_tokens"),
@@ -502,8 +503,9 @@ def test_a_cache_larger_than_the_memory_there_is_is_refused_when_it_is_set(model
     with pytest.raises(ValueError, match=words):
         stream.reconfigure(dataclasses.replace(CacheConfig(), **change))
     frame = stream.step(image(1))
-    assert (frame.status.event, frame.status.budget_tokens) == ("", CacheConfig().budget_tokens)
-    np.testing.assert_array_equal(frame.depth, twin.step(image(1)).depth)
+    same = twin.step(image(1))
+    assert (frame.status.event, frame.status.budget_tokens) == ("", same.status.budget_tokens)
+    np.testing.assert_array_equal(frame.depth, same.depth)
 
 
 def test_a_cache_that_just_fits_the_memory_there_is_is_taken(model, monkeypatch):
@@ -565,7 +567,7 @@ def test_the_summary_says_what_the_cache_will_be(model):
         "demo with the package's own weights",
         "cpu, torch.float32, attention by",
         f"4:3 is {TOKENS} tokens",
-        f"(xstream) keeps {4 * TOKENS} tokens per layer = 4.0 frames = {status.cache_bytes / 2**20:.1f} MiB",
+        f"(coreset) keeps {4 * TOKENS} tokens per layer = 4.0 frames = {status.cache_bytes / 2**20:.1f} MiB",
     ):
         assert part in summary
     stream.limit(0.5)

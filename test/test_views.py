@@ -176,9 +176,9 @@ def test_a_cache_that_finds_no_memory_to_grow_stays_as_it_is_and_does_not_try_ea
 
 def test_a_step_without_memory_halves_what_is_in_force(model, images):
     stream = stream_of(model, budget_tokens=1000 * TOKENS)
-    for image in images:
+    for image in [*images, images[-1]]:
         before = stream.step(image).status
     with pytest.raises(OutOfMemory, match=f"goes on with {before.budget_tokens // 2} tokens"), Shortage(1000):
-        stream.step(images[0])
-    status = stream.step(images[0]).status
+        stream.step(images[-1])
+    status = stream.step(images[-1]).status
     assert status.budget_tokens == status.ceiling_tokens == before.budget_tokens // 2
