@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cache beside a plain one (support/twin.py): what it holds, and what it costs. What stays: test_choice.py."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
-from support.caches import cache_of, shape_of
+from support.caches import Shortage, cache_of, shape_of
+from support.streams import RandomStream
 from support.twin import Twin
 
 from xsvggt_ros.cache.budget import budget_in_force
 from xsvggt_ros.cache.policies import BY_NAME, make_policy
 from xsvggt_ros.cache.policies.xstream import query_summary
 from xsvggt_ros.config import BITS, QUANTIZERS, CacheConfig
+from xsvggt_ros.memory import OutOfMemory
 from xsvggt_ros.model.attention import sdpa
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.stream import cache_shape
@@ -80,7 +83,7 @@ def test_pruning_never_requantises():
 def test_a_smaller_budget_prunes_by_the_policy_at_once():
     """What stays are the best-scored tokens under the newest frame's queries, and first and newest frame."""
     shape = shape_of(40, layers=1)
-    config = CacheConfig(budget_tokens=400, key_bits=16, value_bits=16)
+    config = CacheConfig(policy="xstream", budget_tokens=400, key_bits=16, value_bits=16)
     cache = cache_of(shape, config)
     generator = torch.Generator().manual_seed(0)
     keys = []
@@ -92,7 +95,7 @@ def test_a_smaller_budget_prunes_by_the_policy_at_once():
     scores = torch.cat(keys).mean(1) @ query_summary(q[0], specials=5, pool=config.query_pool)
     middle = 40 + scores[40:-40].topk(20).indices
     expected = torch.cat([torch.arange(40), middle.sort().values, torch.arange(280, 320)])
-    cache.reconfigure(CacheConfig(budget_tokens=100, key_bits=16, value_bits=16))
+    cache.reconfigure(CacheConfig(policy="xstream", budget_tokens=100, key_bits=16, value_bits=16))
     assert torch.equal(cache.token_ids(0), expected)
 
 
@@ -107,10 +110,10 @@ def test_a_cache_keeps_the_evidence_that_its_policy_asks_for_and_no_other(policy
 
 
 def test_the_query_that_xstream_saw_goes_into_another_store():
-    twin = Twin(CacheConfig(), 40)
+    twin = Twin(CacheConfig(policy="xstream"), 40)
     twin.step()
     before = [twin.cache.layers[layer].evidence()["query"].clone() for layer in range(2)]
-    twin.reconfigure(CacheConfig(budget_tokens=100, query_pool=4))
+    twin.reconfigure(CacheConfig(policy="xstream", budget_tokens=100, query_pool=4))
     for layer, query in enumerate(before):
         assert query.any() and torch.equal(twin.cache.layers[layer].evidence()["query"], query)
 
@@ -144,7 +147,15 @@ def test_a_budget_below_the_floor_is_raised_to_it():
 def test_a_budget_in_mib_is_used_and_never_exceeded(policy, quantizer, bits):
     shape = cache_shape(MODELS["demo"], 84, 112, torch.bfloat16, torch.float32)
     for mib in (1.5, 3.7, 20.0):
-        config = CacheConfig(policy, 0, mib, bits, bits, quantizer, per_head=bits == 2, camera_window=4)
+        config = CacheConfig(
+            policy=policy,
+            budget_mib=mib,
+            key_bits=bits,
+            value_bits=bits,
+            quantizer=quantizer,
+            per_head=bits == 2,
+            camera_window=4,
+        )
         cache = cache_of(shape, config, META)
         frame = cache.nbytes / cache.budget * shape.tokens_per_frame  # a policy may use whole frames only
         assert mib * 2**20 - 1.2 * frame < cache.nbytes <= mib * 2**20
@@ -193,11 +204,11 @@ def test_a_window_of_few_bits_holds_as_many_tokens_as_one_of_16(budget, quantize
 @pytest.mark.parametrize("per_head", [False, True])
 def test_a_table_of_groups_that_is_used_up_costs_roundings_and_no_token(per_head):
     """Choices that scatter over many frames: what stays is as at 16 bits (the twin's), and roundings are counted."""
-    config = CacheConfig(policy="output_aware", quantizer="channel", budget_tokens=6 * 128, per_head=per_head)
+    config = CacheConfig(policy="infinite", quantizer="channel", budget_tokens=6 * 128, per_head=per_head)
     twin = Twin(config, 128)
     for _ in range(20):
         twin.step()
-    assert 0 < twin.cache.reencoded < 2 * 20 * 128 / 4  # not every fourth token
+    assert 0 < twin.cache.reencoded < 0.1 * 20 * 2 * 6 * 128  # tokens of both layers, in every frame
 
 
 def test_shapes_of_all_kinds_have_room_for_their_groups():
@@ -208,3 +219,132 @@ def test_shapes_of_all_kinds_have_room_for_their_groups():
             twin = Twin(config, tokens_per_frame, layers=1)
             for _ in range(6):
                 twin.step()
+
+
+def test_a_budget_beyond_memory_is_refused_and_nothing_changes():
+    twin = Twin(CacheConfig(budget_tokens=200), 40)
+    for _ in range(6):
+        twin.step()
+    with pytest.raises(OutOfMemory, match=r"no memory for a cache of .* lower cache.budget_tokens"):
+        twin.cache.reconfigure(CacheConfig(budget_tokens=10**12))
+    assert (twin.cache.config.budget_tokens, twin.cache.lost) == (200, False)
+    twin.step()
+
+
+def test_an_error_that_is_no_shortage_is_not_taken_for_one(monkeypatch):
+    twin = Twin(CacheConfig(budget_tokens=200), 40)
+    twin.step()
+
+    def broken(*_, **__):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch, "zeros", broken)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        twin.cache.reconfigure(CacheConfig(budget_tokens=300))
+    monkeypatch.undo()
+    twin.check()
+
+
+CUT = {  # policy and tokens before -> what the cache goes on with
+    ("xstream", 5 * 25): CacheConfig("xstream", budget_tokens=62),
+    ("output_aware", 4 * 25): CacheConfig("output_aware", budget_tokens=100, per_head=True),
+    ("frame_bank", 4 * 25): CacheConfig("frame_bank", budget_tokens=75),
+    ("random", 100): CacheConfig("random", budget_tokens=50),
+    ("sliding_window", 75): CacheConfig("sliding_window", budget_tokens=37),
+    ("sliding_window", 30): CacheConfig("sliding_window", budget_tokens=15, pin_first_frame=False),
+    ("full", 0): CacheConfig("xstream", budget_tokens=100),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy, tokens", CUT)
+@pytest.mark.parametrize(("quantizer", "bits"), [("rotated", 4), ("channel", 4), ("rotated", 16)])
+def test_a_frame_that_finds_no_memory_leaves_nothing_behind(policy, tokens, quantizer, bits):
+    """Wherever memory runs out: no token of that frame stays, the others are what they say, the budget holds."""
+    cut = replace(CUT[policy, tokens], key_bits=bits, value_bits=bits, quantizer=quantizer)
+    before = replace(cut, policy=policy, budget_tokens=tokens or 1, camera_window=0)
+
+    def after_eight_frames() -> Twin:  # where a full cache, and the camera's without window, have to grow
+        twin = Twin(before, 25)
+        for _ in range(8):
+            twin.step()
+        return twin
+
+    twin, whole = after_eight_frames(), Shortage()
+    new = twin.draw(1)
+    with whole:
+        twin.feed(new)
+    assert whole.calls > 100
+    for at in range(0, whole.calls, whole.calls // 25):
+        twin = after_eight_frames()
+        if not twin.cut_off(Shortage(at), cut):
+            assert quantizer == "channel"
+            continue
+        assert (twin.cache.frames, twin.cache.camera.frames) == (8, 8)
+        for layer in range(2 if policy not in ("sliding_window", "full") else 0):
+            assert set(range(25)) <= set(twin.cache.token_ids(layer).tolist())  # the first frame stays whole
+        for _ in range(3):
+            twin.step()
+
+
+def test_what_a_frame_displaced_before_memory_ran_out_is_lost_in_the_layers_that_had_taken_it_in():
+    twin = Twin(CacheConfig(budget_tokens=100), 25)
+    for _ in range(6):
+        twin.step()
+    twin.fail(layers=1, config=twin.config)
+    assert [store.tokens for store in twin.cache.layers] == [75, 100]
+    twin.step()
+    assert [store.tokens for store in twin.cache.layers] == [100, 100]
+    assert twin.cache.evicted == (25 + 25) // 2  # the first layer before, the second now
+
+
+def test_tokens_that_were_being_encoded_anew_when_memory_ended_are_not_gone_on_with():
+    config = CacheConfig("random", budget_tokens=100, quantizer="channel")
+    twin = Twin(config, 25)
+    for _ in range(6):
+        twin.step()
+    twin.cache.layers[1].quantizer.torn = True
+    with pytest.raises(OutOfMemory, match="start a new stream"):
+        twin.cache.abandon_frames(config)
+    assert twin.cache.lost
+
+
+WANTED = [  # what changes: all; bits; nothing that is packed
+    dict(policy="random", budget_tokens=140, key_bits=2, value_bits=4, camera_window=8),
+    dict(key_bits=2, value_bits=2),
+    dict(quantizer="channel", camera_window=0),
+    dict(chunk=2),
+    dict(query_pool=3, camera_window=8),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", WANTED)
+@pytest.mark.parametrize("bits", [4, 16])
+def test_settings_that_find_no_memory_change_nothing_or_say_that_the_cache_is_lost(bits, change):
+    """Wherever memory runs out on the way there: before the first layer is replaced nothing has changed."""
+    config = CacheConfig(budget_tokens=100, key_bits=bits, value_bits=bits, camera_window=4)
+    wanted, whole = replace(config, **change), Shortage()
+
+    stream = RandomStream(config)
+    for _ in range(6):
+        stream.step()
+    before, changed = stream.cache, deepcopy(stream.cache)
+    with whole:
+        changed.reconfigure(wanted)
+    assert (changed.config, changed.lost) == (wanted, False)
+    lost = 0
+    for at in range(whole.calls):
+        cache = deepcopy(before)
+        with pytest.raises(OutOfMemory, match="no memory"), Shortage(at):
+            cache.reconfigure(wanted)
+        if cache.lost:
+            lost += 1
+            continue
+        assert (cache.config, cache.budget, cache.tokens, cache.camera.window) == (config, 100, 100, 4)
+        for now, then in zip(cache.tensors, before.tensors, strict=True):
+            assert torch.equal(now, then)
+        cache.reconfigure(wanted)
+        for now, then in zip(cache.tensors, changed.tensors, strict=True):
+            assert torch.equal(now, then)
+    assert (lost == 0) == ("query_pool" in change)

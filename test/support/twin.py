@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
-from support.caches import cache_of, shape_of
+from support.caches import Shortage, cache_of, shape_of
 from support.streams import NewFrames, RandomStream
 from xsvggt_ros.cache.policies import PastTokens, Policy, Seen, make_policy
 from xsvggt_ros.cache.policies.random import Random
 from xsvggt_ros.cache.shape import CacheShape
 from xsvggt_ros.config import CacheConfig
+from xsvggt_ros.memory import OutOfMemory
 
 FRAMES = 80  # that a twin may see
 D = 64
@@ -166,6 +168,15 @@ class PlainLayer:
         self.keys[index], self.values[index] = keys, values
         return changed
 
+    def adopt(self, policy: Policy, before: Tensor, rows: Tensor, evidence: dict[str, Tensor]) -> None:
+        """What is left of `before`, and what is known about it, after a step that was cut off anywhere."""
+        for lane, (had, has) in enumerate(zip(before.T.tolist(), rows.T.tolist(), strict=True)):
+            assert set(has) <= set(had), "a token of the abandoned frame is there"
+            self.kept[lane] = set(has)
+        self.of_tokens = self._zeros(policy)
+        self.note(rows, evidence)
+        self.of_layer = {name: evidence[name].clone() for name in policy.layer_evidence()}
+
     def choose(self, lane: int, real: set[int]) -> None:
         """Checks the real choice of a lane: the same, but for tokens whose scores are."""
         mine = self.kept[lane]
@@ -220,6 +231,23 @@ class Twin(RandomStream):
         for index in range(self.shape.layers):
             self._check_layer(index)
         self._go_on(config, self.cache.abandon_frames, newest=self.frames)
+
+    def cut_off(self, shortage: Shortage, config: CacheConfig) -> bool:
+        """A step that finds no memory, and what the cache goes on with, at the same bits; whether it does."""
+        new, before = self.draw(1), [self.order(layer) for layer in range(self.shape.layers)]
+        with pytest.raises((torch.OutOfMemoryError, MemoryError)), shortage:
+            self.feed(new)
+        try:
+            self.cache.abandon_frames(config)
+        except OutOfMemory:
+            assert self.cache.lost
+            return False
+        self.config, self.policy = config, self._policy(config)
+        self.policy.take_over(self.cache.policy)
+        for index, (layer, rows) in enumerate(zip(self.plain, before, strict=True)):
+            layer.adopt(self.policy, rows, self.order(index), self.cache.layers[index].evidence())
+        self.check()
+        return True
 
     def reconfigure(self, config: CacheConfig) -> None:
         self._go_on(config, self.cache.reconfigure, newest=self.newest)
@@ -334,7 +362,7 @@ class Twin(RandomStream):
 
     def _policy(self, config: CacheConfig) -> Policy:
         policy = make_policy(config, self.shape)
-        asked = max(config.budget_tokens, policy.floor())
+        asked = max(config.budget_tokens or int(config.budget_frames * self.shape.tokens_per_frame), policy.floor())
         self.budget = None if config.policy == "full" else policy.usable(asked)
         policy.allocate(torch.device("cpu"), self.budget or 0)
         return policy

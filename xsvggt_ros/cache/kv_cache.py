@@ -21,7 +21,7 @@ from xsvggt_ros.cache.policies.diversity import likeness
 from xsvggt_ros.cache.shape import CacheShape, nbytes
 from xsvggt_ros.cache.store import Store, layout
 from xsvggt_ros.config import CacheConfig
-from xsvggt_ros.memory import memory_for
+from xsvggt_ros.memory import OutOfMemory, memory_for
 
 FRAMES_AT_FIRST = 8  # room that a cache without a budget starts with; it doubles as needed
 
@@ -134,8 +134,12 @@ class KVCache:
         """After a step that failed midway: forgets its frames, however far they came, and goes on with `config`.
 
         Tokens that had to go for those frames stay lost, in the layers that had taken them in. Raises OutOfMemory if
-        there is not the memory for it; the cache is of no more use then.
+        there is not the memory for it, or where cached tokens were just being encoded anew; the cache is of no more
+        use then.
         """
+        if any(store.quantizer.torn for store in self.layers):
+            self.lost = True
+            raise OutOfMemory("memory ended while tokens were encoded anew; start a new stream, with a lower budget")
         self.camera.abandon_frames()
         # As in the layers that took the frames in, the one before is no longer the newest, which is protected.
         self._switch(config, newest=self.frames, rebuild=True)
@@ -202,7 +206,9 @@ class KVCache:
         store = self.layers[layer]
         if self.budget is None and store.tokens + new > store.capacity:
             capacity = ample(store, new)
-            scratch = self._fitting_scratch(capacity, self.config.chunk)
+            scratch = self._scratch
+            if scratch.shape[1] < self._scratch_size(capacity, self.config.chunk)[1]:
+                scratch = self._new_scratch(capacity, self.config.chunk)
             store = self._moved(store, self.config, self.policy, capacity, self.frames)
             self.layers[layer], self._scratch = store, scratch
         return store
@@ -231,13 +237,12 @@ class KVCache:
             sizes = capacities(self.shape, config, policy, budget, self._likeness)
         with memory_for(self._no_memory(max(sizes))):
             policy.allocate(self.device, max(sizes))
-            self._make_sure_of_memory(config, policy, sizes)
-            self.lost = True
-            self.camera.reconfigure(config, policy.frames_kept)
             policy.take_over(self.policy)
+            self._make_sure_of_memory(config, policy, sizes)
             for layer in sorted(range(len(sizes)), key=lambda i: sizes[i] - self.layers[i].capacity):  # freeing first
                 self._move_layer(layer, config, policy, sizes[layer], newest, rebuild)
-            self._scratch = self._fitting_scratch(max(sizes), config.chunk)
+            self._change_scratch(max(sizes), config.chunk)
+            self.camera.reconfigure(config, policy.frames_kept)
         self.lost = False
         self.config, self.policy = config, policy
         self.budget, self.budget_raised = budget, raised
@@ -250,8 +255,11 @@ class KVCache:
             store.forget_not_finite()
         same = config.quantizer == store.quantizer.config.quantizer  # which the layout does not always tell
         if rebuild or not same or layout(self.shape, config, policy, capacity) != store.layout:
-            self.layers[layer] = self._moved(store, config, policy, capacity, newest)
-            self._gone += store.tokens - self.layers[layer].tokens
+            new = self._moved(store, config, policy, capacity, newest)
+            self.lost = True  # until all is changed
+            self.layers[layer] = new
+            finished = store.places()[0][:, 0] < self.frames
+            self._gone += int(finished.sum()) - new.tokens
 
     def _moved(self, store: Store, config: CacheConfig, policy: Policy, capacity: int, newest: int) -> Store:
         new = Store(self.shape, config, policy, capacity, self.device)
@@ -259,7 +267,10 @@ class KVCache:
         return new
 
     def _make_sure_of_memory(self, config: CacheConfig, policy: Policy, capacities: list[int]) -> None:
-        """Asks for the memory that the change needs at most at one time, beside what is held, and lets it go."""
+        """Asks for the memory that the change needs at most at one time, beside what is held, and lets it go.
+
+        A little more goes into conversions, of a few tokens at a time.
+        """
         new = [nbytes(layout(self.shape, config, policy, capacity)) for capacity in capacities]
         scratch = nbytes({"": (self._scratch_size(max(capacities), config.chunk), self.shape.dtype)})
         more = max(0, sum(new) - sum(store.nbytes for store in self.layers))
@@ -273,10 +284,12 @@ class KVCache:
     def _new_scratch(self, capacity: int, chunk: int) -> Tensor:
         return torch.zeros(self._scratch_size(capacity, chunk), dtype=self.shape.dtype, device=self.device)
 
-    def _fitting_scratch(self, capacity: int, chunk: int) -> Tensor:
-        """The one in use, if it has the right size."""
-        fits = tuple(self._scratch.shape) == self._scratch_size(capacity, chunk)
-        return self._scratch if fits else self._new_scratch(capacity, chunk)
+    def _change_scratch(self, capacity: int, chunk: int) -> None:
+        """To the right size; the old and the new are not there at the same time."""
+        if tuple(self._scratch.shape) != self._scratch_size(capacity, chunk):
+            self.lost = True  # until all is changed
+            self._scratch = self._scratch[:, :0].clone()
+            self._scratch = self._new_scratch(capacity, chunk)
 
     def _no_memory(self, capacity: int) -> str:
         """What an error says."""

@@ -84,7 +84,9 @@ class Store:
 
     def rewrite(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Gives the tokens in slots [n, lanes] other keys and values [n, heads, d]."""
+        self.quantizer.torn = True
         self.quantizer.write(slots, keys, values, self.tokens, slots.shape[0])
+        self.quantizer.torn = False
 
     def note(self, first: int, evidence: dict[str, Tensor]) -> None:
         """Takes evidence {name: [N, ...]} about the tokens of the frames from `first` on, in their order there."""

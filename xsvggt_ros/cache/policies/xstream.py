@@ -11,6 +11,8 @@ from torch import Tensor
 from xsvggt_ros.cache.policies.base import PastTokens, Policy, Seen, floor_of_ends
 from xsvggt_ros.cache.shape import Layout
 
+AT_ONCE = 1024  # keys
+
 
 def query_summary(q: Tensor, specials: int, pool: int) -> Tensor:
     """Queries q [P, heads, d] of one frame, normalised and rotated -> their weighted mean [d], float32.
@@ -49,5 +51,6 @@ class XStream(Policy):
     def scores(self, past: PastTokens) -> Tensor:
         """Without a query, right after another policy, the newest tokens are the best guess."""
         query = past.evidence["query"]
-        closeness = past.keys.mean(1, dtype=torch.float32) @ query
+        parts = past.keys.split(AT_ONCE)  # since the mean of bfloat16 makes a float32 copy of them
+        closeness = torch.cat([keys.mean(1, dtype=torch.float32) for keys in parts]) @ query
         return past.protect_ends(torch.where(query.any(), closeness[:, None], past.recency))

@@ -28,6 +28,7 @@ class Quantizer(ABC):
         self.bits = {"key": config.key_bits, "value": config.value_bits}
         self.tensors: dict[str, Tensor] = {}  # those of the store: of the layout, and the places of the tokens in it
         self.reencoded_before = 0  # in the store before
+        self.torn = False  # whether tokens that stay are just being written, or were when that failed
 
     def layout(self) -> Layout:
         """Of its tensors."""

@@ -151,7 +151,10 @@ class Channel(Quantizer):
         slots = sparsity.topk(tokens, dim=0, largest=False).indices  # [tokens, lanes], a group's beside each other
         left = fullness.scatter_add(0, group.gather(0, slots), torch.full_like(slots, -1))
         entries = emptiest(left, self._needed(tokens))
-        self._encode(slots, self._keys_in(slots), entries, tight)
+        keys = self._keys_in(slots)
+        self.torn = True
+        self._encode(slots, keys, entries, tight)
+        self.torn = False
         self.tensors["reencoded"] += tight.sum() * tokens
         return self._fullness(stay)
 
