@@ -291,8 +291,8 @@ class GoldenSet:
         checks.append(close("attn_out", cache.attend(0, q, k, v).flatten(2), golden["attn_out"]))
         if not case.startswith("prune"):
             return checks + quantised_step(golden)
-        cache.end_frame()
-        kept_k, kept_v = cache.view(0, k[0, :0], v[0, :0])
+        cache.end_frames(1)
+        kept_k, kept_v = stored(cache)
         # What is kept, in whatever order: seen through attention, which does not depend on it.
         seen = sdpa(q, kept_k[None], kept_v[None])
         expected = sdpa(q, token_major(golden["new_k"])[None], token_major(golden["new_v"])[None])
@@ -389,8 +389,14 @@ def four_bits(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     config = CacheConfig(policy="full", key_bits=4, value_bits=4, quantizer="channel")
     cache = KVCache(layer_shape(keys, keys.shape[0]), config, CPU, sdpa, sdpa)
     cache.attend(0, keys[None], keys[None], values[None])
-    out = torch.stack([keys, values])
-    cache.layers[0].read(out)
+    return stored(cache)
+
+
+def stored(cache: KVCache) -> tuple[Tensor, Tensor]:
+    """Keys and values [T, heads, d] of a cache of one layer."""
+    shape, (store,) = cache.shape, cache.layers
+    out = torch.zeros(2, store.tokens, shape.heads, shape.head_dim)
+    store.read(out)
     return out[0], out[1]
 
 

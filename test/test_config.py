@@ -37,11 +37,11 @@ def test_changes_reach_nested_groups_and_leave_the_rest():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"cache.policy": "best"}, "cache.policy must be one of xstream"),
-        ({"cache.key_bits": 3}, "cache.key_bits must be one of 2, 4, 8, 16"),
+        ({"cache.policy": "best"}, "cache.policy must be one of coreset, xstream"),
+        ({"cache.key_bits": 5}, "cache.key_bits must be one of 1, 2, 3, 4, 8, 16"),
         ({"cache.key_bits": "4"}, "cache.key_bits must be of type int"),
         ({"cache.budget_tokens": -1}, "cache.budget_tokens must be between 0 and 1000000000000 tokens"),
-        ({"cache.budget_tokens": 0}, "policy xstream needs a budget"),
+        ({"cache.budget_frames": 0}, "policy coreset needs a budget"),
         ({"cache.budget_mib": 8.0, "cache.camera_window": 0}, "cache.budget_mib holds for the camera head's cache"),
         ({"cache.budget_mib": math.nan}, "cache.budget_mib must be between"),
         ({"cache.pin_first_frame": 1}, "must be of type bool"),

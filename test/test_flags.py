@@ -41,11 +41,11 @@ def test_help_says_description_unit_default_and_choices():
     for setting in SETTINGS:
         unit = f" [{setting.unit}]" if setting.unit else ""
         assert f"{setting.description}{unit} (default: {setting.default!r})" in text
-    assert "[tokens]" in text and "{2,4,8,16}" in text
+    assert "[tokens]" in text and "{1,2,3,4,8,16}" in text
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--cache.key_bits", "3"], ["--cache.budget_tokens", "many"], ["--cache.policy", "best"]]
+    "arguments", [["--cache.key_bits", "5"], ["--cache.budget_tokens", "many"], ["--cache.policy", "best"]]
 )
 def test_wrong_type_or_choice_is_refused(arguments, capsys):
     with pytest.raises(SystemExit):

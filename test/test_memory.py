@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A shortage is one error, and no other error is taken for it."""
 
+import os
 import subprocess
 import sys
 import weakref
@@ -8,7 +9,7 @@ import weakref
 import pytest
 import torch
 
-from xsvggt_ros.memory import OutOfMemory, memory_for, out_of_memory
+from xsvggt_ros.memory import OutOfMemory, memory_for, out_of_memory, total_memory
 
 
 def test_errors_that_mean_no_memory_are_known():
@@ -72,3 +73,39 @@ def test_other_errors_pass_as_they_are(kind):
 def test_it_is_known_without_torch():
     code = "import runpy, sys; runpy.run_path(sys.argv[1]); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, sys.modules[memory_for.__module__].__file__], check=True)
+
+
+def test_the_memory_of_a_cpu_is_what_control_groups_leave_of_it(tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("xsvggt_ros.memory.OWN_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr("xsvggt_ros.memory.CGROUPS", tmp_path)
+    physical = total_memory(cpu)  # there is no such file
+    assert physical == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    own = tmp_path / "machine" / "container"
+    own.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("1:cpu:/elsewhere\n0::/machine/container\n")
+    for folder, limit, total in (
+        (own, "max", physical),
+        (own, str(2 * physical), physical),
+        (own, "500000000", 500_000_000),
+        (own.parent, "400000000", 400_000_000),  # that of a group around it holds too
+        (own.parent, "600000000", 500_000_000),
+    ):
+        (folder / "memory.max").write_text(limit + "\n")
+        assert total_memory(cpu) == total
+
+
+def test_memory_in_small_pieces_goes_back_to_the_system():
+    program = """
+import torch
+from xsvggt_ros.memory import give_back
+def used():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+pieces = [torch.zeros(2**10) for _ in range(50_000)]  # 4 KiB each
+kept, held = pieces[::1000], used()
+del pieces
+give_back()
+assert held - used() > 150 * 2**20, (held, used())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

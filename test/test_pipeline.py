@@ -29,8 +29,14 @@ def pipeline_of(model, config=SMALL):
     return Pipeline(GeometryStream(config.stream, model), config, LOG)
 
 
+def one(pipeline, message, config=SMALL):
+    """What became of an image that has an answer at once."""
+    (answer,) = pipeline.process(message, config)
+    return answer.result
+
+
 def test_an_image_is_what_the_stream_says_of_it_with_the_images_stamp_and_frame(model):
-    placed = pipeline_of(model).process(raw_image(picture(0), 7 * SECOND), SMALL)
+    placed = one(pipeline_of(model), raw_image(picture(0), 7 * SECOND), SMALL)
     frame = GeometryStream(SMALL.stream, model).step(picture(0))
     assert isinstance(placed, Placed)
     assert (placed.stamp_ns, placed.camera, placed.child) == (7 * SECOND, "cam_optical", "cam_optical")
@@ -40,9 +46,9 @@ def test_an_image_is_what_the_stream_says_of_it_with_the_images_stamp_and_frame(
 
 def test_camera_info_gives_the_intrinsics_of_the_images_after_it(model):
     pipeline = pipeline_of(model)
-    before = pipeline.process(raw_image(picture(0), 0), SMALL).frame.intrinsics
+    before = one(pipeline, raw_image(picture(0), 0), SMALL).frame.intrinsics
     pipeline.receive("camera_info", camera_info(K))
-    after = pipeline.process(raw_image(picture(1), 1), SMALL).frame.intrinsics
+    after = one(pipeline, raw_image(picture(1), 1), SMALL).frame.intrinsics
     assert after[0, 0] == pytest.approx(K[0, 0] * 56 / 64) != before[0, 0]
 
 
@@ -51,7 +57,7 @@ def test_a_slash_does_not_part_an_image_from_its_camera_info(model, image_frame,
     pipeline = pipeline_of(model)
     pipeline.receive("camera_info", camera_info(K, frame_id=info_frame))
     pipeline.receive("camera_info", camera_info(2 * K, frame_id="right"))
-    placed = pipeline.process(raw_image(picture(0), 0, frame_id=image_frame), SMALL)
+    placed = one(pipeline, raw_image(picture(0), 0, frame_id=image_frame), SMALL)
     assert placed.camera == "left"
     assert placed.frame.intrinsics[0, 0] == pytest.approx(K[0, 0] * 56 / 64)
 
@@ -85,10 +91,10 @@ def test_why_a_calibration_is_not_in_use_is_in_the_status_and_said_once(model, c
 def test_every_image_is_counted_once_by_what_became_of_it(model):
     pipeline = pipeline_of(model)
     pipeline.process(raw_image(picture(0), 0), SMALL)
-    repeated = pipeline.process(raw_image(picture(1), 0), SMALL)
-    unknown = pipeline.process(raw_image(picture(1), 1, encoding="secret8"), SMALL)
+    repeated = one(pipeline, raw_image(picture(1), 0), SMALL)
+    unknown = one(pipeline, raw_image(picture(1), 1, encoding="secret8"), SMALL)
     with Shortage(0):
-        failed = pipeline.process(raw_image(picture(1), 2), SMALL)
+        failed = one(pipeline, raw_image(picture(1), 2), SMALL)
     assert isinstance(repeated, Rejected) and "that of the image before" in repeated.reason
     assert isinstance(unknown, Rejected) and "secret8" in unknown.reason
     assert isinstance(failed, Rejected) and failed.reason == pipeline.status.shortage
@@ -101,11 +107,11 @@ def test_every_image_is_counted_once_by_what_became_of_it(model):
 def test_a_frame_without_a_place_says_what_is_missing_until_it_has_one(model):
     config = changed(SMALL, {"base_frame": "base_link"})
     pipeline = pipeline_of(model, config)
-    result = pipeline.process(raw_image(picture(0), 0), config)
+    result = one(pipeline, raw_image(picture(0), 0), config)
     assert isinstance(result, Unplaced) and "mounting on base_link is not known" in result.reason
     assert pipeline.status.missing == result.reason
     assert (pipeline.status.images.frames_unplaced, pipeline.status.step.frame) == (1, 0)
-    assert isinstance(pipeline.process(raw_image(picture(1), 1), SMALL), Placed)
+    assert isinstance(one(pipeline, raw_image(picture(1), 1), SMALL), Placed)
     assert not pipeline.status.missing
 
 
@@ -122,7 +128,7 @@ def test_time_that_restarts_and_a_reset_start_new_worlds(model):
 def processed(pipeline, cameras, config=SMALL, first=0):
     """Which of the images of these frame_ids, 33 ms apart, were placed."""
     messages = [raw_image(picture(i), i * SECOND // 30, frame_id=camera) for i, camera in enumerate(cameras, first)]
-    return [isinstance(pipeline.process(message, config), Placed) for message in messages]
+    return [isinstance(one(pipeline, message, config), Placed) for message in messages]
 
 
 def test_of_two_cameras_on_one_topic_each_has_its_own_calibration(model):
@@ -132,12 +138,12 @@ def test_of_two_cameras_on_one_topic_each_has_its_own_calibration(model):
     for left, right in ((wide, narrow), (wide, narrow)):
         for matrix, camera in ((left, "left"), (right, "right")):
             pipeline.receive("camera_info", camera_info(matrix, frame_id=camera))
-    placed = pipeline.process(raw_image(picture(0), 0, frame_id="left"), SMALL)
+    placed = one(pipeline, raw_image(picture(0), 0, frame_id="left"), SMALL)
     assert placed.frame.intrinsics[0, 0] == pytest.approx(wide[0, 0] * 56 / 64)
     alone = pipeline_of(model)
     alone.receive("camera_info", camera_info(wide, frame_id="left"))
     alone.receive("camera_info", camera_info(narrow, frame_id="right"))
-    third = alone.process(raw_image(picture(0), 0, frame_id="rear"), SMALL)
+    third = one(alone, raw_image(picture(0), 0, frame_id="rear"), SMALL)
     assert third.frame.intrinsics[0, 0] != pytest.approx(narrow[0, 0] * 56 / 64)
     assert alone.status.calibration.endswith("none of camera rear, but of left, right")
 
@@ -149,7 +155,7 @@ def test_of_two_cameras_on_one_topic_the_first_is_followed(model, caplog):
     ]  # fmt: skip
     counts = pipeline.status.images
     assert (counts.resets, counts.frames_rejected, pipeline.status.step.frame) == (0, 5, 2)
-    refused = pipeline.process(raw_image(picture(0), SECOND, frame_id="right"), SMALL)
+    refused = one(pipeline, raw_image(picture(0), SECOND, frame_id="right"), SMALL)
     assert "of camera right, and left is followed" in refused.reason and "camera_frame" in refused.reason
 
 

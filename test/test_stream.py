@@ -11,10 +11,12 @@ from support.paths import ROOT
 from support.recordings import SECOND
 
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig, geometry
+from xsvggt_ros.config import POLICIES
 from xsvggt_ros.continuity import Late
 from xsvggt_ros.memory import OutOfMemory
 from xsvggt_ros.model import load_model
 from xsvggt_ros.status import StepStatus
+from xsvggt_ros.stream import FAILURES, NotFinite
 
 TOKENS = 53  # of a 112x84 frame
 K = np.array([[100.0, 0, 79.5], [0, 100.0, 59.5], [0, 0, 1]])  # of the images
@@ -74,7 +76,7 @@ def test_settings_change_between_two_steps_and_the_stream_goes_on(model):
     after = stream.step(image(6))
     assert after.index == before.index + 1
     assert after.status.event == "cache settings changed"
-    assert (after.status.policy, after.status.key_bits, after.status.value_bits) == ("xstream", 4, 2)
+    assert (after.status.policy, after.status.key_bits, after.status.value_bits) == ("coreset", 4, 2)
     assert after.status.tokens == 3 * TOKENS and after.status.evicted_tokens == 4 * TOKENS
     assert after.status.cache_bytes < before.status.cache_bytes / 3
     assert stream.step(image(7)).status.event == ""
@@ -243,11 +245,9 @@ def test_how_late_is_late_can_be_set(model):
     assert indices(strict, [1000, 1033, 1032, 1032, 1065]) == [0, 1, 0, None, 1]
 
 
-@pytest.mark.parametrize("policy", ["xstream", "sliding_window", "random"])
-def test_numbers_that_are_not_finite_end_the_world_and_not_the_stream(model, monkeypatch, policy):
-    stream = stream_of(model, policy=policy, budget_tokens=3 * TOKENS)
-    for seed in range(3):
-        stream.step(image(seed))
+@pytest.fixture
+def poison(model, monkeypatch):
+    """Makes a step find, or find no longer, an activation of the encoder that is not finite."""
     encode = model.aggregator.encode
 
     def overflow(*arguments):
@@ -255,10 +255,58 @@ def test_numbers_that_are_not_finite_end_the_world_and_not_the_stream(model, mon
         tokens[0, 7, 3] = float("inf")
         return tokens
 
-    monkeypatch.setattr(model.aggregator, "encode", overflow)
-    with pytest.raises(ValueError, match="not finite"):
-        stream.step(image(3))
-    monkeypatch.undo()
+    return lambda there: monkeypatch.setattr(model.aggregator, "encode", overflow if there else encode)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("bits", [4, 16])
+def test_an_image_whose_numbers_are_not_finite_is_left_out_and_the_stream_goes_on(model, poison, policy, bits):
+    stream = stream_of(model, policy=policy, budget_tokens=4 * TOKENS, key_bits=bits, value_bits=bits)
+    for seed in range(5):
+        stream.step(image(seed))
+    for _ in range(2):  # twice as many as there are, one after the other
+        poison(True)
+        for _ in range(FAILURES - 1):
+            with pytest.raises(NotFinite, match=r"not finite in torch\.float32: the stream goes on without"):
+                stream.step(image(9))
+        poison(False)
+        before = stream.status.frame
+        frame = stream.step(image(before + 1))
+        assert frame.index == before + 1
+        assert frame.status.event == "the model's numbers for an image were not finite: left out"
+        assert np.isfinite(frame.depth).all() and np.isfinite(frame.T_first_cam).all()
+        check_cache(stream)
+    assert frame.index == 6
+    kept = {int(i) // TOKENS for i in stream._cache.token_ids(0)}
+    assert {0, 6} <= kept  # though the scores by a query that is not finite are none
+    assert stream.step(image(7)).status.event == ""
+
+
+def test_an_image_that_was_left_out_leaves_no_trace_where_nothing_had_to_go_for_it(model, poison):
+    stream, twin = (stream_of(model, policy="full", key_bits=16, value_bits=16) for _ in range(2))
+    for seed in range(3):
+        stream.step(image(seed))
+        twin.step(image(seed))
+    poison(True)
+    with pytest.raises(NotFinite):
+        stream.step(image(9))
+    poison(False)
+    for seed in range(3, 6):
+        np.testing.assert_allclose(stream.step(image(seed)).depth, twin.step(image(seed)).depth, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("before", "failures"), [(0, 1), (2, FAILURES)])
+def test_numbers_that_are_never_finite_or_not_at_first_start_a_new_world(model, poison, before, failures):
+    stream = stream_of(model)
+    for seed in range(before):
+        stream.step(image(seed))
+    poison(True)
+    for _ in range(failures - 1):
+        with pytest.raises(NotFinite, match="goes on"):
+            stream.step(image(9))
+    with pytest.raises(NotFinite, match="a new world starts; if that comes again, set dtype to float32"):
+        stream.step(image(9))
+    poison(False)
     frame = stream.step(image(4))
     assert (frame.index, frame.status.event) == (0, "the model's numbers for an image were not finite")
     np.testing.assert_array_equal(frame.depth, stream_of(model).step(image(4)).depth)
@@ -324,7 +372,7 @@ def check_cache(stream) -> None:
 def test_a_step_that_finds_no_memory_halves_the_cache_and_the_stream_goes_on(model, policy, bits):
     """Memory runs out at calls spread over a whole step, so in each of its stages."""
     config = CacheConfig(policy=policy, budget_tokens=6 * SMALL, key_bits=bits, value_bits=bits)
-    # Of a full cache half of what it held: of 8 frames, or of 9 if only the dense outputs failed.
+    # Of a full cache half of what it held: of 8 frames, or of 9 if the failed one was kept already.
     halves = {8 * SMALL // 2, 9 * SMALL // 2} if policy == "full" else {3 * SMALL}
 
     def after_eight_frames() -> GeometryStream:
@@ -345,7 +393,7 @@ def test_a_step_that_finds_no_memory_halves_the_cache_and_the_stream_goes_on(mod
         assert half in halves and f"{half} tokens" in stream.shortage
         for index in range(3):
             frame = stream.step(image(9 + index))
-            assert 8 <= frame.index - index <= 9  # 9 if only the failed frame's dense outputs were missing
+            assert 8 <= frame.index - index <= 9  # 9 if the failed frame was kept already
             assert (frame.status.event == stream.shortage) == (index == 0)
             assert np.isfinite(frame.depth).all() and np.isfinite(frame.T_first_cam).all()
             check_cache(stream)
@@ -362,29 +410,34 @@ def test_a_step_that_finds_no_memory_halves_the_cache_and_the_stream_goes_on(mod
 def test_a_shortage_that_lasts_starts_a_new_world(model, policy):
     """Not even the smaller cache finds memory. The new world is what a fresh stream with that budget says."""
     config = dict(policy=policy, budget_tokens=6 * SMALL)
-    half = dict(budget_tokens=(4 if policy == "full" else 3) * SMALL)
-    fresh = small_stream_of(model, **half).step(image(9))
-    whole = Shortage()
-    with whole:
-        small_stream_of(model, **config).step(image(0))
-    for at in range(0, whole.calls, whole.calls // 8):
+    halves = {4 * SMALL, 9 * SMALL // 2} if policy == "full" else {3 * SMALL}  # as above
+    fresh = small_stream_of(model, budget_tokens=3 * SMALL).step(image(9))
+
+    def after_eight_frames() -> GeometryStream:
         stream = small_stream_of(model, **config)
         for seed in range(8):
             stream.step(image(seed))
+        return stream
+
+    stream, whole = after_eight_frames(), Shortage()
+    with whole:
+        stream.step(image(8))
+    for at in range(0, whole.calls, whole.calls // 8):
+        stream = after_eight_frames()
         with pytest.raises(OutOfMemory, match="a new world starts, with half the cache budget"), Shortage(at, True):
             stream.step(image(8))
         frame = stream.step(image(9))
         assert (frame.index, frame.status.event) == (0, stream.shortage)
         np.testing.assert_array_equal(frame.depth, fresh.depth)
-        assert frame.status.budget_tokens == half["budget_tokens"]
+        assert frame.status.budget_tokens in halves
 
 
 def test_a_first_image_that_finds_no_memory_is_as_if_it_had_never_come(model):
     fresh = small_stream_of(model, budget_tokens=3 * SMALL)
     expected = [fresh.step(image(seed)).depth for seed in (1, 2)]
-    whole = Shortage()  # of a step that finds the model's tables made, as all below do
-    with whole:
-        small_stream_of(model).step(image(0))
+    stream, whole = small_stream_of(model), Shortage()
+    with whole:  # a step that finds the model's tables made, as all below do
+        stream.step(image(0))
     for at in range(0, whole.calls, whole.calls // 9):
         stream = small_stream_of(model, budget_tokens=6 * SMALL)
         with pytest.raises(OutOfMemory, match="a new world starts"), Shortage(at):
@@ -418,12 +471,50 @@ def test_other_errors_of_a_step_are_not_taken_for_a_shortage(model, monkeypatch)
     assert not stream.shortage
 
 
-def test_a_budget_beyond_memory_is_the_settings_fault(model):
+def test_a_budget_beyond_the_memory_that_is_free_is_the_settings_fault(model, monkeypatch):
+    monkeypatch.setattr("xsvggt_ros.stream.total_memory", lambda device: 2**62)
     stream = small_stream_of(model, budget_tokens=10**12)
     for _ in range(2):  # nothing is halved
-        with pytest.raises(OutOfMemory, match=r"no memory for a cache of 1000000000000 .* lower cache\.budget_tokens"):
+        with pytest.raises(OutOfMemory, match=r"no memory for a cache of 1000000000000 .* lower cache\.budget_frames"):
             stream.step(image(0))
         assert not stream.shortage
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize(
+    ("change", "lower"),
+    [
+        ({"budget_tokens": 10**12}, "budget_tokens"),
+        ({"budget_frames": 1e6}, "budget_frames"),
+        ({"budget_mib": 1e6}, "budget_mib"),
+        ({"budget_tokens": 10**12, "budget_mib": 1e6}, "budget_mib"),
+        ({"camera_window": 1_000_000}, "camera_window"),
+        ({"budget_tokens": 10**12, "adaptive": True}, "budget_tokens"),
+    ],
+)
+def test_a_cache_larger_than_the_memory_there_is_is_refused_when_it_is_set(model, monkeypatch, change, lower, started):
+    monkeypatch.setattr("xsvggt_ros.stream.total_memory", lambda device: 2**30)
+    words = rf"takes \d+ MiB, and cpu has 1024 MiB in all; lower cache\.{lower}"
+    with pytest.raises(ValueError, match=words):
+        small_stream_of(model, **change)
+    stream, twin = small_stream_of(model), small_stream_of(model)
+    if started:
+        stream.step(image(0)), twin.step(image(0))
+    with pytest.raises(ValueError, match=words):
+        stream.reconfigure(dataclasses.replace(CacheConfig(), **change))
+    frame = stream.step(image(1))
+    same = twin.step(image(1))
+    assert (frame.status.event, frame.status.budget_tokens) == ("", same.status.budget_tokens)
+    np.testing.assert_array_equal(frame.depth, same.depth)
+
+
+def test_a_cache_that_just_fits_the_memory_there_is_is_taken(model, monkeypatch):
+    status = small_stream_of(model, budget_tokens=400 * SMALL).step(image(0)).status
+    needed = status.cache_bytes + status.scratch_bytes
+    monkeypatch.setattr("xsvggt_ros.stream.total_memory", lambda device: needed)
+    assert small_stream_of(model, budget_tokens=400 * SMALL).step(image(0)).index == 0
+    with pytest.raises(ValueError, match="in all"):
+        small_stream_of(model, budget_tokens=400 * SMALL + 1)
 
 
 def test_a_limit_is_a_fraction_of_whatever_budget_there_is(model):
@@ -476,7 +567,7 @@ def test_the_summary_says_what_the_cache_will_be(model):
         "demo with the package's own weights",
         "cpu, torch.float32, attention by",
         f"4:3 is {TOKENS} tokens",
-        f"(xstream) keeps {4 * TOKENS} tokens per layer = 4.0 frames = {status.cache_bytes / 2**20:.1f} MiB",
+        f"(coreset) keeps {4 * TOKENS} tokens per layer = 4.0 frames = {status.cache_bytes / 2**20:.1f} MiB",
     ):
         assert part in summary
     stream.limit(0.5)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from xsvggt_ros.settings import Checked, group, setting
 
 POLICIES = (
+    "coreset",
     "xstream",
+    "stac",
     "frame_bank",
     "output_aware",
     "infinite",
@@ -24,7 +26,7 @@ POLICIES = (
     "full",
 )
 QUANTIZERS = ("rotated", "channel")
-BITS = (2, 3, 4, 8, 16)
+BITS = (1, 2, 3, 4, 8, 16)
 PATCH_SIZE = 14  # pixels a side of what becomes one token, in every StreamVGGT
 
 
@@ -33,17 +35,27 @@ class CacheConfig(Checked):
     """What the key/value cache may hold. Everything here changes live."""
 
     policy: str = setting(
-        "xstream",
-        "Which cached tokens stay, beside those of the first and newest frame: xstream (closest to the current query), "
-        "frame_bank (of whole frames, sparser with age), output_aware (most weight in the outputs so far), infinite "
-        "(keys most unlike the others), ovggt (new ones that the network changed most, old ones as infinite), ghost "
-        "(seen with most motion, structure and confidence), window_specials (the newest, and special tokens longer), "
-        "sliding_window (the newest), random (control), full (all; memory grows).",
+        "coreset",
+        "Which cached tokens stay, beside those of the first and newest frame: coreset (attended to most, and weighing "
+        "as much as those like them that left), xstream (closest to the current query), stac (attended to most, and "
+        "the others merged by where they are), frame_bank (of whole frames, sparser with "
+        "age), output_aware (most weight in the outputs so far), infinite (keys most unlike the others), ovggt (new "
+        "ones that the network changed most, old ones as infinite), ghost (seen with most motion, structure and "
+        "confidence), window_specials (the newest, and special tokens longer), sliding_window (the newest), random "
+        "(control), full (all; memory grows).",
         choices=POLICIES,
         live=True,
     )
+    budget_frames: float = setting(
+        16.0,
+        "Most frames of tokens cached per global layer, where neither of the next two is set.",
+        unit="frames",
+        minimum=0.0,
+        maximum=1e6,
+        live=True,
+    )
     budget_tokens: int = setting(
-        4164,
+        0,
         "Most tokens of past frames cached per global layer; 0: not limited in tokens.",
         unit="tokens",
         minimum=0,
@@ -59,8 +71,15 @@ class CacheConfig(Checked):
         maximum=1e6,
         live=True,
     )
-    key_bits: int = setting(4, "Bits per cached key value; 16: the compute dtype.", choices=BITS, live=True)
-    value_bits: int = setting(4, "Bits per cached value; 16: the compute dtype.", choices=BITS, live=True)
+    layer_budgets: str = setting(
+        "equal",
+        "How tokens are divided among the global layers: equal, adaptive (more to those whose keys are less alike, as "
+        "InfiniteVGGT; measured once, when the budget has filled; not with policy frame_bank).",
+        choices=("equal", "adaptive"),
+        live=True,
+    )
+    key_bits: int = setting(2, "Bits per cached key value; 16: the compute dtype.", choices=BITS, live=True)
+    value_bits: int = setting(1, "Bits per cached value; 16: the compute dtype.", choices=BITS, live=True)
     quantizer: str = setting(
         "rotated",
         "How fewer than 16 bits are made: rotated (in a rotated basis, each token by itself), channel (XStreamVGGT's "
@@ -78,8 +97,8 @@ class CacheConfig(Checked):
     )
     probes: int = setting(
         8,
-        "stac, output_aware: patches of a new frame, beside its special tokens, that are asked what they attend to; "
-        "0: all.",
+        "coreset, stac, output_aware: patches of a new frame, beside its special tokens, that are asked what they "
+        "attend to; 0: all.",
         unit="patches",
         minimum=0,
         maximum=10_000,
@@ -87,8 +106,8 @@ class CacheConfig(Checked):
     )
     per_head: bool = setting(
         False,
-        "stac, output_aware, infinite: each head keeps tokens of its own choice, as published, instead of all heads "
-        "the same; which they are then takes memory for each head.",
+        "coreset, stac, output_aware, infinite: each head keeps tokens of its own choice, as published, instead of all "
+        "heads the same; which they are then takes memory for each head.",
         live=True,
     )
     pin_first_frame: bool = setting(
@@ -103,7 +122,12 @@ class CacheConfig(Checked):
         maximum=1_000_000,
         live=True,
     )
-
+    adaptive: bool = setting(
+        False,
+        "The budget is the most there may be, and what is in force grows towards it with the number of different views "
+        "of the scene.",
+        live=True,
+    )
     camera_passes: str = setting(
         "shared",
         "What a refinement pass of the camera head sees of other frames: shared (all their passes, as published), "
@@ -123,9 +147,10 @@ class CacheConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.policy != "full" and not (self.budget_tokens or self.budget_mib):
+        if self.policy != "full" and not (self.budget_frames or self.budget_tokens or self.budget_mib):
             raise ValueError(
-                f"policy {self.policy} needs a budget: set budget_tokens or budget_mib above 0, or policy to full"
+                f"policy {self.policy} needs a budget: set budget_frames, budget_tokens or budget_mib above 0, or "
+                "policy to full"
             )
         if self.budget_mib and not self.camera_window:
             raise ValueError("budget_mib holds for the camera head's cache too: set camera_window above 0")

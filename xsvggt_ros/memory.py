@@ -1,15 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory: its unit, and the one error that says there was not enough of it."""
+"""Memory: its unit, how much of it there is, and the one error that says there was not enough."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from traceback import clear_frames
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 MIB = 2**20
 # What torch, its allocators and CUDA's libraries say in a RuntimeError.
 NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "bad_alloc", "ALLOC_FAILED")
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 class OutOfMemory(MemoryError):
@@ -44,3 +57,36 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         clear_frames(error.__traceback__)
         error = error.__context__
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that a device has in all, whoever uses them now; of a CPU's, those that this process may use."""
+    if device.type == "cuda":
+        import torch  # which those that only need a unit do not wait for
+
+        return torch.cuda.mem_get_info(device)[1]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_cgroup_limits()])
+
+
+def _cgroup_limits() -> Iterator[int]:
+    """Of the control groups (v2) that this process is in, as containers and systemd set them."""
+    try:
+        own = next(line for line in OWN_CGROUP.read_text().splitlines() if line.startswith("0::/"))
+    except (OSError, StopIteration):  # another system, or v1
+        return
+    group = CGROUPS / own.removeprefix("0::/")
+    for folder in (group, *group.parents):
+        try:
+            yield int((folder / "memory.max").read_text())
+        except (OSError, ValueError):  # none is set: "max"
+            continue
+
+
+def give_back() -> None:
+    """Returns to the system what allocators keep of freed memory, for its next use."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc: pieces below some 32 MiB stay in its heaps
+    if trim:
+        trim(0)
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any, Protocol
@@ -12,11 +13,11 @@ from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.continuity import Late
 from xsvggt_ros.frame import Frame, InputImage
 from xsvggt_ros.memory import MIB, OutOfMemory
-from xsvggt_ros.messages.decode import CameraDecoder, camera_of, decode_depth, decode_pose, stamp_ns
+from xsvggt_ros.messages.decode import CameraDecoder, camera_of, decode_depth, decode_pose, name_of, stamp_ns
 from xsvggt_ros.messages.topics import CAMERA_INFO, DEPTH, TF, TF_STATIC
 from xsvggt_ros.placement.placement import NotPlaced, Placed, Placement
 from xsvggt_ros.status import Status, StepStatus
-from xsvggt_ros.stream import GeometryStream
+from xsvggt_ros.stream import GeometryStream, NotFinite
 
 GONE = 100  # images of others in a row, after which the camera that was followed is taken to be gone
 THROTTLE_S = 5.0  # between two warnings of a kind
@@ -63,14 +64,33 @@ class Rejected:
     """An image that the stream did not take in."""
 
     reason: str
-    cause: str = "frames_rejected"  # the one of status.ImageCounts that counts it
+    cause: str  # the one of status.ImageCounts that counts it
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An image on its way, without what is seen on it."""
+
+    name: str  # what tells it from the others: its file's name or its stamp
+    time: float  # when it arrived, as given to `process`
+    stamp_ns: int = 0
+    camera: str = ""  # its frame_id
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of an image."""
+
+    image: Arrival
+    result: Placed | Unplaced | Rejected
+    status: Status  # after it
 
 
 class Pipeline:
     """Serves the messages of one stream, in order.
 
-    `process` belongs to one thread; the other methods may be called from another. `status` is that after the newest
-    image.
+    `process` and `flush` belong to one thread; the other methods may be called from another. `status` is that after
+    the newest image.
     """
 
     def __init__(self, stream: GeometryStream, config: NodeConfig, log: Logger) -> None:
@@ -78,7 +98,8 @@ class Pipeline:
         self._log = log
         self._camera = CameraDecoder(warn=log.warning)
         self._placement = Placement(config)
-        self._cache = config.stream.cache
+        self._config = config  # in force for the newest image
+        self._waiting: list[Arrival] = []  # in the stream, until their chunk is full
         self._reset_asked = Event()
         self._followed = ""  # frame_id of the camera whose images are taken
         self._others = 0  # images of other cameras since its last
@@ -114,40 +135,88 @@ class Pipeline:
         except OutOfMemory as error:
             self._log.error(f"cache budget not changed: {error}")
 
-    def process(self, message: Any, config: NodeConfig) -> Placed | Unplaced | Rejected:
-        """Takes the next image, a sensor_msgs Image or CompressedImage, under the settings now in force."""
-        try:
-            self._apply(config)
-            self._check_camera(camera_of(message), config.camera_frame)
-            image = self._camera.decode(message, config.rectify)
-            frame = self._stream.step(image.image, image.intrinsics, image.stamp_ns)
-        except Late as error:
-            return self._rejected(str(error), "frames_late")
-        except ValueError as error:
-            return self._rejected(str(error), "frames_rejected")
-        except OutOfMemory as error:
-            return self._rejected(str(error), "frames_failed")
-        self._followed = image.frame_id
-        self._tell(frame.status)
-        if frame.index == 0:
-            self._tell_cropping(image)
-        return self._placed(frame, image, config)
+    def process(self, message: Any, config: NodeConfig, arrived: float = 0.0) -> list[Answer]:
+        """Takes the next image, a sensor_msgs Image or CompressedImage, under the settings now in force.
 
-    def _apply(self, config: NodeConfig) -> None:
+        Returns an answer for each image that has become something by now: with `cache.chunk` above 1 none for most,
+        and all of them when their chunk is full. arrived: comes back in the answer.
+        """
+        self._count("frames_received")
+        answers = self._apply(config)
+        arrival = Arrival(name_of(message), arrived)
+        try:
+            if left := self._left_camera(camera_of(message), config.camera_frame):
+                answers += self._new_world(left)
+            image = self._camera.decode(message, config.rectify)
+        except ValueError as error:
+            return [*answers, self._rejected(arrival, str(error), "frames_rejected")]
+        return answers + self._take(image, replace(arrival, stamp_ns=image.stamp_ns, camera=image.frame_id))
+
+    def flush(self) -> list[Answer]:
+        """Takes in the images that wait for the rest of their chunk."""
+        return self._answers(self._stream.flush)
+
+    def _take(self, image: InputImage, arrival: Arrival) -> list[Answer]:
+        self._waiting.append(arrival)
+        try:
+            answers = self._answers(lambda: self._stream.take(image.image, image.intrinsics, image.stamp_ns))
+        except ValueError as error:
+            del self._waiting[-1]
+            return [
+                self._rejected(arrival, str(error), "frames_late" if isinstance(error, Late) else "frames_rejected")
+            ]
+        self._followed = image.frame_id
+        self._tell_cropping(image)
+        return answers
+
+    def _answers(self, take: Callable[[], list[Frame]]) -> list[Answer]:
+        """What became of the images that wait, once `take` has had the stream take in some of them, in order.
+
+        Raises ValueError for an image that the stream refuses.
+        """
+        try:
+            frames = take()
+        except (NotFinite, OutOfMemory) as error:
+            cause = "frames_abandoned" if isinstance(error, NotFinite) else "frames_failed"
+            return [self._rejected(arrival, str(error), cause) for arrival in self._done()]
+        return [self._placed(frame, arrival) for frame, arrival in zip(frames, self._done(), strict=True)]
+
+    def _done(self) -> list[Arrival]:
+        """The images that do not wait in the stream any more."""
+        count = len(self._waiting) - self._stream.waiting
+        done, self._waiting = self._waiting[:count], self._waiting[count:]
+        self.status = replace(self.status, images=replace(self.status.images, frames_waiting=len(self._waiting)))
+        return done
+
+    def _new_world(self, reason: str) -> list[Answer]:
+        """Ends the stream's world after what waits."""
+        answers = self.flush()
+        self._stream.reset(reason)
+        self._followed = ""
+        return answers
+
+    def _apply(self, config: NodeConfig) -> list[Answer]:
         """What users asked for since the last image."""
+        answers = []
         if self._reset_asked.is_set():
             self._reset_asked.clear()
-            self._stream.reset("asked for by ~/reset")
-            self._followed = ""
-        if config.stream.cache != self._cache:
-            self._cache = config.stream.cache
+            answers = self._new_world("asked for by ~/reset")
+        before, cache = self._config.stream.cache, config.stream.cache
+        if cache.chunk != before.chunk:
+            answers += self.flush()
+        self._config = config
+        if cache != before:
             try:
-                self._stream.reconfigure(self._cache)
-            except OutOfMemory as error:
+                self._stream.reconfigure(cache)
+            except (ValueError, OutOfMemory) as error:
                 self._log.error(f"cache settings not applied: {error}")
+        return answers
 
-    def _check_camera(self, camera: str, wanted: str) -> None:
-        """One camera makes a world: the wanted one, or else the first that came. Raises ValueError at others."""
+    def _left_camera(self, camera: str, wanted: str) -> str:
+        """One camera makes a world: the wanted one, or else the first that came. Raises ValueError at others.
+
+        Returns why a new world starts, as another is followed now; empty: it does not.
+        """
         followed = wanted or self._followed or camera
         self._others = 0 if camera == followed else self._others + 1
         if self._others == GONE and not wanted:
@@ -157,30 +226,31 @@ class Pipeline:
                 f"it is of camera {camera}, and {followed} is followed: give each camera a topic of its own, set "
                 "camera_frame to the one to follow, or call ~/reset to follow the next"
             )
-        if self._followed not in ("", followed):
-            self._stream.reset(f"camera {followed} is followed instead of {self._followed}")
-            self._followed = ""
+        if self._followed in ("", followed):
+            return ""
+        return f"camera {followed} is followed instead of {self._followed}"
 
-    def _rejected(self, reason: str, cause: str) -> Rejected:
+    def _rejected(self, arrival: Arrival, reason: str, cause: str) -> Answer:
         self._count(cause)
         self.status = replace(self.status, unused=self.status.unused | {cause: reason})
-        return Rejected(reason, cause)
+        return Answer(arrival, Rejected(reason, cause), self.status)
 
-    def _placed(self, frame: Frame, image: InputImage, config: NodeConfig) -> Placed | Unplaced:
+    def _placed(self, frame: Frame, image: Arrival) -> Answer:
         self._worlds += frame.index == 0
+        self._tell(frame.status)
         result: Placed | Unplaced
         try:
-            result = self._placement.place(frame, image.stamp_ns, image.frame_id, config)
+            result = self._placement.place(frame, image.stamp_ns, image.camera, self._config)
             self._count(step=frame.status)
         except NotPlaced as error:
-            result = Unplaced(image.stamp_ns, image.frame_id, frame, error.args[0])
+            result = Unplaced(image.stamp_ns, image.camera, frame, error.args[0])
             self._count("frames_unplaced", step=frame.status, missing=result.reason)
-        return result
+        return Answer(image, result, self.status)
 
     def _count(self, cause: str = "", step: StepStatus | None = None, missing: str = "") -> None:
-        """Takes the newest image into the status; cause: the count of why nothing came of it."""
+        """Takes an image into the status; cause: the count it goes into. step: that of its frame, if it has one."""
         counts, before = self.status.images, self.status
-        more = {name: getattr(counts, name) + 1 for name in ("frames_received", cause) if name}
+        more = {cause: getattr(counts, cause) + 1} if cause else {}
         images = replace(counts, **more, resets=max(0, self._worlds - 1))
         status = replace(before, images=images, shortage=self._stream.shortage)
         if step is not None:

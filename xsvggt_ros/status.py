@@ -12,22 +12,28 @@ NO_CAMERA_INFO = "no camera_info has come: the intrinsics are the model's guess"
 
 @dataclass(frozen=True)
 class StepStatus:
-    """What a step of the stream cost and what the cache holds after it."""
+    """What a step of the stream cost and what the cache holds after it. See msg/StreamStatus.msg."""
 
     frame: int = 0
     event: str = ""
     policy: str = ""
     tokens: int = 0
     budget_tokens: int = 0
+    ceiling_tokens: int = 0
+    budget_reason: str = ""
     floor_tokens: int = 0
     budget_raised: bool = False
     evicted_tokens: int = 0
+    reencoded_tokens: int = 0
+    quantizer: str = ""
     key_bits: int = 16
     value_bits: int = 16
     cache_bytes: int = 0
     scratch_bytes: int = 0
     camera_frames: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage, and "step" for all of it
+    seconds: dict[str, float] = field(
+        default_factory=dict
+    )  # by stage, and "step" for all of it; of a chunk's, the frame's share
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class ImageCounts:
     frames_rejected: int = 0
     frames_unplaced: int = 0
     frames_failed: int = 0
+    frames_abandoned: int = 0
+    frames_waiting: int = 0
     resets: int = 0
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,18 +14,38 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xsvggt_ros import geometry
+from xsvggt_ros.allowance import for_views, halved, scaled, tokens_of
 from xsvggt_ros.cache import CacheShape, KVCache
+from xsvggt_ros.cache.policies import Geometry
 from xsvggt_ros.camera import check_camera_matrix
 from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.continuity import Continuity
 from xsvggt_ros.frame import Frame
-from xsvggt_ros.memory import MIB, OutOfMemory, memory_for
+from xsvggt_ros.memory import MIB, OutOfMemory, memory_for, total_memory
 from xsvggt_ros.model import StreamVGGT, load_model
 from xsvggt_ros.model.camera_head import ITERATIONS
 from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.model.streamvggt import Predictions
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.status import StepStatus
+from xsvggt_ros.views import MOST, Views
+
+FAILURES = 3  # steps in a row whose numbers are not finite, at which a new world starts
+LESS = "free memory, or lower the cache's budget or image_width for good"
+
+
+class NotFinite(ValueError):
+    """The model's numbers for the images of a step are not finite."""
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """An image that is taken in with the others of its chunk."""
+
+    seen: NDArray[np.uint8]  # [h, w, 3], as the network sees it
+    intrinsics: NDArray[np.float64] | None  # [3, 3] of that, where they are known
+    event: str  # what its stamp has to say
+    seconds: float  # that making it took
 
 
 class GeometryStream:
@@ -43,48 +63,93 @@ class GeometryStream:
         parameter = self.model.aggregator.camera_token
         self.device, self.dtype = parameter.device, parameter.dtype
         self.status = StepStatus()
-        self.shortage = ""  # why the cache is smaller than configured, since memory ran out; empty: it is not
         self._cache_config = self.config.cache  # as configured, or as halved since
         self._fraction = 1.0  # of it that is in force
+        self._halved = ""  # why it was, if so
         self._continuity = Continuity(self.config.max_lateness, self.config.max_gap)
         self.reset()
+        self.check(self.config.cache)
 
     def summary(self) -> str:
         """What runs, and what the cache can hold, in one line. The number of tokens follows from the images: 4:3."""
         weights = self.config.weights or "the package's own weights, which know synthetic rooms only"
-        resize = Resize.of(3 * self.width, 4 * self.width, self.width, self.model.config.patch_size)
-        cache = self._new_cache(resize.height, resize.width, torch.device("meta"))
+        cache = self._new_cache(self._usual_shape(), self._ceiling(), torch.device("meta"))
         per_frame = cache.shape.tokens_per_frame
         held = "all frames, in memory that grows"
         if cache.budget:
             frames, mib = cache.budget / per_frame, cache.nbytes / MIB
             held = f"{cache.budget} tokens per layer = {frames:.1f} frames = {mib:.1f} MiB"
+            held += ", as views of the scene come" * cache.config.adaptive
         return (
             f"{self.config.model} with {weights}, on {self.device}, {self.dtype}, "
             f"attention by {self.model.kernel.__name__}; an image of 4:3 is {per_frame} tokens, "
             f"and the cache ({cache.config.policy}) keeps {held}"
         )
 
+    @property
+    def waiting(self) -> int:
+        """How many images wait until their chunk is full."""
+        return len(self._waiting)
+
+    # --- settings -----------------------------------------------------------------------------------
+
+    @property
+    def shortage(self) -> str:
+        """Why the cache is smaller than configured, since memory ran out; empty: it is not."""
+        return self._halved or self._stuck
+
     def reset(self, reason: str = "") -> None:
-        """Forgets the past: the next image starts a new world. The reason appears in its status."""
+        """Forgets the past: the next image starts a new world. The reason appears in its status.
+
+        Images that wait for their chunk are forgotten too: `flush` takes them in first.
+        """
         self._cache: KVCache | None = None
         self._continuity.forget_world()
+        self._waiting: list[_Waiting] = []
         self._T_first_model: NDArray[np.float64] | None = None  # until the first frame is complete
+        self._failures = 0  # steps in a row whose numbers were not finite
+        self._views = Views()
+        self._unstick()
         self._event = reason
+
+    def _unstick(self) -> None:
+        """There may be memory again for an adaptive cache to grow."""
+        self._stuck = ""  # why it does not, if so
+        self._stuck_at = MOST  # views that it has grown for
+
+    def check(self, cache: CacheConfig) -> None:
+        """Raises ValueError for a cache that is larger than the memory there is in all.
+
+        It is measured for images like those that come or, before the first, for one of 4:3. Any thread may ask.
+        """
+        there = self._cache
+        asked = self._new_cache(there.shape if there else self._usual_shape(), cache, torch.device("meta"))
+        needed, total = asked.nbytes + asked.scratch_nbytes, total_memory(self.device)
+        if needed > total:
+            raise ValueError(
+                f"a cache of these settings takes {needed / MIB:.0f} MiB, and {self.device} has {total / MIB:.0f} MiB "
+                f"in all; lower cache.{_largest_setting(asked)}"
+            )
 
     def reconfigure(self, cache: CacheConfig) -> None:
         """Other policy, budget or bits from the next step on; the stream goes on, and a `limit` stays.
 
-        Raises OutOfMemory if there is not the memory for it; nothing has changed then.
+        Raises ValueError, as `check` does, where there can never be the memory for it, and for another chunk while
+        images wait. Raises OutOfMemory if there is not the memory for it now. Nothing has changed then, but where
+        others took the memory in the middle of the change: then a new world starts, with the settings as before.
         """
+        if self._waiting and cache.chunk != self._cache_config.chunk:
+            raise ValueError(f"{self.waiting} images wait for the rest of their chunk: call flush before chunk changes")
+        self.check(cache)
         self._switch(cache, self._fraction, "cache settings changed")
-        self.shortage = ""
+        self._halved = ""
+        self._unstick()
 
     def limit(self, fraction: float) -> None:
         """Holds the cache to a fraction of its budget, above 0 to 1, from the next step on; 1 ends that.
 
         The least that the policy works with stays; policy full has no budget to hold it to.
-        Raises ValueError for another fraction, OutOfMemory if there is not the memory for it; nothing has changed then.
+        Raises ValueError for another fraction, OutOfMemory, as `reconfigure` does, if there is not the memory for it.
         """
         if not 0 < fraction <= 1:
             raise ValueError(f"the fraction of the cache's budget must be above 0 and at most 1, got {fraction}")
@@ -92,94 +157,215 @@ class GeometryStream:
             self._switch(self._cache_config, fraction, f"cache held to {fraction:.0%} of its budget")
 
     @torch.inference_mode()
+    def _switch(self, cache: CacheConfig, fraction: float, event: str) -> None:
+        before = self._cache_config, self._fraction
+        self._cache_config, self._fraction = cache, fraction
+        try:
+            if self._cache and self._fit(self._cache):
+                self._event = event
+        except OutOfMemory:
+            self._cache_config, self._fraction = before
+            if self._cache and self._cache.lost:
+                self.reset("memory ended while the cache's settings changed")
+            raise
+
+    def _fit(self, cache: KVCache) -> bool:
+        """Brings into the cache what is in force by now; whether that is anything new."""
+        config = self._in_force(cache.shape)
+        if news := config != cache.config:
+            cache.reconfigure(config)
+        return news
+
+    def _adapt(self, cache: KVCache) -> None:
+        """Lets an adaptive cache grow with its scene, as far as there is memory."""
+        try:
+            self._fit(cache)
+        except OutOfMemory:
+            if cache.lost:
+                raise
+            self._stuck_at = ((cache.budget or 0) - cache.floor) // cache.shape.tokens_per_frame
+            self._stuck = f"out of memory: the cache stays at {cache.budget} tokens per layer; {LESS}"
+
+    def _ceiling(self) -> CacheConfig:
+        """The most that may be in force."""
+        return scaled(self._cache_config, self._fraction)
+
+    def _in_force(self, shape: CacheShape) -> CacheConfig:
+        return for_views(self._ceiling(), min(self._views.count, self._stuck_at), shape)
+
+    # --- images -------------------------------------------------------------------------------------
+
     def step(
         self,
         image: NDArray[np.uint8],
         intrinsics: NDArray[np.float64] | None = None,
         stamp_ns: int | None = None,
     ) -> Frame:
-        """Takes in the next image, uint8 [H, W, 3] RGB; intrinsics [3, 3] are its camera matrix, if known.
+        """As `take`, where every image has its frame at once. Raises ValueError for chunks of several too."""
+        if self._cache_config.chunk > 1:
+            raise ValueError(
+                f"the frames of {self._cache_config.chunk} images come together: call take and flush instead of step, "
+                "or set cache.chunk to 1"
+            )
+        (frame,) = self.take(image, intrinsics, stamp_ns)
+        return frame
 
-        A new world starts, and the status says so, at the third image in a row that has another size, and at a stamp
-        (nanoseconds) that lies further back than `max_lateness`, or is that of the world's first image again.
+    @torch.inference_mode()
+    def take(
+        self,
+        image: NDArray[np.uint8],
+        intrinsics: NDArray[np.float64] | None = None,
+        stamp_ns: int | None = None,
+    ) -> list[Frame]:
+        """The next image, uint8 [H, W, 3] RGB; intrinsics [3, 3] are its camera matrix, if known.
+
+        Returns the frames of its chunk, in order, if that is full now, else none. A new world starts, and the status
+        says so, at the third image in a row that has another size, and at a stamp (nanoseconds) that lies further back
+        than `max_lateness`, or is that of the world's first image again; what waits is taken in before.
+
         Raises ValueError for a wrong shape or type, intrinsics that are no camera's, an image too small, the first two
         of another size, and, as continuity.Late, for another stamp that is not after the last; the stream stays as it
-        was. So it does at the OutOfMemory of a cache configured for more memory than there is. Raises ValueError too
-        where the model's numbers are not finite; the next image starts a new world then.
-        Raises OutOfMemory if memory runs out later; the stream goes on with half the cache or, where even that finds
-        no memory and at a world's first image, in a new world. `shortage` says so until the cache is reconfigured.
+        was. Raises what `flush` does: all images but those still `waiting` are lost then.
         """
+        started = time.perf_counter()
         resize = self.resize(image)
         known = None if intrinsics is None else resize.intrinsics(_camera_matrix(intrinsics, *image.shape[:2]))
-        if reason := self._continuity.why_new_world(image.shape, stamp_ns):
-            self.reset(reason)
-        gap = self._continuity.accept(image.shape, stamp_ns)
-        self._event = "; ".join(filter(None, [self._event, gap]))
+        reason = self._continuity.why_new_world(image.shape, stamp_ns)
+        frames = []
+        try:
+            if reason:
+                frames = self.flush()
+        finally:  # whatever becomes of the world before
+            if reason:
+                self.reset(reason)
+            gap = self._continuity.accept(image.shape, stamp_ns)
+            seen = resize.image(Image.fromarray(image))
+            self._waiting.append(_Waiting(seen, known, gap, time.perf_counter() - started))
+        return frames if self.waiting < self._cache_config.chunk else frames + self.flush()
+
+    @torch.inference_mode()
+    def flush(self) -> list[Frame]:
+        """Takes in what waits, as a chunk that is full. Returns the frames, in order; none if nothing waits.
+
+        Raises NotFinite where the model's numbers are not finite: those images are left out, and the stream goes on;
+        a new world starts only at a world's first images, and at the third such chunk in a row.
+        Raises OutOfMemory for a cache configured for more memory than there is; the stream stays as it was. Raises it
+        too if memory runs out later; the stream goes on with half the cache or, where even that finds no memory and at
+        a world's first images, in a new world. `shortage` says so until the cache is reconfigured.
+        """
+        images, self._waiting = self._waiting, []
+        if not images:
+            return []
         with memory_for(self._make_do):
-            return self._step(image, resize, known)
+            return self._take_in(images)
 
-    def _step(self, image: NDArray[np.uint8], resize: Resize, known: NDArray[np.float64] | None) -> Frame:
+    def _take_in(self, images: list[_Waiting]) -> list[Frame]:
         timer = StageTimer(self.device)
-        seen = resize.image(Image.fromarray(image))
-        pixels = torch.tensor(seen, device=self.device).permute(2, 0, 1) / 255  # [3, h, w]
+        seen = np.stack([image.seen for image in images])
+        pixels = torch.tensor(seen, device=self.device).permute(0, 3, 1, 2) / 255  # [S, 3, h, w]
         timer("preprocess")
-        cache = self._cache or self._start(seen.shape)
-        predictions = self.model.step(pixels[None], cache, timer)
-        cache.end_frames(1)
-        frame = self._frame(predictions, cache, seen, known)
-        self._check_finite(frame)
-        self.status = replace(frame.status, seconds=timer.seconds())
-        self._event = ""
-        return replace(frame, status=self.status)
+        cache = self._cache or self._start(*seen.shape[1:3])
+        self._adapt(cache)
+        predictions = self.model.step(pixels, cache, timer)
+        T_first_model, frames = self._frames(predictions, cache.frames, images)
+        self._check_finite(frames)
+        cache.end_frames(len(frames))
+        cache.learn(Geometry(predictions.depth[0], predictions.depth_confidence[0], predictions.pose[0]))
+        for frame in frames:
+            self._views.add(frame)
+        status = self._status_of(cache, _share(timer.seconds(), images))
+        self._T_first_model, self._failures = T_first_model, 0
+        return self._told(frames, images, status)
 
-    def _check_finite(self, frame: Frame) -> None:
-        """Numbers that are none would stay in the cache, and so in every frame from then on."""
-        if not (np.isfinite(frame.T_first_cam).all() and np.isfinite(frame.depth).all()):
-            self.reset("the model's numbers for an image were not finite")
-            raise ValueError(
-                f"the model's numbers for it are not finite in {self.dtype}, and a new world starts; if that comes "
-                "again, set dtype to float32"
+    def _start(self, height: int, width: int) -> KVCache:
+        shape = self._shape(height, width)
+        self._cache = self._new_cache(shape, self._in_force(shape), self.device)
+        return self._cache
+
+    def _frames(
+        self, predictions: Predictions, first: int, images: list[_Waiting]
+    ) -> tuple[NDArray[np.float64], list[Frame]]:
+        """First camera <- the model's world, and the frames, indexed from `first`, whose status is not known yet."""
+        encoded = predictions.pose[0].double().cpu().numpy()  # [S, 9]
+        poses = [geometry.decode_pose(pose, *images[0].seen.shape[:2]) for pose in encoded]
+        T_first_model = poses[0][0] if self._T_first_model is None else self._T_first_model
+        depth = predictions.depth[0].float().cpu().numpy()  # [S, h, w]
+        confidence = predictions.depth_confidence[0].float().cpu().numpy()
+        points: list[Any] = [None] * len(images)
+        if predictions.points is not None:
+            points = [geometry.transform(T_first_model, p) for p in predictions.points[0].float().cpu().numpy()]
+        frames = [
+            Frame(
+                index=first + i,
+                T_first_cam=T_first_model @ geometry.inverse(T_cam_model),
+                intrinsics=predicted if image.intrinsics is None else image.intrinsics,
+                depth=depth[i],
+                confidence=confidence[i],
+                image=image.seen,
+                status=self.status,
+                predicted_points=points[i],
             )
+            for i, (image, (T_cam_model, predicted)) in enumerate(zip(images, poses, strict=True))
+        ]
+        return T_first_model, frames
+
+    def _told(self, frames: list[Frame], images: list[_Waiting], status: StepStatus) -> list[Frame]:
+        """The frames, each with the status of their step and what there is to say about itself."""
+        told = []
+        for frame, image in zip(frames, images, strict=True):
+            event = "; ".join(filter(None, [self._event, image.event]))
+            self._event = ""
+            self.status = replace(status, frame=frame.index, event=event)
+            told.append(replace(frame, status=self.status))
+        return told
+
+    # --- steps that fail ----------------------------------------------------------------------------
+
+    def _check_finite(self, frames: list[Frame]) -> None:
+        """Leaves out what would make numbers of none out of every later one.
+
+        Keys that are none are seen here too: each new token attends to all of them.
+        """
+        if all(np.isfinite(frame.T_first_cam).all() and np.isfinite(frame.depth).all() for frame in frames):
+            return
+        self._failures += 1
+        what = f"the model's numbers for {'an image' if len(frames) == 1 else f'a chunk of {len(frames)} images'}"
+        if self._T_first_model is not None and self._failures < FAILURES and self._abandon_frames():
+            self._event, done = f"{what} were not finite: left out", "the stream goes on without"
+        else:
+            self.reset(f"{what} were not finite")
+            done = "a new world starts"
+        raise NotFinite(f"{what} are not finite in {self.dtype}: {done}; if that comes again, set dtype to float32")
 
     def _make_do(self, error: BaseException) -> str:
         """After a step that ran out of memory: goes on with less, and says with what."""
-        if self._cache is None and not self.shortage and isinstance(error, OutOfMemory):
+        if self._cache is None and not self._halved and isinstance(error, OutOfMemory):
             return str(error)  # the settings ask for more than there is: they are the user's to change
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # memory kept for the sizes of before
         if self._T_first_model is None:  # a world without its first frame is none
             self._cache = None
         before = self._cache_config
-        self._cache_config = _halved(before, self._cache)
-        if self._abandon_frame() and self._cache is not None:
+        self._cache_config = halved(before, self._cache)
+        if self._abandon_frames() and self._cache is not None:
             done = f"{self._cache.config.policy} goes on with {self._cache.budget} tokens per layer"
         else:
             self.reset()
             done = "a new world starts" + ", with half the cache budget" * (self._cache_config != before)
-        self._event = self.shortage = (
-            f"out of memory: {done}; free memory, or lower cache.budget_tokens or image_width for good"
-        )
-        return self.shortage
+        self._event = self._halved = f"out of memory: {done}; {LESS}"
+        return self._halved
 
-    def _abandon_frame(self) -> bool:
-        """Makes the cache forget the frame at hand; whether something is left to go on with."""
-        if self._cache is None:
+    def _abandon_frames(self) -> bool:
+        """Makes the cache forget the frames at hand; whether something is left to go on with."""
+        if self._cache is None or self._cache.lost:
             return False
         try:
-            self._cache.abandon_frames(self._in_force())
+            self._cache.abandon_frames(self._in_force(self._cache.shape))
         except OutOfMemory:
             return False
         return self._cache.tokens > 0
 
-    @torch.inference_mode()
-    def _switch(self, cache: CacheConfig, fraction: float, event: str) -> None:
-        if self._cache is not None and self._cache.config != _scaled(cache, fraction):
-            self._cache.reconfigure(_scaled(cache, fraction))
-            self._event = event
-        self._cache_config, self._fraction = cache, fraction
-
-    def _in_force(self) -> CacheConfig:
-        return _scaled(self._cache_config, self._fraction)
+    # --- sizes --------------------------------------------------------------------------------------
 
     def resize(self, image: NDArray[np.uint8]) -> Resize:
         """How an image, uint8 [H, W, 3], becomes the network's input. Raises ValueError for what is none."""
@@ -188,53 +374,39 @@ class GeometryStream:
             raise ValueError(f"an image must be a uint8 array [H, W, 3], got {got}")
         return Resize.of(image.shape[0], image.shape[1], self.width, self.model.config.patch_size)
 
-    def _new_cache(self, height: int, width: int, device: torch.device) -> KVCache:
+    def _shape(self, height: int, width: int) -> CacheShape:
+        """Of the cache for network inputs of that size (pixels)."""
         camera_dtype = self.model.camera_head.empty_pose_tokens.dtype
-        shape = cache_shape(self.model.config, height, width, self.dtype, camera_dtype)
-        return self._cache_type(shape, self._in_force(), device, self.model.kernel, self.model.camera_kernel)
+        return cache_shape(self.model.config, height, width, self.dtype, camera_dtype)
 
-    def _start(self, seen: tuple[int, ...]) -> KVCache:
-        height, width = seen[:2]
-        self._cache = self._new_cache(height, width, self.device)
-        return self._cache
+    def _usual_shape(self) -> CacheShape:
+        """As long as none has come: of images of 4:3."""
+        resize = Resize.of(3 * self.width, 4 * self.width, self.width, self.model.config.patch_size)
+        return self._shape(resize.height, resize.width)
 
-    def _frame(
-        self, predictions: Predictions, cache: KVCache, seen: NDArray[np.uint8], known: NDArray[np.float64] | None
-    ) -> Frame:
-        height, width = seen.shape[:2]
-        T_cam_model, predicted = geometry.decode_pose(predictions.pose[0, 0].double().cpu().numpy(), height, width)
-        T_first_model = T_cam_model if self._T_first_model is None else self._T_first_model
-        points = None
-        if predictions.points is not None:
-            points = geometry.transform(T_first_model, predictions.points[0, 0].float().cpu().numpy())
-        frame = Frame(
-            index=cache.frames - 1,
-            T_first_cam=T_first_model @ geometry.inverse(T_cam_model),
-            intrinsics=predicted if known is None else known,
-            depth=predictions.depth[0, 0].float().cpu().numpy(),
-            confidence=predictions.depth_confidence[0, 0].float().cpu().numpy(),
-            image=seen,
-            status=self._status_of(cache),
-            predicted_points=points,
-        )
-        self._T_first_model = T_first_model
-        return frame
+    def _new_cache(self, shape: CacheShape, config: CacheConfig, device: torch.device) -> KVCache:
+        return self._cache_type(shape, config, device, self.model.kernel, self.model.camera_kernel)
 
-    def _status_of(self, cache: KVCache) -> StepStatus:
+    def _status_of(self, cache: KVCache, seconds: dict[str, float]) -> StepStatus:
+        """After a step of so many seconds for each of its frames."""
+        count, adaptive = self._views.count, cache.config.adaptive and cache.budget
         return StepStatus(
-            frame=cache.frames - 1,
-            event=self._event,
             policy=cache.config.policy,
             tokens=cache.tokens,
             budget_tokens=cache.budget or 0,
+            ceiling_tokens=tokens_of(self._ceiling(), cache.shape),
+            budget_reason=f"{count} view{'s' * (count != 1)} of the scene" if adaptive else "",
             floor_tokens=cache.floor,
             budget_raised=cache.budget_raised,
             evicted_tokens=cache.evicted,
+            reencoded_tokens=cache.reencoded,
+            quantizer=cache.config.quantizer,
             key_bits=cache.config.key_bits,
             value_bits=cache.config.value_bits,
             cache_bytes=cache.nbytes,
             scratch_bytes=cache.scratch_nbytes,
             camera_frames=cache.camera.frames,
+            seconds=seconds,
         )
 
 
@@ -261,23 +433,21 @@ def cache_shape(
     )
 
 
-def _scaled(cache: CacheConfig, fraction: float) -> CacheConfig:
-    """With a fraction of its budget; policy full has none."""
-    if cache.policy == "full":
-        return cache
-    tokens = max(1, int(cache.budget_tokens * fraction)) if cache.budget_tokens else 0
-    return replace(cache, budget_tokens=tokens, budget_mib=cache.budget_mib * fraction)
+def _largest_setting(cache: KVCache) -> str:
+    """That of the cache's settings which makes it as large as it is."""
+    if 2 * cache.camera.buffer.nbytes > cache.nbytes:
+        return "camera_window"
+    config = cache.config
+    if config.budget_mib and cache.budget != config.budget_tokens:
+        return "budget_mib"
+    return "budget_tokens" if config.budget_tokens else "budget_frames"
 
 
-def _halved(config: CacheConfig, cache: KVCache | None) -> CacheConfig:
-    """With half the budget or, where there is none, half of what the cache holds; it cannot stay full then."""
-    if cache is None:
-        return _scaled(config, 0.5)
-    if not config.camera_window:
-        config = replace(config, camera_window=max(1, cache.camera.frames // 2))
-    if config.policy == "full":
-        return replace(config, policy="xstream", budget_tokens=max(1, cache.tokens // 2))
-    return config if cache.budget == cache.floor else _scaled(config, 0.5)
+def _share(seconds: dict[str, float], images: list[_Waiting]) -> dict[str, float]:
+    """Each image's of what they took together."""
+    before = sum(image.seconds for image in images)
+    whole = {stage: s + before * (stage in ("preprocess", "step")) for stage, s in seconds.items()}
+    return {stage: s / len(images) for stage, s in whole.items()}
 
 
 def _camera_matrix(intrinsics: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:

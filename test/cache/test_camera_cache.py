@@ -3,7 +3,7 @@ import pytest
 import torch
 from support.caches import CPU, shape_of
 
-from xsvggt_ros.cache.camera_cache import CameraCache
+from xsvggt_ros.cache.camera_cache import CameraCache, Keeps, first_and_newest
 from xsvggt_ros.config import CacheConfig
 from xsvggt_ros.model.attention import sdpa
 
@@ -16,7 +16,7 @@ class Twin:
         self.generator = torch.Generator().manual_seed(0)
         self.kept: list[list[tuple[torch.Tensor, torch.Tensor]]] = []  # per frame, its passes' k and v
 
-    def frames(self, count: int, window: int) -> None:
+    def frames(self, count: int, window: int, keeps: Keeps = first_and_newest) -> None:
         """The next ones, all at once."""
         new: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(count)]
         self.kept += new
@@ -28,7 +28,7 @@ class Twin:
             keys, values = (torch.cat(part, dim=1) for part in zip(*(e for f in seen for e in f), strict=True))
             for block in range(2):
                 torch.testing.assert_close(self.cache.attend(block, q, k, v), sdpa(q, keys, values))
-        self.cache.end_frames(count)
+        self.cache.end_frames(count, keeps)
         if window:
             self.kept = self.kept[:1] + self.kept[1:][-window:]
 
@@ -70,19 +70,17 @@ def test_abandoned_frames_leave_nothing():
     twin.frames(1, 3)
 
 
-def test_a_frame_can_take_the_slot_that_it_is_told():
-    twin = Twin(camera_window=3)
-    for _ in range(4):
-        twin.frames(1, 3)
-    cache, before = twin.cache, twin.cache.buffer.clone()
-    q, k, v = torch.randn((3, 1, 1, 2, 32))
-    for block in range(2):
-        for _ in range(cache.shape.camera_iterations):
-            cache.attend(block, q, k, v)
-    cache.end_frames(1, torch.tensor([2]))
-    assert (cache.buffer[:, 0, 2] == k[0, 0]).all() and (cache.buffer[:, 1, 2] == v[0, 0]).all()
-    others = torch.tensor([0, 1, 3])
-    assert torch.equal(cache.buffer[:, :, others], before[:, :, others])
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_another_rule_says_which_frames_stay(chunk):
+    """Here: the oldest."""
+    twin = Twin(camera_window=3, chunk=chunk)
+    for number in range(8):
+        twin.frames(chunk, 0, lambda frames, count: frames[:count])
+        assert twin.cache.frames == min(4, chunk * (number + 1))
+        twin.kept = twin.kept[:4]
+    twin.cache.reconfigure(CacheConfig(camera_window=3, chunk=chunk), lambda frames, _: frames[::2])
+    twin.kept = twin.kept[::2]
+    twin.frames(chunk, 3)
 
 
 @pytest.mark.parametrize("chunk", [1, 3])

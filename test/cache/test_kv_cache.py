@@ -83,7 +83,7 @@ def test_pruning_never_requantises():
 def test_a_smaller_budget_prunes_by_the_policy_at_once():
     """What stays are the best-scored tokens under the newest frame's queries, and first and newest frame."""
     shape = shape_of(40, layers=1)
-    config = CacheConfig(budget_tokens=400, key_bits=16, value_bits=16)
+    config = CacheConfig(policy="xstream", budget_tokens=400, key_bits=16, value_bits=16)
     cache = cache_of(shape, config)
     generator = torch.Generator().manual_seed(0)
     keys = []
@@ -95,7 +95,7 @@ def test_a_smaller_budget_prunes_by_the_policy_at_once():
     scores = torch.cat(keys).mean(1) @ query_summary(q[0], specials=5, pool=config.query_pool)
     middle = 40 + scores[40:-40].topk(20).indices
     expected = torch.cat([torch.arange(40), middle.sort().values, torch.arange(280, 320)])
-    cache.reconfigure(CacheConfig(budget_tokens=100, key_bits=16, value_bits=16))
+    cache.reconfigure(CacheConfig(policy="xstream", budget_tokens=100, key_bits=16, value_bits=16))
     assert torch.equal(cache.token_ids(0), expected)
 
 
@@ -105,15 +105,15 @@ def test_a_cache_keeps_the_evidence_that_its_policy_asks_for_and_no_other(policy
     wanted = {*cache.policy.layer_evidence(), *cache.policy.token_evidence()}
     assert {*cache.layers[0].evidence()} == wanted
     assert {*cache.layers[0].tensors} - wanted == {
-        *("frame", "token", "keys", "key_scale", "key_offset", "key_centre", "values", "value_scale", "value_offset")
+        *("frame", "token", "keys", "key_scale", "key_centre", "values", "value_scale")
     }
 
 
 def test_the_query_that_xstream_saw_goes_into_another_store():
-    twin = Twin(CacheConfig(), 40)
+    twin = Twin(CacheConfig(policy="xstream"), 40)
     twin.step()
     before = [twin.cache.layers[layer].evidence()["query"].clone() for layer in range(2)]
-    twin.reconfigure(CacheConfig(budget_tokens=100, query_pool=4))
+    twin.reconfigure(CacheConfig(policy="xstream", budget_tokens=100, query_pool=4))
     for layer, query in enumerate(before):
         assert query.any() and torch.equal(twin.cache.layers[layer].evidence()["query"], query)
 
@@ -147,7 +147,15 @@ def test_a_budget_below_the_floor_is_raised_to_it():
 def test_a_budget_in_mib_is_used_and_never_exceeded(policy, quantizer, bits):
     shape = cache_shape(MODELS["demo"], 84, 112, torch.bfloat16, torch.float32)
     for mib in (1.5, 3.7, 20.0):
-        config = CacheConfig(policy, 0, mib, bits, bits, quantizer, per_head=bits == 2, camera_window=4)
+        config = CacheConfig(
+            policy=policy,
+            budget_mib=mib,
+            key_bits=bits,
+            value_bits=bits,
+            quantizer=quantizer,
+            per_head=bits == 2,
+            camera_window=4,
+        )
         cache = cache_of(shape, config, META)
         frame = cache.nbytes / cache.budget * shape.tokens_per_frame  # a policy may use whole frames only
         assert mib * 2**20 - 1.2 * frame < cache.nbytes <= mib * 2**20
@@ -238,13 +246,13 @@ def test_an_error_that_is_no_shortage_is_not_taken_for_one(monkeypatch):
 
 
 CUT = {  # policy and tokens before -> what the cache goes on with
-    ("xstream", 5 * 25): CacheConfig(budget_tokens=62),
+    ("xstream", 5 * 25): CacheConfig("xstream", budget_tokens=62),
     ("output_aware", 4 * 25): CacheConfig("output_aware", budget_tokens=100, per_head=True),
     ("frame_bank", 4 * 25): CacheConfig("frame_bank", budget_tokens=75),
     ("random", 100): CacheConfig("random", budget_tokens=50),
     ("sliding_window", 75): CacheConfig("sliding_window", budget_tokens=37),
     ("sliding_window", 30): CacheConfig("sliding_window", budget_tokens=15, pin_first_frame=False),
-    ("full", 0): CacheConfig(budget_tokens=100),
+    ("full", 0): CacheConfig("xstream", budget_tokens=100),
 }
 
 

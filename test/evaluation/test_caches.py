@@ -74,7 +74,7 @@ def test_every_token_is_quantised_again_in_every_frame(policy):
     for frame in range(8):
         q, k, v = torch.randn(3, TOKENS, 2, 64, generator=generator) + torch.linspace(-2, 2, 64)
         cache.commit(0, q, *cache.view(0, k, v))
-        cache.end_frame()
+        cache.end_frames(1)
         ids = torch.cat([ids, torch.arange(TOKENS) + frame * TOKENS])
         kept = torch.isin(ids, cache.token_ids(0))
         keys, values = quantised(torch.cat([keys, k]), False)[kept], quantised(torch.cat([values, v]), True)[kept]

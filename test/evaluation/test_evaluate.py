@@ -209,6 +209,22 @@ def test_command_on_rendered_rooms_beside_standing_still(capsys):
     assert columns["centre"] == "1.000" and columns["adjdeg"] == columns["adjtrue"]
 
 
+def test_command_with_chunks_has_every_frame(tmp_path):
+    rows = []
+    for chunk in ("1", "2", "3"):
+        output = ["--output", str(tmp_path / chunk)]
+        assert main(["eval", "--seeds", "3:4", "--frames", "4", "--cache.chunk", chunk, *output, *SMALL]) == 0
+        rows.append(next(csv.DictReader((tmp_path / chunk / "errors.csv").open())))
+    assert len({row["pixels"] for row in rows}) == 1
+    assert len({row["abs_rel"] for row in rows}) == 3
+
+
+def test_command_with_a_cache_that_the_machine_has_no_memory_for_costs_one_sentence(capsys):
+    assert main(["eval", "--seeds", "3:4", "--frames", "3", "--cache.budget_tokens", str(10**12)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("xsvggt eval: a cache of these settings takes ") and "lower cache.budget_tokens" in line
+
+
 def test_command_says_what_the_truth_lacks(tmp_path, capsys):
     folder = tmp_path / "walk" / "rgb_90"
     folder.mkdir(parents=True)
@@ -314,7 +330,7 @@ def test_command_names_the_rooms_that_could_not_be_used(monkeypatch, capsys):
     def refuse(self, image):
         raise ValueError("no")
 
-    monkeypatch.setattr("xsvggt_ros.stream.GeometryStream.step", refuse)
+    monkeypatch.setattr("xsvggt_ros.stream.GeometryStream.take", refuse)
     assert main(["eval", "--seeds", "3:5", "--frames", "3", *SMALL]) == 2
     assert "no sequence of the rooms of --seeds 3:5 could be used" in capsys.readouterr().err
 

@@ -6,19 +6,34 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from xsvggt_ros.cache.budget import global_nbytes
+from xsvggt_ros.cache.policies import make_policy
 from xsvggt_ros.cli import main
 from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.evaluation import sweep as sweeps
 from xsvggt_ros.evaluation.plots import draw_accuracy
-from xsvggt_ros.evaluation.sweep import FLOOR, FULL, PRUNING, ROWS, Row, Score, Sweep, run_sweep, score_rows
+from xsvggt_ros.evaluation.sweep import (
+    FULL,
+    PRUNING,
+    ROWS,
+    Row,
+    Score,
+    Sweep,
+    full_nbytes,
+    rows_like,
+    run_sweep,
+    score_rows,
+)
 from xsvggt_ros.evaluation.table import Estimate, Table, write_table
 from xsvggt_ros.model import load_model
-from xsvggt_ros.stream import GeometryStream
+from xsvggt_ros.model.config import MODELS
+from xsvggt_ros.stream import GeometryStream, cache_shape
 
 CONFIG = StreamConfig(weights="random", image_width=56, dtype="float32")
 SWEEP = Sweep(CONFIG, frames=6)
-TOKENS = 17  # of a frame
+SHAPE = cache_shape(MODELS["demo"], 42, 56, torch.float32, torch.float32)
 SCORE = Score(0.3, 0.6, 0.2, 5.0, 0.1, 1.0, 2**20, 2**21, 25.0)
 
 
@@ -35,38 +50,50 @@ def scores(seed):
 
 def test_rows_are_those_that_the_table_promises():
     assert len({row.key for row in ROWS}) == len(ROWS)
-    unlimited = CacheConfig(policy="full", budget_tokens=0, key_bits=16, value_bits=16, camera_window=0)
-    assert FULL.cache(TOKENS, 0) == unlimited
-    for bits in (16, 8, 4, 2):
-        same = {(row.name, row.frames) for row in ROWS if (row.key_bits, row.value_bits) == (bits, bits)}
-        assert {("full", None), (FLOOR, 2)} | {(p, n) for p in PRUNING for n in (4, 8, 16)} <= same
-    assert {row.cache(TOKENS, 0).camera_window for row in ROWS} == {0}
-    random = Row("x", "random", 4).cache(TOKENS, 7)
+    unlimited = CacheConfig(policy="full", key_bits=16, value_bits=16, camera_window=0)
+    assert replace(FULL.cache(SHAPE, 0), budget_tokens=0) == unlimited
+    keys = {row.key for row in ROWS}
+    for policy in PRUNING:
+        assert {f"{policy}, 8 frames, 16/16 bits", f"{policy}, bytes / 20, 2/1 bits"} <= keys
+    assert {row.cache(SHAPE, 0).camera_window for row in ROWS} == {0}
+    random = Row("x", "random", 4).cache(SHAPE, 7)
     assert (random.budget_tokens, random.seed) == (68, 7)
 
 
-@pytest.mark.parametrize("bits", [16, 4])
-def test_at_the_floor_all_policies_are_the_same(model, bits):
-    """Which is why the floor is one row, and a budget of one frame none."""
-    images = np.random.default_rng(0).integers(0, 256, (5, 42, 56, 3), dtype=np.uint8)
+@pytest.mark.parametrize("policy", PRUNING)
+@pytest.mark.parametrize("settings", [(), (("per_head", True),), (("quantizer", "channel"),)])
+@pytest.mark.parametrize("bits", [(16, 16), (4, 2), (1, 1)])
+def test_equal_bytes_are(policy, settings, bits):
+    """As many tokens as fit, and no more, but for what a policy needs at least."""
+    row = Row("x", policy, fewer=20, bits=bits, settings=settings)
+    config = row.cache(SHAPE, 0)
+    limit = full_nbytes(SHAPE, 48) / 20
+    assert limit == 48 * 17 * SHAPE.layers * (2 * SHAPE.heads * 64 * SHAPE.dtype.itemsize + 8) / 20
+    policy = make_policy(config, SHAPE)
+    if config.budget_tokens > policy.floor():
+        each = [global_nbytes(SHAPE, config, policy, [n] * SHAPE.layers) for n in (config.budget_tokens, 10_000)]
+        assert 0.9 * limit < each[0] <= limit < each[1]
 
-    def outputs(policy, frames):
-        cache = Row("x", policy, frames, bits, bits).cache(TOKENS, 0)
-        stream = GeometryStream(replace(CONFIG, cache=cache), model)
-        return np.stack([stream.step(image).depth for image in images])
 
-    first, *others = [outputs(policy, frames) for policy in PRUNING for frames in (1, 2)]
-    # The order of the slots may differ, and with it the sums of attention by their last bits.
-    assert all(np.allclose(first, other, rtol=1e-5) for other in others)
+def test_rows_can_be_picked():
+    picked = rows_like(r"^full, all, \d/1 bits|chunks")
+    assert [row.key for row in picked] == [
+        "full, all, 16/16 bits",
+        "full, all, 2/1 bits",
+        "full, all, 1/1 bits",
+        "coreset, chunks of 4, bytes / 20, 2/1 bits",
+    ]
+    for pattern, reason in (("best", "is in no row's name"), ("(", "no regular expression")):
+        with pytest.raises(ValueError, match=reason):
+            rows_like(pattern)
 
 
-def test_a_stream_is_scored_on_its_second_half_against_the_truth(model, monkeypatch):
-    row = Row("xstream", "xstream", 4)
-    monkeypatch.setattr(sweeps, "ROWS", (FULL, row))
-    found = score_rows(SWEEP, 100, model)
+def test_a_stream_is_scored_on_its_second_half_against_the_truth(model):
+    row = Row("chunks", "xstream", 4, settings=(("chunk", 4),))  # the last of them shorter
+    found = score_rows(replace(SWEEP, rows=(FULL, row)), 100, model)
     assert found.keys() == {FULL.key, row.key}
     (sequence,) = sweeps.room_sequences(range(100, 101), 6, *sweeps.IMAGE_SIZE, rate=4.0)
-    stream = GeometryStream(replace(CONFIG, cache=FULL.cache(TOKENS, 100)), model)
+    stream = GeometryStream(replace(CONFIG, cache=FULL.cache(SHAPE, 100)), model)
     frames = [stream.step(truth.image) for truth in sequence.frames]
     truth = sequence.frames[0]
     rows, columns = np.indices(truth.depth.shape)
@@ -120,24 +147,30 @@ def test_tables_and_picture(tmp_path):
     draw_accuracy(tmp_path / "accuracy.png", table)
     lines = (tmp_path / "table.csv").read_text().splitlines()
     assert len(lines) == len(ROWS) + 1 and len({line.count(",") for line in lines}) <= 2  # a name may have a comma
-    rows = {(r["cache"], r["frames"], r["key_bits"], r["value_bits"]): r for r in csv.DictReader(lines)}
-    ate = {name: float(rows[name, "8", "4", "4"]["ate"]) for name in ("xstream", "random")}
-    compared = next(d for row, d in table.xstream_minus_random() if (row.frames, row.key_bits) == (8, 4))
+    rows = {(r["cache"], r["budget"], r["key_bits"], r["value_bits"]): r for r in csv.DictReader(lines)}
+    ate = {name: float(rows[name, "bytes / 20", "2", "1"]["ate"]) for name in ("xstream", "random")}
+    compared = next(d for row, d in table.minus_control() if (row.name, row.fewer) == ("xstream", 20))
     assert compared["ate"].mean == pytest.approx(ate["xstream"] - ate["random"])
     text = (tmp_path / "table.md").read_text()
-    assert text.count("\n| ") == len(ROWS) + 12 + 2 and "5 streams of 6 frames at 4 Hz: rooms 0 to 4" in text
+    assert (
+        text.count("\n| ") == len(ROWS) + len([*table.minus_control()]) + 2
+        and "5 streams of 6 frames at 4 Hz: rooms 0 to 4" in text
+    )
     assert text.startswith("`xsvggt eval --sweep`\n")
-    assert f"\n| 8 | 4/4 | {compared['abs_rel'].text('+.4f')} | " in text
+    assert f"\n| xstream | bytes / 20 | 2/1 | {compared['abs_rel'].text('+.4f')} | " in text
+    best = table.frontier("ate")
+    bytes_of, error = ([line.mean[name].mean for line in best] for name in ("global_bytes", "ate"))
+    assert bytes_of == sorted(bytes_of) and error == sorted(error, reverse=True) and len(best) > 1
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
 def test_command_with_processes(tmp_path, capsys):
     arguments = ["eval", "--sweep", "--seeds", "0:2", "--frames", "4", "--workers", "2", "--output", str(tmp_path)]
-    arguments += ["--weights", "random", "--image_width", "56"]
+    arguments += ["--weights", "random", "--image_width", "56", "--rows", "full, all"]
     assert main(arguments) == 0
     assert "| full | all | 16/16 |" in capsys.readouterr().out
-    assert len((tmp_path / "streams.csv").read_text().splitlines()) == 2 * len(ROWS) + 1
+    assert len((tmp_path / "streams.csv").read_text().splitlines()) == 2 * len(rows_like("full, all")) + 1
     assert (tmp_path / "accuracy_vs_bytes.png").exists() and (tmp_path / "table.md").exists()
 
 

@@ -199,6 +199,43 @@ def test_precise_parts_stay_float32():
     assert {t for name, t in types.items() if name.startswith("camera_head.")} == {torch.float32}
     assert types["depth_head.scratch.output_conv2.2.weight"] == torch.float32
     assert types["aggregator.global_blocks.0.attn.qkv.weight"] == torch.bfloat16
+    assert types["aggregator.camera_token"] == types["aggregator.global_blocks.0.attn.q_norm.weight"] == torch.bfloat16
+    summed = [name for name in types if name.startswith("aggregator.") and (".ls" in name or ".norm" in name)]
+    assert len(summed) == 4 * 6 + 2 * 6 * 6 + 2 and {types[name] for name in summed} == {torch.float32}
+
+
+class Noting:
+    """The context of tokens that all see each other, which keeps what it is given."""
+
+    def __init__(self):
+        self.types, self.additions = set(), []
+
+    def attend(self, layer, q, k, v):
+        self.types |= {q.dtype, k.dtype, v.dtype}
+        return sdpa(q, k, v)
+
+    def added(self, layer, scale, residual):
+        self.additions.append((layer, scale * residual))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
+def test_half_precision_is_for_products_and_for_keys_and_not_for_the_residual_stream(name):
+    half, context = load_model(StreamConfig(weights=RANDOM, dtype=name)).aggregator, Noting()
+    x = half.with_specials(half.encode(images(2)[0], context)[None], starts=True)
+    taps = half(x, (6, 8), context, context)
+    assert context.types == {getattr(torch, name)}
+    assert {x.dtype, *(tap.dtype for tap in taps)} == {torch.float32}
+
+
+@torch.inference_mode()
+def test_a_context_is_told_what_the_mlp_adds(model):
+    block, context = model.aggregator.global_blocks[0], Noting()
+    x = torch.randn(1, 20, model.config.width, generator=torch.manual_seed(0))
+    out = block(x, context, 3)
+    ((layer, added),) = context.additions
+    assert layer == 3 and added.abs().mean() > 1e-2
+    torch.testing.assert_close(out - added, block.ls1(x, block.attn(block.norm1(x), context, 3)))
 
 
 def test_full_size_steps_on_the_meta_device():

@@ -65,10 +65,10 @@ def read_points(msg):
 class FailingStream(GeometryStream):
     """Does at its third step what `failure` says."""
 
-    def step(self, image, intrinsics=None, stamp_ns=None):
+    def take(self, image, intrinsics=None, stamp_ns=None):
         if self.status.frame == 1:
             self.failure()
-        return super().step(image, intrinsics, stamp_ns)
+        return super().take(image, intrinsics, stamp_ns)
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +177,27 @@ def test_max_frames_and_stride(tmp_path):
     write_folder(tmp_path / "images", 9)
     assert run(tmp_path / "images", tmp_path / "out", "--stride", "2", "--max-frames", "3", "--rate", "1") == 0
     assert read_trajectory(tmp_path / "out" / "trajectory.txt")[:, 0].tolist() == [0, 2, 4]
+
+
+def test_chunks_are_written_whole_and_what_is_left_at_the_end_too(tmp_path, capsys, caplog):
+    write_folder(tmp_path / "images", 8)
+    (tmp_path / "images" / "frame-4.png").write_bytes(b"no image")
+    for name, most, taken in (("all", [], [0, 1, 2, 3, 5, 6, 7]), ("some", ["--max-frames", "4"], [0, 1, 2, 3])):
+        output = tmp_path / name
+        assert run(tmp_path / "images", output, "--rate", "1", "--cache.chunk", "3", *most) == 0
+        assert read_trajectory(output / "trajectory.txt")[:, 0].tolist() == taken
+        statuses = [status for _, status in read_bag(output)["/stream/status"]]
+        assert [status.frame for status in statuses] == list(range(len(taken)))
+        assert statuses[-1].frames_waiting == 0
+    assert statuses[2].frames_received == 3
+    assert "frame-4.png" in caplog.text
+
+
+def test_a_cache_that_the_machine_has_no_memory_for_costs_one_sentence(images, tmp_path, capsys):
+    assert run(images, tmp_path / "out", "--cache.budget_tokens", str(10**12)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("xsvggt replay: a cache of these settings takes ")
+    assert line.endswith("in all; lower cache.budget_tokens")
 
 
 def test_settings_reach_the_stream(images, tmp_path):

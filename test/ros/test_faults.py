@@ -166,7 +166,7 @@ class Hammer:
         request = self._client.ask_parameters(
             cache__budget_tokens=budget, cache__key_bits=keys, cache__value_bits=values
         )
-        request.add_done_callback(partial(self._on_answer, "one of 2, 4, 8, 16, got 5" * bad, time.monotonic()))
+        request.add_done_callback(partial(self._on_answer, "one of 1, 2, 3, 4, 8, 16, got 5" * bad, time.monotonic()))
         self.asked += 1
 
     def _on_answer(self, reason, asked_at, future):

@@ -257,6 +257,6 @@ def test_the_values_are_all_that_the_status_message_has(node):
 
 def test_each_count_has_a_cause_or_is_none():
     """A count that is added must be thought of here."""
-    causes = {"frames_replaced", "frames_refused", "frames_lost", "frames_late", "frames_rejected"}
-    elsewhere = {"frames_received", "frames_unplaced", "frames_failed", "resets"}
+    causes = {"frames_replaced", "frames_refused", "frames_lost", "frames_late", "frames_rejected", "frames_abandoned"}
+    elsewhere = {"frames_received", "frames_unplaced", "frames_failed", "frames_waiting", "resets"}
     assert {f.name for f in fields(ImageCounts)} == causes | elsewhere

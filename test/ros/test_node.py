@@ -144,7 +144,7 @@ def test_next_status_shows_a_change_that_was_accepted(user):
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (dict(cache__budget_tokens=100, cache__key_bits=5), "one of 2, 4, 8, 16, got 5"),
+        (dict(cache__budget_tokens=100, cache__key_bits=5), "one of 1, 2, 3, 4, 8, 16, got 5"),
         (dict(cache__budget_tokens=100, dtype="float16"), "dtype can only change before the node is configured"),
         (dict(cache__budget_tokens=-1), "Min: 0"),
     ],

@@ -68,9 +68,9 @@ def test_initial_values_are_taken(make_node):
     "bad",
     [
         {"cache__budget_tokens": -1},
-        {"cache__key_bits": 3},
+        {"cache__key_bits": 5},
         {"cache__policy": "best"},
-        {"cache__budget_tokens": 0},  # with the policy xstream, and no limit in MiB
+        {"cache__budget_frames": 0},  # with the policy coreset, and no other limit
         {"image_width": 100},
         {"queue": True},
         {"device": 0},
@@ -148,13 +148,13 @@ def test_known_names_are_not_warned_of(make_node, warnings):
 
 def test_the_unknown_name_is_said_before_what_it_brings_about(make_node, warnings):
     with pytest.raises(ValueError, match="needs a budget"):
-        Parameters(make_node(cache__policy_="full", cache__budget_tokens=0))
+        Parameters(make_node(cache__policy_="full", cache__budget_frames=0))
     assert "did you mean cache.policy?" in warnings[0]
 
 
 CONTRADICTIONS = [
-    [("cache__budget_tokens", 0), ("cache__budget_mib", 40.0)],
-    [("cache__budget_tokens", 0), ("cache__policy", "full")],
+    [("cache__budget_frames", 0), ("cache__budget_mib", 40.0)],
+    [("cache__budget_frames", 0), ("cache__policy", "full")],
     [("cache__camera_window", 0), ("cache__budget_mib", 0.0), ("cache__budget_tokens", 100)],
     [("base_frame", "odom"), ("world_frame", "map")],
     [("scale__source", "tf"), ("scale__parent_frame", "odom"), ("scale__child_frame", "base_link")],
@@ -182,9 +182,9 @@ def test_settings_that_depend_on_each_other_change_one_after_the_other(make_node
 def test_a_contradiction_waits_and_holds_nothing_else_up(make_node, warnings):
     node = make_node()
     parameters = Parameters(node)
-    assert set_all(node, cache__budget_tokens=0).successful
+    assert set_all(node, cache__budget_frames=0).successful
     assert parameters.config == NodeConfig()
-    assert "not in force yet: cache.budget_tokens; cache.policy xstream needs a budget: set" in warnings[0]
+    assert "not in force yet: cache.budget_frames; cache.policy coreset needs a budget: set" in warnings[0]
     assert set_all(node, point_stride=7).successful
     assert parameters.config == changed(NodeConfig(), {"point_stride": 7})
     assert len(warnings) == 1  # nothing new waits
@@ -193,7 +193,31 @@ def test_a_contradiction_waits_and_holds_nothing_else_up(make_node, warnings):
         parameters.settled()
     assert set_all(node, cache__budget_tokens=500).successful
     assert parameters.config == parameters.settled()
-    assert parameters.config == changed(NodeConfig(), {"point_stride": 7, "cache.budget_tokens": 500})
+    assert parameters.config == changed(
+        NodeConfig(), {"point_stride": 7, "cache.budget_frames": 0, "cache.budget_tokens": 500}
+    )
+
+
+def test_what_does_not_fit_what_is_loaded_is_refused_with_the_reason(make_node):
+    node = make_node()
+    parameters = Parameters(node)
+    asked = []
+
+    def check(config):
+        asked.append(config.stream.cache.budget_tokens)
+        if config.stream.cache.budget_tokens > 10**6:
+            raise ValueError("too large; lower it")
+
+    parameters.check = check
+    refused = set_all(node, cache__budget_tokens=10**9, point_stride=7)
+    assert (refused.successful, refused.reason) == (False, "too large; lower it")
+    assert parameters.config == NodeConfig()
+    assert node.get_parameter("cache.budget_tokens").value == NodeConfig().stream.cache.budget_tokens
+    assert set_all(node, cache__budget_tokens=10**5).successful
+    assert set_all(node, cache__budget_tokens=0).successful  # waits, and what stays in force is checked
+    assert asked == [10**9, 10**5, 10**5]
+    parameters.check = None
+    assert set_all(node, cache__budget_tokens=10**9).successful
 
 
 def test_change_replaces_the_configuration_as_a_whole(make_node):
@@ -209,7 +233,7 @@ def test_change_replaces_the_configuration_as_a_whole(make_node):
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ({"cache__key_bits": 5}, "one of 2, 4, 8, 16, got 5"),
+        ({"cache__key_bits": 5}, "one of 1, 2, 3, 4, 8, 16, got 5"),
         ({"confidence_threshold": float("nan")}, "confidence_threshold"),
         ({"point_stride": 0}, "point_stride"),
         ({"cache__policy": 3}, "cache.policy must be of type str, got 3; put text in quotes"),
@@ -241,7 +265,7 @@ def test_what_is_read_when_the_node_is_configured_waits_for_that(make_node):
     node = make_node()
     parameters = Parameters(node)
     assert set_all(node, weights="a.pt").successful
-    parameters.in_use = True
+    parameters.check = lambda config: None
     result = set_all(node, weights="b.pt", device="cpu", point_stride=3)
     assert not result.successful
     assert "weights, device can only change before the node is configured: `ros2 lifecycle set /stream" in result.reason
@@ -267,5 +291,5 @@ def test_changes_apply_on_humble_too(make_node, monkeypatch):
     assert set_all(node, cache__budget_tokens=0).successful
     assert set_all(node, cache__budget_mib=40).successful
     assert parameters.config.stream.cache.budget_mib == 40.0
-    assert not set_all(node, cache__key_bits=8, cache__value_bits=3).successful
+    assert not set_all(node, cache__key_bits=8, cache__value_bits=5).successful
     assert parameters.config.stream.cache.key_bits == 4

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The camera head's cache: first frame and a window of the most recent, one key per refinement pass."""
+"""The camera head's cache: whole frames, the first and most often the newest, one key per refinement pass."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -16,6 +17,15 @@ class Kernel(Protocol):
     """softmax(q k^T / sqrt(d) + bias) v of q [B, T, heads, d], k and v [B, N, heads, d], bias [heads, N]."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor: ...
+
+
+Keeps = Callable[[list[int], int], list[int]]
+"""Of the numbers of frames, ascending, those that stay, at most so many."""
+
+
+def first_and_newest(frames: list[int], count: int) -> list[int]:
+    """As Keeps."""
+    return frames if len(frames) <= count else [frames[0], *frames[len(frames) - count + 1 :]]
 
 
 def camera_frames(config: CacheConfig) -> int:
@@ -32,7 +42,7 @@ def camera_layout(shape: CacheShape, frames: int) -> Layout:
 class CameraCache:
     """Frame slots lie one after the other; the frames being computed always use those after the last.
 
-    Once the window is full, a finished frame moves from there over the oldest, so that what a query may
+    Once the window is full, a finished frame moves from there over one that leaves, so that what a query may
     see is always a prefix of the buffer.
     """
 
@@ -43,10 +53,15 @@ class CameraCache:
         self.chunk = config.chunk
         self.device = device
         self.kernel = kernel
-        self.frames = 0  # finished and kept
-        self._oldest = 1  # slot of the oldest frame but the first
+        self.numbers: list[int] = []  # which frame each slot holds, of those finished and kept
+        self._seen = 0  # frames, so far
         self._done = [0] * shape.camera_blocks  # passes of the frames being computed, per block
         self.buffer = self._allocate(camera_frames(config))  # [blocks, 2, frames, passes, heads, d]
+
+    @property
+    def frames(self) -> int:
+        """Finished and kept."""
+        return len(self.numbers)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One trunk block's queries in one pass, of all frames being computed, [1, S, heads, d].
@@ -68,42 +83,39 @@ class CameraCache:
     def added(self, layer: int, scale: Tensor, residual: Tensor) -> None:
         """What a block's MLP adds is of no interest here."""
 
-    def end_frames(self, count: int, leaving: Tensor | None = None) -> None:
-        """Keeps the `count` frames just computed, in a full window over the oldest.
-
-        leaving: one slot for each of them [count] that they take over instead.
-        """
-        first = self.frames
-        if not self.window and first + count + self.chunk > self._capacity:
-            self._rebuild(2 * self._capacity, range(first + count))
-        for new in range(first, first + count):
-            self._keep(new, None if leaving is None else leaving[new - first : new - first + 1])
+    def end_frames(self, count: int, keeps: Keeps = first_and_newest) -> None:
+        """Keeps the `count` frames just computed, and in a full window as many of all as there is room for."""
+        numbers = [*self.numbers, *range(self._seen, self._seen + count)]
+        if not self.window and len(numbers) + self.chunk > self._capacity:
+            self._rebuild(2 * self._capacity, range(len(numbers)))
+        self.numbers, self._seen = numbers, self._seen + count
+        if self.window:
+            self._prune(set(keeps(sorted(numbers), 1 + self.window)))
         self._done = [0] * self.shape.camera_blocks
 
     def abandon_frames(self) -> None:
         """Forgets what there is of the frames being computed."""
         self._done = [0] * self.shape.camera_blocks
 
-    def reconfigure(self, config: CacheConfig) -> None:
-        """Takes over other settings; of a smaller window the first and the newest frames stay."""
-        if (config.camera_window, config.chunk) != (self.window, self.chunk):
-            oldest_first = [(self._oldest - 1 + i) % max(1, self.frames - 1) + 1 for i in range(self.frames - 1)]
-            kept = oldest_first[-config.camera_window :]  # a window of 0 keeps them all
-            frames = max(camera_frames(config), len(kept) + 1 + config.chunk)
-            self._rebuild(frames, [0, *kept] if self.frames else [])
+    def reconfigure(self, config: CacheConfig, keeps: Keeps = first_and_newest) -> None:
+        """Takes over other settings; what a smaller window keeps is up to `keeps`."""
+        numbers = sorted(self.numbers)
+        kept = keeps(numbers, 1 + config.camera_window) if config.camera_window else numbers
+        frames = max(camera_frames(config), len(kept) + config.chunk)
+        if frames != self._capacity or kept != numbers:
+            self._rebuild(frames, [self.numbers.index(number) for number in kept])
+            self.numbers = kept
         self.window, self.chunk, self.passes = config.camera_window, config.chunk, config.camera_passes
 
-    def _keep(self, new: int, leaving: Tensor | None) -> None:
-        """Of the frame computed in slot `new`."""
-        if not self.window or self.frames <= self.window:
-            if new != self.frames:
-                self.buffer[:, :, self.frames].copy_(self.buffer[:, :, new])
-            self.frames += 1
-        elif leaving is not None:
-            self.buffer.index_copy_(2, leaving, self.buffer[:, :, new : new + 1])
-        else:
-            self.buffer[:, :, self._oldest].copy_(self.buffer[:, :, new])
-            self._oldest = self._oldest % self.window + 1
+    def _prune(self, kept: set[int]) -> None:
+        """Moves the frames of these numbers to the first slots."""
+        numbers, room = self.numbers, len(kept)
+        holes = [slot for slot in range(room) if numbers[slot] not in kept]
+        beyond = [slot for slot in range(room, len(numbers)) if numbers[slot] in kept]
+        for hole, slot in zip(holes, beyond, strict=True):
+            self.buffer[:, :, hole].copy_(self.buffer[:, :, slot])
+            numbers[hole] = numbers[slot]
+        del numbers[room:]
 
     def _allocate(self, frames: int) -> Tensor:
         size, dtype = camera_layout(self.shape, frames)["camera"]
@@ -119,4 +131,3 @@ class CameraCache:
         for slot, old in enumerate(kept):
             buffer[:, :, slot].copy_(self.buffer[:, :, old])
         self.buffer = buffer
-        self.frames, self._oldest = min(self.frames, len(kept)), 1

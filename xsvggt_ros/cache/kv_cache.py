@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from xsvggt_ros.cache.budget import budget_in_force
+from xsvggt_ros.cache.budget import budget_in_force, capacities
 from xsvggt_ros.cache.camera_cache import CameraCache, Kernel
 from xsvggt_ros.cache.moving import move
 from xsvggt_ros.cache.policies import Geometry, PastTokens, Policy, Seen, make_policy
+from xsvggt_ros.cache.policies.base import PROTECTED
+from xsvggt_ros.cache.policies.diversity import likeness
 from xsvggt_ros.cache.shape import CacheShape, nbytes
 from xsvggt_ros.cache.store import Store, layout
 from xsvggt_ros.config import CacheConfig
@@ -42,6 +44,7 @@ class KVCache:
         self.lost = False  # whether memory ended in the middle of a change: it is of no more use then
         self._newest = 0  # index of the first of the newest frames
         self._gone = 0  # tokens of all layers, since the frames before
+        self._likeness: list[float] | None = None  # of the keys of each layer, once measured
         capacity = self.budget or FRAMES_AT_FIRST * shape.tokens_per_frame
         with memory_for(self._no_memory(capacity)):
             self.camera = CameraCache(shape, config, device, camera_kernel)
@@ -91,6 +94,9 @@ class KVCache:
 
     def begin(self, patches: Tensor) -> None:
         """New frames come, of which the encoder makes patches [S, n, C]."""
+        if self.config.layer_budgets == "adaptive" and self._likeness is None and self._full:
+            self._likeness = self._measure()
+            self._switch(self.config, self._newest)
         self.policy.begin(patches, self.frames)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -99,11 +105,11 @@ class KVCache:
         q, k and v [1, N, heads, d] are of whole frames. Returns [1, N, heads, d].
         """
         store = self._store_for(layer, k.shape[1])
-        seen = self._view(store, *store.quantizer.enter(q[0], k[0], v[0], first=not store.tokens))
+        seen = self._view(store, q[0], k[0], v[0])
         bias = () if seen.bias is None else (seen.bias,)
         out = self.kernel(seen.q[None], seen.keys[None], seen.values[None], *bias)
         self._take_in(store, seen)
-        return store.quantizer.leave(out)
+        return out
 
     def added(self, layer: int, scale: Tensor, residual: Tensor) -> None:
         """What the block's MLP added to the new tokens: scale [C] * residual [1, N, C]."""
@@ -113,7 +119,7 @@ class KVCache:
 
     def end_frames(self, count: int) -> None:
         """After all layers have taken the `count` new frames in."""
-        self.camera.end_frames(count, self.policy.leaving)  # first: it may need memory
+        self.camera.end_frames(count, self.policy.frames_kept)  # first: it may need memory
         self.evicted, self._gone = self._gone // self.shape.layers, 0
         self._newest = self.frames
         self.frames += count
@@ -164,7 +170,7 @@ class KVCache:
         bias = self.policy.bias(store.evidence())
         if bias is not None:  # [T, lanes]
             bias = pad(bias.repeat_interleave(self.shape.heads // store.lanes, 1).T, (0, k.shape[0]))
-        return Seen(q, keys, values, bias, store.quantizer.turned, store.quantizer.leave)
+        return Seen(q, keys, values, bias)
 
     def _take_in(self, store: Store, seen: Seen) -> None:
         """Takes the new tokens in, those at the end of what was seen."""
@@ -172,28 +178,27 @@ class KVCache:
         kept = min(new, store.capacity)
         evidence = self.policy.observe(seen, store.evidence())
         scores = torch.zeros(store.tokens, store.lanes, device=self.device)
-        if store.evictions(kept):
-            past = self._past(store, seen)
-            if rework := self.policy.rework(past, seen.values[: store.tokens]):
+        if evictions := store.evictions(kept):
+            past = self._past(store, seen.keys)
+            if rework := self.policy.rework(past, seen.values[: store.tokens], evictions):
                 store.rewrite(*rework)
-            scores = self.policy.scores(past)
+            # Of frames whose numbers are not finite, which are abandoned later: what is protected must stay even so.
+            scores = self.policy.scores(past).nan_to_num(nan=0.0, posinf=PROTECTED, neginf=-PROTECTED)
         place = torch.arange(new - kept, new, device=self.device)
         self._gone += store.evictions(kept) + new - kept
         newest = {name: x[-kept:] for name, x in evidence.items()}
         store.put(scores, self.frames + place // size, place % size, seen.keys[-kept:], seen.values[-kept:], newest)
 
-    def _past(self, store: Store, seen: Seen) -> PastTokens:
+    def _past(self, store: Store, keys: Tensor) -> PastTokens:
         """What the policy ranks while new frames are being taken in."""
         frame, token = store.places()
         return PastTokens(
             frame=frame,
             token=token,
-            keys=seen.keys[: store.tokens],
+            keys=keys[: store.tokens],
             newest=self.frames,
             tokens_per_frame=self.shape.tokens_per_frame,
             evidence=store.evidence(),
-            centre=store.quantizer.centre(),
-            turned=store.quantizer.turned,
         )
 
     def _store_for(self, layer: int, new: int) -> Store:
@@ -210,18 +215,34 @@ class KVCache:
 
     # --- inside: other settings -------------------------------------------------------------------
 
+    @property
+    def _full(self) -> bool:
+        """Whether there is a budget and every layer has reached it."""
+        return self.budget is not None and all(store.tokens == store.capacity for store in self.layers)
+
+    def _measure(self) -> list[float]:
+        """How alike the keys of each layer are; waits for the device."""
+        found = []
+        for store in self.layers:
+            store.read(self._scratch)
+            found.append(likeness(self._past(store, self._scratch[0])))
+        return torch.stack(found).tolist()
+
     def _switch(self, config: CacheConfig, newest: int, rebuild: bool = False) -> None:
         policy = make_policy(config, self.shape)
         budget, raised = budget_in_force(self.shape, config, policy)
-        capacities = [budget or ample(store, config.chunk * self.shape.tokens_per_frame) for store in self.layers]
-        with memory_for(self._no_memory(max(capacities))):
-            policy.allocate(self.device, max(capacities))
+        if budget is None:
+            sizes = [ample(store, config.chunk * self.shape.tokens_per_frame) for store in self.layers]
+        else:
+            sizes = capacities(self.shape, config, policy, budget, self._likeness)
+        with memory_for(self._no_memory(max(sizes))):
+            policy.allocate(self.device, max(sizes))
             policy.take_over(self.policy)
-            self._make_sure_of_memory(config, policy, capacities)
-            for layer, capacity in enumerate(capacities):
-                self._move_layer(layer, config, policy, capacity, newest, rebuild)
-            self._change_scratch(max(capacities), config.chunk)
-            self.camera.reconfigure(config)
+            self._make_sure_of_memory(config, policy, sizes)
+            for layer in sorted(range(len(sizes)), key=lambda i: sizes[i] - self.layers[i].capacity):  # freeing first
+                self._move_layer(layer, config, policy, sizes[layer], newest, rebuild)
+            self._change_scratch(max(sizes), config.chunk)
+            self.camera.reconfigure(config, policy.frames_kept)
         self.lost = False
         self.config, self.policy = config, policy
         self.budget, self.budget_raised = budget, raised
@@ -230,6 +251,8 @@ class KVCache:
         self, layer: int, config: CacheConfig, policy: Policy, capacity: int, newest: int, rebuild: bool
     ) -> None:
         store = self.layers[layer]
+        if rebuild:
+            store.forget_not_finite()
         same = config.quantizer == store.quantizer.config.quantizer  # which the layout does not always tell
         if rebuild or not same or layout(self.shape, config, policy, capacity) != store.layout:
             new = self._moved(store, config, policy, capacity, newest)
@@ -271,8 +294,8 @@ class KVCache:
     def _no_memory(self, capacity: int) -> str:
         """What an error says."""
         return (
-            f"no memory for a cache of {capacity} tokens per layer; lower cache.budget_tokens, cache.budget_mib or "
-            "cache.camera_window, or use fewer bits"
+            f"no memory for a cache of {capacity} tokens per layer; lower cache.budget_frames, budget_tokens, "
+            "budget_mib or camera_window, or use fewer bits"
         )
 
 

@@ -45,7 +45,7 @@ class Store:
     # --- what is there ----------------------------------------------------------------------------
 
     def read(self, out: Tensor) -> None:
-        """Unpacks the slots in use into out [2, >= tokens, heads, d]: keys, then values, in the quantizer's basis."""
+        """Unpacks the slots in use into out [2, >= tokens, heads, d]: keys, then values."""
         self.quantizer.read(self.tokens, out[0, : self.tokens], out[1, : self.tokens])
 
     def places(self) -> tuple[Tensor, Tensor]:
@@ -98,6 +98,12 @@ class Store:
             mask = newest.view(*newest.shape, *[1] * (there.ndim - 2))
             there.copy_(torch.where(mask, x[place].to(there.dtype), there))
 
+    def forget_not_finite(self) -> None:
+        """Evidence that is not finite becomes zero."""
+        for name in (*self._of_layer, *self._of_tokens):
+            if self.tensors[name].is_floating_point():
+                self.tensors[name].nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
     def _put(self, name: str, slots: Tensor, x: Tensor | int) -> None:
         self.tensors[name][slots, lanes_of(slots)] = x
 
@@ -128,7 +134,7 @@ class Store:
     def take_over(self, other: Store, source: Tensor, keys: Tensor, values: Tensor) -> None:
         """Fills the first slots with other's, of each head in the order of source [n, heads].
 
-        keys and values [T, heads, d] are what other's slots hold, in its basis.
+        keys and values [n, heads, d] are what is in them.
         """
         of_lanes = source[:, :: self.shape.heads // self.lanes]
         frame, token = other.places_in(of_lanes)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from xsvggt_ros.cache import KVCache
+from xsvggt_ros.cache.budget import global_nbytes
 from xsvggt_ros.cache.policies import Seen
 from xsvggt_ros.cache.store import Store
 from xsvggt_ros.config import StreamConfig
@@ -35,7 +36,7 @@ class CurrentFrameOnly(KVCache):
         pass
 
     def end_frames(self, count: int) -> None:
-        self.camera.end_frames(count, None)
+        self.camera.end_frames(count)
         self.frames += count
 
 
@@ -87,6 +88,9 @@ class ComparedStream(GeometryStream):
 
     @property
     def global_bytes(self) -> int:
-        """Bytes of the cache without the camera head's, after at least one step."""
-        assert self._cache is not None
-        return self._cache.nbytes - self._cache.camera.buffer.nbytes
+        """Bytes of the tokens cached, spare room and the camera head's cache left out, after at least one step."""
+        cache = self._cache
+        assert cache is not None
+        if isinstance(cache, CurrentFrameOnly):
+            return 0
+        return global_nbytes(cache.shape, cache.config, cache.policy, [store.tokens for store in cache.layers])

@@ -22,7 +22,7 @@ from xsvggt_ros.evaluation.datasets import DATASETS, EvaluationSequence, readabl
 from xsvggt_ros.evaluation.evaluate import UNALIGNED, SequenceErrors, mean_errors, sequence_errors, standing_still
 from xsvggt_ros.evaluation.metrics import ALIGNMENTS
 from xsvggt_ros.evaluation.plots import draw_accuracy, draw_sequence
-from xsvggt_ros.evaluation.sweep import IMAGE_SIZE, Sweep, run_sweep
+from xsvggt_ros.evaluation.sweep import IMAGE_SIZE, ROWS, Sweep, rows_like, run_sweep
 from xsvggt_ros.evaluation.table import Table, write_table
 from xsvggt_ros.evaluation.trace import Clouds, Gallery, Incomparable, Observer, Trace, follow
 from xsvggt_ros.flags import add_settings, given_settings
@@ -105,6 +105,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare every policy, budget and number of bits on these rooms, unaligned, into DIR; goes on where it "
         "was stopped",
     )
+    rooms.add_argument(
+        "--rows",
+        metavar="REGEX",
+        help="of a sweep, only rows whose name, budget and bits it is found in (default: all)",
+    )
     rooms.add_argument("--workers", type=int, metavar="N", help="processes of a sweep (default: one per core; GPU: 1)")
     add_settings(parser, SETTINGS)
 
@@ -120,7 +125,8 @@ def run(args: argparse.Namespace) -> int:
     config = changed(StreamConfig(), given)
     if args.sweep:
         _check_sweep(args, given)
-        _sweep(Sweep(config, args.frames or ROOM_FRAMES, args.rate, args.motion), args)
+        rows = rows_like(args.rows) if args.rows else ROWS
+        _sweep(Sweep(config, args.frames or ROOM_FRAMES, args.rate, args.motion, rows), args)
     else:
         _evaluate(args, config)
     return 0
@@ -148,7 +154,7 @@ def _check_sweep(args: argparse.Namespace, given: dict[str, Any]) -> None:
 
 
 def _sweep(sweep: Sweep, args: argparse.Namespace) -> None:
-    table = Table(run_sweep(sweep, args.seeds, args.output, args.workers))
+    table = Table(run_sweep(sweep, args.seeds, args.output, args.workers), sweep.rows)
     write_table(table, args.output, _command(), json.loads((args.output / "settings.json").read_text()))
     draw_accuracy(args.output / "accuracy_vs_bytes.png", table)
     print((args.output / "table.md").read_text())

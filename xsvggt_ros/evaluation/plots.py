@@ -14,15 +14,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from xsvggt_ros.evaluation.evaluate import UNALIGNED
 from xsvggt_ros.evaluation.metrics import can_align, depth_scale, umeyama
-from xsvggt_ros.evaluation.sweep import FLOOR, FULL, PRUNING, ROWS
+from xsvggt_ros.evaluation.sweep import FULL, PRUNING
 from xsvggt_ros.evaluation.table import Line, Table
 from xsvggt_ros.evaluation.trace import Gallery, Trace
 from xsvggt_ros.geometry import Array
 from xsvggt_ros.memory import MIB
 
 BLUE, RED, GREEN, GREY = "#3b82c4", "#d1495b", "#3fa36c", "#98a2b3"
-COLOURS = dict(zip(PRUNING, (BLUE, "#e08a2e", "#8e6cc0"), strict=True))
-STYLES = {16: ("-", "o"), 4: ("--", "s")}  # bits -> line, marker
+MARKERS = {16: "o", 8: "v", 4: "s", 3: "P", 2: "D", 1: "X"}  # by the bits of keys
 DPI = 110
 
 
@@ -88,8 +87,8 @@ def _draw_trajectory(axes: Axes, centres: Array, centres_true: Array) -> None:
 
 
 def draw_accuracy(path: Path, table: Table) -> None:
-    """Writes error against the memory of the global layers' cache, one line per policy and number of bits."""
-    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    """Writes error against the memory of the global layers' cache: every row, a colour a policy, and the frontier."""
+    figure = Figure(figsize=(13, 6), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, (name, label) in zip(panels, {"abs_rel": "AbsRel", "ate": "ATE [model units]"}.items(), strict=True):
         _draw_error(axes, table, name)
@@ -98,7 +97,8 @@ def draw_accuracy(path: Path, table: Table) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside right upper")
     figure.suptitle(
         f"{len(table.seeds)} held-out streams, unaligned; bars: standard error of the difference to the full cache, "
         "band: standard error of the full cache's mean",
@@ -108,24 +108,27 @@ def draw_accuracy(path: Path, table: Table) -> None:
 
 
 def _draw_error(axes: Axes, table: Table, name: str) -> None:
-    full = table.lines[0].mean[name]
+    full, lines = table.lines[0].mean[name], [line for line in table.lines if line.mean["global_bytes"].mean]
     axes.axhline(full.mean, color=GREY, linewidth=1, label="full, 16 bits")
-    for bits, (style, marker) in STYLES.items():
-        for policy, colour in COLOURS.items():
-            lines, label = _lines(table, (FLOOR, policy), bits), f"{policy}, {bits} bits"
-            _draw_line(axes, lines, name, label=label, color=colour, linestyle=style, marker=marker)
-        _draw_line(axes, _lines(table, (FULL.name,), bits), name, color=GREY, linestyle="", marker=marker)
-    error, limits = full.error or 0.0, axes.get_ylim()
-    axes.axhspan(full.mean - error, full.mean + error, color=GREY, alpha=0.3, linewidth=0)
-    axes.set_ylim(limits)  # of few streams the band is wider than all there is to see
+    axes.axhspan(full.mean - (full.error or 0.0), full.mean + (full.error or 0.0), color=GREY, alpha=0.2, linewidth=0)
+    colours = dict(zip((FULL.policy, *PRUNING), ["black", *(f"C{i}" for i in range(10))], strict=False))
+    for policy, colour in colours.items():
+        of_policy = [line for line in lines if line.row.policy == policy]
+        axes.plot([], [], "o", color=colour, label=policy)
+        for line in of_policy:
+            _draw_point(axes, line, name, color=colour, marker=MARKERS[line.row.bits[0]])
+    for bits, marker in MARKERS.items():
+        axes.plot([], [], marker, color=GREY, label=f"keys of {bits} bits")
+    best = [line for line in table.frontier(name) if line in lines]
+    axes.plot(_mib(best), [line.mean[name].mean for line in best], ":", color=RED, label="frontier")
+    axes.set_ylim(top=min(axes.get_ylim()[1], 3 * full.mean))  # what sees next to nothing is far above
 
 
-def _lines(table: Table, names: tuple[str, ...], bits: int) -> list[Line]:
-    rows = [row for row in ROWS if row.name in names and row.key_bits == row.value_bits == bits]
-    return [line for line in table.lines if line.row in rows]
+def _draw_point(axes: Axes, line: Line, name: str, **style: Any) -> None:
+    axes.errorbar(
+        _mib([line]), [line.mean[name].mean], [line.difference[name].error or 0.0], capsize=2, markersize=5, **style
+    )
 
 
-def _draw_line(axes: Axes, lines: list[Line], name: str, **style: Any) -> None:
-    mib = [line.mean["global_bytes"].mean / MIB for line in lines]
-    errors = [line.difference[name].error or 0.0 for line in lines]
-    axes.errorbar(mib, [line.mean[name].mean for line in lines], errors, capsize=2, markersize=5, **style)
+def _mib(lines: list[Line]) -> list[float]:
+    return [line.mean["global_bytes"].mean / MIB for line in lines]

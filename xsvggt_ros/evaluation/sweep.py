@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import multiprocessing
+import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -19,23 +20,36 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from xsvggt_ros.cache import KVCache
-from xsvggt_ros.config import BITS, CacheConfig, StreamConfig
+from xsvggt_ros.cache import CacheShape, KVCache
+from xsvggt_ros.cache.budget import global_nbytes, tokens_in
+from xsvggt_ros.cache.policies import make_policy
+from xsvggt_ros.config import POLICIES, CacheConfig, StreamConfig
 from xsvggt_ros.evaluation.caches import ComparedStream, CurrentFrameOnly, PublishedQuantiser
 from xsvggt_ros.evaluation.datasets import room_sequences
 from xsvggt_ros.evaluation.evaluate import UNALIGNED, depth_of, unaligned_pose_of
 from xsvggt_ros.evaluation.trace import Trace
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.model import StreamVGGT, load_model
 from xsvggt_ros.model.loading import open_device
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.rate import check_rate
 from xsvggt_ros.settings import values
+from xsvggt_ros.stream import cache_shape
 
 IMAGE_SIZE = (112, 84)  # of the rooms, width and height
-BUDGETS = (4, 8, 16)  # frames of tokens, beside the first and newest frame alone
-PRUNING = ("xstream", "random", "sliding_window")
+PRUNING = tuple(policy for policy in POLICIES if policy != "full")
+FRAMES = 8  # of tokens; the budget at which the policies' choices are compared in 16 bits
+REFERENCE = 48  # frames, of which the full cache at 16 bits is what byte budgets are counted from
+FEW = (2, 1)  # bits of keys and values, at which byte budgets are spent
+CHANNEL = (("quantizer", "channel"),)
+VARIANTS: dict[str, tuple[str, Any]] = {
+    "per head": ("per_head", True),
+    "adaptive layers": ("layer_budgets", "adaptive"),
+    "all queries": ("probes", 0),
+    "chunks of 4": ("chunk", 4),
+    "adaptive budget": ("adaptive", True),
+}
 FLOOR = "first + newest"
-FEW = 4  # frames of tokens; the budget at which single questions are asked
 
 
 @dataclass(frozen=True)
@@ -44,54 +58,104 @@ class Row:
 
     name: str
     policy: str
-    frames: int | None = None  # the budget in frames of tokens; None: no limit
-    key_bits: int = 16
-    value_bits: int = 16
-    pin_first_frame: bool = True
+    frames: int | None = None  # the budget in frames of tokens
+    fewer: int | None = None  # the budget in bytes: so many times fewer than REFERENCE frames take in full at 16 bits
+    bits: tuple[int, int] = (16, 16)  # of keys, of values
+    settings: tuple[tuple[str, Any], ...] = ()  # of the cache, beyond those
     kind: type[KVCache] = KVCache
 
     @property
     def key(self) -> str:
         """What tells it from all other rows."""
-        return f"{self.name}, {self.budget} frames, {self.key_bits}/{self.value_bits} bits"
+        return f"{self.name}, {self.budget}, {self.bits[0]}/{self.bits[1]} bits"
 
     @property
     def budget(self) -> str:
-        """In frames of tokens."""
-        return "all" if self.frames is None else str(self.frames)
+        """In words."""
+        if self.fewer:
+            return f"bytes / {self.fewer}"
+        return "all" if self.frames is None else f"{self.frames} frames"
 
-    def cache(self, tokens_per_frame: int, seed: int) -> CacheConfig:
+    def cache(self, shape: CacheShape, seed: int) -> CacheConfig:
         """Its settings. The camera head's cache holds all frames, so that only the global layers' differ."""
-        return CacheConfig(
-            policy=self.policy,
-            budget_tokens=(self.frames or 0) * tokens_per_frame,
-            key_bits=self.key_bits,
-            value_bits=self.value_bits,
-            pin_first_frame=self.pin_first_frame,
-            seed=seed,
-            camera_window=0,
-        )
+        fixed: dict[str, Any] = {"policy": self.policy, "seed": seed, "camera_window": 0}
+        fixed |= {"key_bits": self.bits[0], "value_bits": self.bits[1]}
+        tokens = (self.frames or 1) * shape.tokens_per_frame
+        config = CacheConfig(budget_tokens=tokens, **fixed, **dict(self.settings))
+        if not self.fewer:
+            return config
+        limit = full_nbytes(shape, REFERENCE) / self.fewer
+        tokens = tokens_in(limit, shape, config, make_policy(config, shape))
+        return replace(config, budget_tokens=max(1, tokens))
+
+
+def full_nbytes(shape: CacheShape, frames: int) -> int:
+    """Of so many frames at 16 bits, without the camera head's."""
+    config = CacheConfig(policy="full", key_bits=16, value_bits=16)
+    tokens = [frames * shape.tokens_per_frame] * shape.layers
+    return global_nbytes(shape, config, make_policy(config, shape), tokens)
 
 
 def _rows() -> Iterator[Row]:
-    for bits in sorted(BITS, reverse=True):
-        yield Row("full", "full", None, bits, bits)
-        # First and newest frame: all that 2 frames of budget hold, whichever policy, and what 1 is raised to.
-        yield Row(FLOOR, "xstream", 2, bits, bits)
-        for policy, frames in product(PRUNING, BUDGETS):
-            yield Row(policy, policy, frames, bits, bits)
-    for frames in (1, FEW):
-        yield Row("sliding_window without the first", "sliding_window", frames, pin_first_frame=False)
-    yield Row("current frame only", "full", 0, kind=CurrentFrameOnly)
-    for key_bits, value_bits in ((16, 4), (4, 16), (8, 4), (4, 2), (2, 4)):
-        yield Row("xstream", "xstream", FEW, key_bits, value_bits)
-    for key_bits, value_bits in ((16, 4), (4, 16)):
-        yield Row("full", "full", None, key_bits, value_bits)
+    yield Row("full", "full")
+    yield from _bits()
+    yield from _choices()
+    yield from _byte_budgets()
+    yield from _variants()
+
+
+def _bits() -> Iterator[Row]:
+    """What few bits cost where nothing is left out."""
+    for bits in ((8, 8), (4, 4), (3, 3), (2, 2), (2, 1), (1, 1)):
+        yield Row("full", "full", bits=bits)
+    for bits in ((4, 4), (2, 2)):
+        yield Row("full, channel", "full", bits=bits, settings=CHANNEL)
     yield Row("full, published 4-bit scheme", "full", kind=PublishedQuantiser)
-    yield Row("xstream, published 4-bit scheme", "xstream", FEW, kind=PublishedQuantiser)
+
+
+def _choices() -> Iterator[Row]:
+    """What leaving tokens out costs, at 16 bits, by which they are."""
+    for policy in PRUNING:
+        yield Row(policy, policy, FRAMES)
+    yield Row(FLOOR, "xstream", 2)
+    yield Row("sliding_window without the first", "sliding_window", FRAMES, settings=(("pin_first_frame", False),))
+    yield Row("current frame only", "full", 0, kind=CurrentFrameOnly)
+
+
+def _byte_budgets() -> Iterator[Row]:
+    """Tokens and bits against each other at equal bytes, by policy."""
+    for policy in PRUNING:
+        yield Row(policy, policy, fewer=20, bits=FEW)
+    for fewer, policy in product((10, 40), ("coreset", "stac", "frame_bank", "xstream", "random")):
+        yield Row(policy, policy, fewer=fewer, bits=FEW)
+    for bits, policy in product(((4, 4), (2, 2), (1, 1)), ("coreset", "random")):
+        yield Row(policy, policy, fewer=20, bits=bits)
+    for fewer in (10, 20):
+        yield Row("xstream, channel", "xstream", fewer=fewer, bits=(4, 4), settings=CHANNEL)
+
+
+def _variants() -> Iterator[Row]:
+    """Single settings, each beside the row without it."""
+    usual = CacheConfig()
+    bits = usual.key_bits, usual.value_bits
+    yield Row("default settings", usual.policy, int(usual.budget_frames), bits=bits)
+    for name, setting in VARIANTS.items():
+        yield Row(f"{usual.policy}, {name}", usual.policy, fewer=20, bits=FEW, settings=(setting,))
+    yield Row("full, camera passes apart", "full", settings=(("camera_passes", "apart"),))
 
 
 FULL, *_ = ROWS = tuple(_rows())  # the first is what all others are compared with
+
+
+def rows_like(pattern: str) -> tuple[Row, ...]:
+    """Those whose key the regular expression is found in, and FULL. Raises ValueError if it is none, or finds none."""
+    try:
+        found = tuple(row for row in ROWS if row is not FULL and re.search(pattern, row.key))
+    except re.error as error:
+        raise ValueError(f"--rows {pattern!r} is no regular expression: {error}") from None
+    if not found:
+        raise ValueError(f"--rows {pattern!r} is in no row's name; names are like {ROWS[-1].key!r}")
+    return (FULL, *found)
 
 
 @dataclass(frozen=True)
@@ -117,9 +181,10 @@ class Sweep:
     """What is the same for all streams."""
 
     config: StreamConfig
-    frames: int = 48
+    frames: int = REFERENCE
     rate: float = 4.0  # images per second
     motion: str = "robot"
+    rows: tuple[Row, ...] = ROWS
 
     def __post_init__(self) -> None:
         check_rate(self.rate)
@@ -132,7 +197,7 @@ class Sweep:
 
 
 def run_sweep(sweep: Sweep, seeds: range, folder: Path, workers: int | None) -> Scores:
-    """The scores of all rows on the streams of these seeds; those that `folder` already has are not made again.
+    """The scores of the rows on the streams of these seeds; those that `folder` already has are not made again.
 
     Each stream's are in streams.csv as soon as it is done. Raises ValueError for fewer than 4 frames, or a folder
     whose streams were made with other settings.
@@ -142,10 +207,10 @@ def run_sweep(sweep: Sweep, seeds: range, folder: Path, workers: int | None) -> 
     folder.mkdir(parents=True, exist_ok=True)
     _check_settings(folder / "settings.json", sweep.facts(weights_digest(load_model(sweep.config))))
     scores = read_scores(folder / "streams.csv")
-    left = [seed for seed in seeds if scores.get(seed, {}).keys() != {row.key for row in ROWS}]
+    left = [seed for seed in seeds if not {row.key for row in sweep.rows} <= scores.get(seed, {}).keys()]
     with tqdm(total=len(seeds), initial=len(seeds) - len(left), unit="stream") as progress:
         for seed, score in _score_streams(sweep, left, workers or _default_workers(sweep.config)):
-            scores[seed] = score
+            scores[seed] = scores.get(seed, {}) | score
             write_scores(folder / "streams.csv", scores)
             progress.update()
     return {seed: scores[seed] for seed in seeds}
@@ -231,23 +296,30 @@ def _score_stream(sweep: Sweep, seed: int) -> dict[str, Score]:
 
 
 def score_rows(sweep: Sweep, seed: int, model: StreamVGGT) -> dict[str, Score]:
-    """Scores of all rows on one stream. They take turns frame by frame, so that their times can be compared."""
+    """Scores of the rows on one stream. They take turns frame by frame, so that their times can be compared."""
     (sequence,) = room_sequences(range(seed, seed + 1), sweep.frames, *IMAGE_SIZE, sweep.motion, sweep.rate)
-    streams = [_stream(sweep.config, row, seed, model) for row in ROWS]
-    traces = [Trace(sequence) for _ in ROWS]
+    streams = [_stream(sweep.config, row, seed, model) for row in sweep.rows]
+    traces = [Trace(sequence) for _ in sweep.rows]
     for truth in sequence.frames:
         for stream, trace in zip(streams, traces, strict=True):
-            trace.add(stream.step(truth.image), truth)
+            _add(trace, stream.take(truth.image))
+    for stream, trace in zip(streams, traces, strict=True):
+        _add(trace, stream.flush())
     first = sweep.frames // 2
-    return {row.key: _score(s, t, first) for row, s, t in zip(ROWS, streams, traces, strict=True)}
+    return {row.key: _score(s, t, first) for row, s, t in zip(sweep.rows, streams, traces, strict=True)}
+
+
+def _add(trace: Trace, frames: list[Frame]) -> None:
+    for frame in frames:
+        trace.add(frame, trace.sequence.frames[frame.index])
 
 
 def _stream(config: StreamConfig, row: Row, seed: int, model: StreamVGGT) -> ComparedStream:
     width, height = IMAGE_SIZE
-    sizes = model.config
-    seen = Resize.of(height, width, config.image_width or sizes.image_size, sizes.patch_size)
-    tokens_per_frame = sizes.tokens_per_frame(seen.height, seen.width)
-    return ComparedStream(replace(config, cache=row.cache(tokens_per_frame, seed)), model, row.kind)
+    seen = Resize.of(height, width, config.image_width or model.config.image_size, model.config.patch_size)
+    types = (model.aggregator.camera_token.dtype, model.camera_head.empty_pose_tokens.dtype)
+    shape = cache_shape(model.config, seen.height, seen.width, *types)
+    return ComparedStream(replace(config, cache=row.cache(shape, seed)), model, row.kind)
 
 
 def _score(stream: ComparedStream, trace: Trace, first: int) -> Score:

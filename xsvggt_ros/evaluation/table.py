@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xsvggt_ros.evaluation.sweep import BUDGETS, FULL, ROWS, Row, Score, Scores
+from xsvggt_ros.evaluation.sweep import FULL, REFERENCE, ROWS, Row, Score, Scores
 from xsvggt_ros.memory import MIB
 
 STEP_RATIO = "step_ratio"  # a step's time as a share of that of the full cache with 16 bits
@@ -25,17 +25,16 @@ SHOWN = {  # in the written table: column -> heading, format of the mean
     "rpe_translation": ("RPE t", ".4f"),
     "rpe_rotation": ("RPE r [°]", ".2f"),
 }
-EXPLANATION = """
+EXPLANATION = f"""
 Nothing is aligned: depth and poses are compared in the first frame's scale and pose, lengths in units of the mean
 distance of what the first frame sees. Mean ± standard error over streams; in brackets the difference to the full cache
-with 16 bits on the same streams ± its standard error. Budget: frames of tokens in each global layer. xstream, random
-and sliding_window raise a budget of 1 frame to 2, at which all three hold the first and the newest frame and nothing
-else: here one row. The camera head's cache holds all frames in every row and is not in the MiB, which are of
-the global layers' cache after the last frame, spare room included. Step: median, rows in turn on one thread; then as a
-share of the full cache's. The published 4-bit scheme is simulated, as published: all tokens are quantised again at
-every frame, and nothing is packed.
+with 16 bits on the same streams ± its standard error. Budget: frames of tokens in each global layer, or so many times
+fewer bytes than {REFERENCE} frames take in full at 16 bits. The camera head's cache holds all frames in every row and
+is not in the MiB, which are of the tokens in the global layers after the last frame. Step: median, rows in turn on one
+thread; then as a share of the full cache's. The published 4-bit scheme is simulated, as published: all tokens are
+quantised again at every frame, and nothing is packed.
 """
-COMPARED = tuple((n, bits) for bits in (16, 8, 4, 2) for n in BUDGETS)  # xstream with random
+CONTROL = "random"
 
 
 @dataclass(frozen=True)
@@ -64,15 +63,15 @@ class Line:
 
 
 class Table:
-    """The lines of a sweep, in the order of ROWS."""
+    """The lines of a sweep, in the order of its rows, of which FULL is one."""
 
-    def __init__(self, scores: Scores) -> None:
+    def __init__(self, scores: Scores, rows: Sequence[Row] = ROWS) -> None:
         self.seeds = sorted(scores)
-        self._values = {row: self._columns(scores, row) for row in ROWS}
+        self._values = {row: self._columns(scores, row) for row in rows}
         full = self._values[FULL]
         for values in self._values.values():
             values[STEP_RATIO] = values["step_ms"] / full["step_ms"]
-        self.lines = [Line(row, self._means(row), self.difference(row, FULL)) for row in ROWS]
+        self.lines = [Line(row, self._means(row), self.difference(row, FULL)) for row in rows]
 
     def _columns(self, scores: Scores, row: Row) -> dict[str, NDArray[np.float64]]:
         """{column: value of each stream}."""
@@ -87,12 +86,21 @@ class Table:
         mine, others = self._values[row], self._values[other]
         return {name: Estimate.of(mine[name] - others[name]) for name in COLUMNS}
 
-    def xstream_minus_random(self) -> Iterator[tuple[Row, dict[str, Estimate]]]:
-        """For each budget and number of bits at which both choose."""
-        rows = {(row.name, row.frames, row.key_bits, row.value_bits): row for row in ROWS}
-        for frames, bits in COMPARED:
-            row, other = (rows[name, frames, bits, bits] for name in ("xstream", "random"))
-            yield row, self.difference(row, other)
+    def minus_control(self) -> Iterator[tuple[Row, dict[str, Estimate]]]:
+        """Each row beside the random choice at the same budget and bits, where there is one."""
+        controls = {(row.budget, row.bits): row for row in self._values if row.name == CONTROL}
+        for row in self._values:
+            control = controls.get((row.budget, row.bits))
+            if control not in (None, row):
+                yield row, self.difference(row, control)
+
+    def frontier(self, column: str) -> list[Line]:
+        """Lines than which none has both fewer bytes and a lower mean of the column, by bytes."""
+        found: list[Line] = []
+        for line in sorted(self.lines, key=lambda line: (line.mean["global_bytes"].mean, line.mean[column].mean)):
+            if not found or line.mean[column].mean < found[-1].mean[column].mean:
+                found.append(line)
+        return found
 
 
 def write_table(table: Table, folder: Path, command: str, facts: dict[str, Any]) -> None:
@@ -113,7 +121,7 @@ def _write_csv(table: Table, path: Path) -> None:
 
 
 def _about(row: Row) -> dict[str, Any]:
-    return {"cache": row.name, "frames": row.frames, "key_bits": row.key_bits, "value_bits": row.value_bits}
+    return {"cache": row.name, "budget": row.budget, "key_bits": row.bits[0], "value_bits": row.bits[1]}
 
 
 # --- markdown -------------------------------------------------------------------------------------
@@ -128,9 +136,9 @@ def _markdown(table: Table, command: str, facts: dict[str, Any]) -> Iterator[str
     )
     yield f"{EXPLANATION}\n"
     yield from _grid(_headings(), (_cells(line) for line in table.lines))
-    yield "\nxstream minus random on the same streams; below 0 xstream is better, for δ above 0:\n"
-    headings = ["budget", "bits k/v", *(heading for heading, _ in SHOWN.values())]
-    yield from _grid(headings, (_compared_cells(*pair) for pair in table.xstream_minus_random()))
+    yield f"\nMinus {CONTROL} at the same budget and bits, on the same streams; below 0 is better, for δ above 0:\n"
+    headings = ["cache", "budget", "bits k/v", *(heading for heading, _ in SHOWN.values())]
+    yield from _grid(headings, (_compared_cells(*pair) for pair in table.minus_control()))
 
 
 def _headings() -> list[str]:
@@ -144,7 +152,7 @@ def _cells(line: Line) -> list[str]:
 
 
 def _row_cells(row: Row) -> list[str]:
-    return [row.name, row.budget, f"{row.key_bits}/{row.value_bits}"]
+    return [row.name, row.budget, f"{row.bits[0]}/{row.bits[1]}"]
 
 
 def _with_difference(line: Line, name: str, form: str) -> str:
@@ -153,7 +161,7 @@ def _with_difference(line: Line, name: str, form: str) -> str:
 
 
 def _compared_cells(row: Row, difference: dict[str, Estimate]) -> list[str]:
-    return [*_row_cells(row)[1:], *(difference[name].text("+" + form) for name, (_, form) in SHOWN.items())]
+    return [*_row_cells(row), *(difference[name].text("+" + form) for name, (_, form) in SHOWN.items())]
 
 
 def _grid(headings: Sequence[str], rows: Iterator[list[str]]) -> Iterator[str]:

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 import cv2
@@ -17,7 +18,7 @@ from xsvggt_ros.evaluation.metrics import scene_scale
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array, inverse, transform, unproject
 from xsvggt_ros.preprocess import Resize
-from xsvggt_ros.stream import GeometryStream
+from xsvggt_ros.stream import GeometryStream, NotFinite
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +43,7 @@ def follow(stream: GeometryStream, name: str, frames: Iterable[EvaluationFrame],
     """
     stream.reset()
     started = False
-    for truth in frames:
-        try:
-            frame = stream.step(truth.image)
-        except ValueError as error:
-            log.warning("%s: frame of %.3f s is left out: %s", name, truth.stamp_ns * 1e-9, error)
-            continue
+    for frame, truth in _taken_in(stream, name, frames):
         if started and frame.index == 0:
             event = frame.status.event
             log.warning("%s ends before its frame of %.3f s, a new world: %s", name, truth.stamp_ns * 1e-9, event)
@@ -57,6 +53,30 @@ def follow(stream: GeometryStream, name: str, frames: Iterable[EvaluationFrame],
         if not started:
             _tell_cropping(stream, name, truth.image)
         started = True
+
+
+def _taken_in(
+    stream: GeometryStream, name: str, truths: Iterable[EvaluationFrame]
+) -> Iterator[tuple[Frame, EvaluationFrame]]:
+    """The frames of a sequence, in chunks or not, each beside the truth; the log names those that are not taken."""
+    waiting: list[EvaluationFrame] = []
+
+    def leave_out(lost: list[EvaluationFrame], error: ValueError) -> None:
+        for truth in lost:
+            log.warning("%s: frame of %.3f s is left out: %s", name, truth.stamp_ns * 1e-9, error)
+
+    for truth in chain(truths, [None]):
+        frames: list[Frame] = []
+        try:
+            waiting += [truth] if truth else []
+            frames = stream.take(truth.image) if truth else stream.flush()
+        except NotFinite as error:
+            leave_out(waiting[: len(waiting) - stream.waiting], error)
+        except ValueError as error:
+            leave_out([waiting.pop()], error)
+        done = len(waiting) - stream.waiting
+        yield from zip(frames, waiting[:done], strict=False)  # none of a chunk that failed
+        del waiting[:done]
 
 
 def _tell_cropping(stream: GeometryStream, name: str, image: NDArray[np.uint8]) -> None:

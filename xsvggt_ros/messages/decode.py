@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -305,3 +306,12 @@ def stamp_ns(header: Any) -> int:
             "a stamp has seconds from 0 on, and less than 1000000000 ns"
         )
     return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+
+
+def name_of(image: Any) -> str:
+    """What tells an image message from the others: its file's name, or its stamp; empty where it has neither."""
+    if name := getattr(image, "name", ""):
+        return name
+    with suppress(ValueError, AttributeError):
+        return f"image of {stamp_ns(image.header)} ns"
+    return ""

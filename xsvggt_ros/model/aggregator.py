@@ -65,7 +65,7 @@ class Aggregator(nn.Module):
         """
         batch, frames, per_frame, width = x.shape
         dim = width // self.config.heads
-        rope = self._rope_table(grid, self.config.specials, dim, self.config.rope_base, x.device, x.dtype)
+        rope = self._rope_table(grid, self.config.specials, dim, self.config.rope_base, x.device)
         rope_all = type(rope)(*(table.repeat(frames, 1, 1) for table in rope)) if frames > 1 else rope
         taps = []
         for i, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks, strict=True)):

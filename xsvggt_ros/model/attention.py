@@ -45,7 +45,10 @@ class WholeSequence:
 
     kernel: Kernel
     tokens_per_frame: int | None = None
-    """None: all see each other. Otherwise a frame sees itself and all earlier ones, the frames lying in order."""
+    """None: all see each other. Otherwise a frame sees itself and all earlier ones, the frames lying in order.
+
+    Frames that come in chunks, which see each other, are as one frame of all their tokens.
+    """
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """As Context. Frames need no mask: each attends to a prefix."""

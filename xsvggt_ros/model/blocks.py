@@ -21,14 +21,22 @@ class Rope(NamedTuple):
     sin: Tensor  # [T, 1, d], negated where the partner is subtracted
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [..., T, heads, d], rotated. Halves of d turn by row and column; partners lie d/4 apart."""
+        """x [..., T, heads, d], rotated. Halves of d turn by row and column; partners lie d/4 apart.
+
+        The tables are float32, so that half precision is rounded once, at the end.
+        """
         partner = x.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)
-        return torch.addcmul(x * self.cos, partner, self.sin)
+        return torch.addcmul(x * self.cos, partner, self.sin).to(x.dtype)
 
 
 @torch.inference_mode(False)  # a table made by a stream must also serve in training
 def rope_table(
-    grid: tuple[int, int], specials: int, dim: int, base: float, device: torch.device, dtype: torch.dtype
+    grid: tuple[int, int],
+    specials: int,
+    dim: int,
+    base: float,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> Rope:
     """2-D rotary embedding of one frame: `specials` tokens at (0, 0), then patch (y, x) at (y + 1, x + 1)."""
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
@@ -54,7 +62,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, rope: Rope | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (normalised and rotated) and values of x [B, T, C], each [B, T, heads, d]."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k, v = self.qkv(x.to(self.qkv.weight.dtype)).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q, k = self.q_norm(q), self.k_norm(k)
         return (rope(q), rope(k), v) if rope else (q, k, v)
 
@@ -69,7 +77,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, out or width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(x)))
+        return self.fc2(nn.functional.gelu(self.fc1(x.to(self.fc1.weight.dtype))))
 
 
 class LayerScale(nn.Module):
@@ -82,7 +90,11 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with LayerScale (SPEC of DINOv2 and VGGT blocks; eps differs between them)."""
+    """Pre-norm transformer block with LayerScale (SPEC of DINOv2 and VGGT blocks; eps differs between them).
+
+    x keeps the type of norms and scales, which may be float32 where the products are in half precision: x is a sum over
+    all layers, each of which would round it.
+    """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, qk_norm: bool = False, eps: float = 1e-5):
         super().__init__()

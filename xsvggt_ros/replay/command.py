@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.messages.topics import IMAGE
-from xsvggt_ros.pipeline import Pipeline, Rejected
+from xsvggt_ros.pipeline import Answer, Pipeline, Rejected
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.replay.files import ReplayFiles, check_folder, explained
 from xsvggt_ros.replay.signals import INTERRUPTED, stop_signals
@@ -92,17 +92,22 @@ def _replay(
     messages: Messages, pipeline: Pipeline, files: ReplayFiles, progress: tqdm, most: int | None, stop: Event
 ) -> list[str]:
     """Serves the messages until they end, `most` images were taken in, or `stop` is set; why others were not used."""
-    skipped = []
+    skipped: list[str] = []
+
+    def write(answers: list[Answer]) -> None:
+        for answer in answers:
+            if isinstance(answer.result, Placed):
+                files.write(answer.result, answer.status)
+            else:
+                skipped.append(complaint(answer.image.name, answer.result.reason))
+            progress.update(not isinstance(answer.result, Rejected))
+
     for topic, message in messages:
         if topic != IMAGE:
             pipeline.receive(topic, message)
             continue
-        result = pipeline.process(message, files.config)
-        if isinstance(result, Placed):
-            files.write(result, pipeline.status)
-        else:
-            skipped.append(complaint(message, result.reason))
-        progress.update(not isinstance(result, Rejected))
-        if stop.is_set() or progress.n == most:
+        write(pipeline.process(message, files.config))
+        if stop.is_set() or progress.n + pipeline.status.images.frames_waiting == most:
             break
+    write(pipeline.flush())
     return skipped

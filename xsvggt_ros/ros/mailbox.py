@@ -40,6 +40,12 @@ class Mailbox(Generic[T]):
             self._items.append(item)
             self._changed.notify()
 
+    def add(self, item: T) -> None:
+        """Adds an item beside those that are counted."""
+        with self._changed:
+            self._items.append(item)
+            self._changed.notify()
+
     def get(self) -> T | None:
         """The oldest item, waiting for one; None once the mailbox is closed."""
         with self._changed:

@@ -25,6 +25,7 @@ UNUSED = {
     "frames_lost": (DiagnosticStatus.WARN, "lost by the middleware"),
     "frames_late": (DiagnosticStatus.WARN, "late: {}"),
     "frames_rejected": (DiagnosticStatus.WARN, "unusable: {}"),
+    "frames_abandoned": (DiagnosticStatus.WARN, "left out: {}"),
     "frames_replaced": (DiagnosticStatus.OK, "replaced by newer ones"),
 }
 

@@ -7,7 +7,6 @@ stream. So a step of any length delays neither a parameter nor a service.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import threading
@@ -19,7 +18,6 @@ from functools import partial, wraps
 from typing import Any, NoReturn
 
 import rclpy
-import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
@@ -33,6 +31,7 @@ from rclpy.subscription import Subscription
 from rclpy.utilities import remove_ros_args
 from std_srvs.srv import SetBool, Trigger
 
+from xsvggt_ros.memory import give_back
 from xsvggt_ros.messages import topics
 from xsvggt_ros.ros.calibration import CalibrationWatch
 from xsvggt_ros.ros.monitor import WINDOW_S, diagnostic
@@ -51,6 +50,7 @@ except ModuleNotFoundError:  # Humble
 SILENCE_REPEAT = 30  # looks, a second apart, after which a user is told of a silence again
 PUBLISHERS_S = 0.5  # between two looks at who publishes images
 DIAGNOSTICS_S = 1.0
+POLL_S = 0.05  # between two looks at what another thread is doing
 OVERRIDABLE = QoSOverridingOptions(
     [QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY]
 )
@@ -139,7 +139,7 @@ class StreamNode(LifecycleNode):
         pool = ThreadPoolExecutor(max_workers=1)
         loading = pool.submit(GeometryStream, config.stream)
         while not loading.done():
-            if self._stop.wait(0.05):
+            if self._stop.wait(POLL_S):
                 _leave()
         try:
             stream = loading.result()
@@ -147,9 +147,9 @@ class StreamNode(LifecycleNode):
         except BaseException:
             pool.shutdown()
             raise
+        self.settings.check = lambda config: stream.check(config.stream.cache)
         self._serving = pool.submit(self._worker.run)
         pool.shutdown(wait=False)  # no other work comes; the thread ends with this one
-        self.settings.in_use = True
         self.get_logger().info(f"configured: {stream.summary()}")
         if config.base_frame and config.scale.source == "none":
             self.get_logger().warning("scale.source is none: the mounting's metres are mixed with the model's own unit")
@@ -173,8 +173,11 @@ class StreamNode(LifecycleNode):
     @log_failure
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._unsubscribe()
-        if self._worker:
+        if self._worker and self._serving:
             self._worker.clear()
+            finished = self._worker.finish()
+            while not (finished.wait(POLL_S) or self._serving.done()):
+                pass  # a step, at most two
         return super().on_deactivate(state)
 
     @log_failure
@@ -200,10 +203,8 @@ class StreamNode(LifecycleNode):
             self._worker.close()
             self._serving.exception()  # waits
         self._worker = self._serving = None
-        self.settings.in_use = False
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self.settings.check = None
+        give_back()
 
     # Input
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -25,12 +26,13 @@ class Parameters:
     config: the settings in force. A change swaps it for another, so a reader that keeps the reference has one
     consistent set; a refused change leaves it alone. A change that contradicts other settings is taken, since tools
     set one parameter after the other; it comes into force with the one that ends the contradiction.
-    in_use: whether the node is configured, when only live settings may change.
+    check: set while the node is configured, when only live settings may change: raises ValueError with the reason for
+    a configuration that cannot work with what is loaded.
     Raises ValueError with the reason for an initial value that is not allowed.
     """
 
     def __init__(self, node: Node) -> None:
-        self.in_use = False
+        self.check: Callable[[NodeConfig], None] | None = None
         self._node = node
         self._settings = {s.name: s for s in settings(NodeConfig)}
         self._waiting = ""  # what was last said about changes that are not in force
@@ -81,20 +83,33 @@ class Parameters:
 
     def _validate(self, parameters: list[Parameter]) -> SetParametersResult:
         try:
-            self._check_use(self._checked(parameters))
+            new = self._checked(parameters)
+            if self.check:
+                self._check_live(new)
+                self.check(self._with(new)[0])
         except ValueError as error:
             self._restore_descriptors(parameters)
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
-    def _check_use(self, new: dict[str, Value]) -> None:
+    def _check_live(self, new: dict[str, Value]) -> None:
         """Raises ValueError if something changes that is in use."""
         fixed = [name for name, value in new.items() if not self._settings[name].live and value != self._asked[name]]
-        if self.in_use and fixed:
+        if fixed:
             raise ValueError(
                 f"{', '.join(fixed)} can only change before the node is configured: "
                 f"`ros2 lifecycle set {self._node.get_fully_qualified_name()} deactivate`, then cleanup, first"
             )
+
+    def _with(self, new: dict[str, Value]) -> tuple[NodeConfig, str]:
+        """The configuration once these are asked for too, and what contradicts what, if something does."""
+        try:
+            return changed(NodeConfig(), self._asked | new), ""
+        except ValueError as contradiction:
+            config = self.config
+            with suppress(ValueError):  # what has no part in it is in force at once
+                config = changed(config, new)
+            return config, str(contradiction)
 
     def _restore_descriptors(self, parameters: list[Parameter]) -> None:
         """rclpy has put the refused types into them."""
@@ -110,13 +125,10 @@ class Parameters:
 
     def _apply(self, parameters: list[Parameter]) -> None:
         new = self._checked(parameters)
+        self.config, contradiction = self._with(new)
         self._asked |= new
         said, self._waiting = self._waiting, ""
-        try:
-            self.config = self.settled()
-        except ValueError as contradiction:
-            with suppress(ValueError):  # what has no part in it is in force at once
-                self.config = changed(self.config, new)
+        if contradiction:
             in_force = values(self.config)
             waiting = ", ".join(name for name, value in self._asked.items() if value != in_force[name])
             self._waiting = f"not in force yet: {waiting}; {contradiction}"

@@ -7,11 +7,12 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.messages.topics import IMAGE, FrameMessages
-from xsvggt_ros.pipeline import THROTTLE_S, Pipeline, Rejected, Throttle, Unplaced
+from xsvggt_ros.pipeline import THROTTLE_S, Answer, Pipeline, Rejected, Throttle, Unplaced
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.ros.load_shedding import DENSE_TOPICS, LoadShedding
 from xsvggt_ros.ros.mailbox import Mailbox
@@ -61,21 +62,38 @@ class Worker:
 
     def status(self) -> Status:
         """All there is to say now."""
-        status = self._pipeline.status
+        return self._completed(self._pipeline.status)
+
+    def _completed(self, status: Status) -> Status:
+        """With what the pipeline does not know."""
         images = replace(status.images, frames_lost=self.lost, **self._mailbox.counts())
         performance = replace(self._monitor.performance(), shed_level=self._load.level.number)
         return replace(status, images=images, performance=performance, silent=self._monitor.silent())
 
+    def finish(self) -> Event:
+        """Has the images that wait for the rest of their chunk taken in; set once their outputs are out."""
+        done = Event()
+        self._mailbox.add((0.0, done))
+        return done
+
     def run(self) -> None:
-        """Serves images until the mailbox closes."""
+        """Serves images until the mailbox closes, those that wait for the rest of their chunk included."""
         while (item := self._mailbox.get()) is not None:
             arrived, message = item
             config = self._settings.config
-            result = self._pipeline.process(message, config)
-            if isinstance(result, Rejected):
-                self._report(result)
+            if isinstance(message, Event):
+                self._answer(self._pipeline.flush(), config)
+                message.set()
             else:
-                self._answer(result, config, arrived)
+                self._answer(self._pipeline.process(message, config, arrived), config)
+        self._answer(self._pipeline.flush(), self._settings.config)
+
+    def _answer(self, answers: list[Answer], config: NodeConfig) -> None:
+        for answer in answers:
+            if isinstance(answer.result, Rejected):
+                self._report(answer.result)
+            else:
+                self._publish_all(answer, answer.result, config)
 
     def _report(self, result: Rejected) -> None:
         """Logs each kind of reason, numbers apart, at most once in a while."""
@@ -86,15 +104,16 @@ class Worker:
         else:
             self._log.warning(f"image not used: {result.reason}")
 
-    def _answer(self, result: Placed | Unplaced, config: NodeConfig, arrived: float) -> None:
+    def _publish_all(self, answer: Answer, result: Placed | Unplaced, config: NodeConfig) -> None:
         """Publishes the frame, or only its status where it could not be placed."""
         if isinstance(result, Unplaced):
             self._log.warning(f"nothing published: {result.reason}", throttle_duration_sec=THROTTLE_S)
         else:
             self._publish_frame(result, config)
-        age = time.monotonic() - arrived
-        self._monitor.published(result.frame.status.seconds["step"], age)
-        self._publish("~/status", lambda: self._messages.status(self.status(), result.stamp_ns, result.camera))
+        age = time.monotonic() - answer.image.time
+        self._monitor.published(answer.status.step.seconds["step"], age)
+        status = self._completed(answer.status)
+        self._publish("~/status", lambda: self._messages.status(status, result.stamp_ns, result.camera))
         self._shed_load(age, config)
 
     def _publish_frame(self, placed: Placed, config: NodeConfig) -> None:

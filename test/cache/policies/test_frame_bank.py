@@ -54,6 +54,7 @@ def test_whole_frames_stay_the_same_in_all_layers(bits, chunk):
         stream.step(chunk)
         expected = spread([*expected, *range(step * chunk, (step + 1) * chunk)], 8, recent=4)
         assert frames_of(stream) == expected
+        assert sorted(stream.cache.camera.numbers) == expected
 
 
 def test_a_smaller_budget_spreads_what_there_is():
@@ -64,8 +65,18 @@ def test_a_smaller_budget_spreads_what_there_is():
     stream.cache.reconfigure(replace(CONFIG, budget_tokens=4 * 25, key_bits=2))
     expected = spread(before, 4, recent=2)
     assert frames_of(stream) == expected
+    assert sorted(stream.cache.camera.numbers) == expected
     stream.step()
     assert frames_of(stream) == spread([*expected, 30], 4, recent=2)
+
+
+def test_a_smaller_window_of_the_camera_head_is_spread_by_itself():
+    stream = RandomStream(replace(CONFIG, camera_window=3))
+    expected: list[int] = []
+    for frame in range(20):
+        stream.step()
+        expected = spread([*expected, frame], 4, recent=2)
+        assert sorted(stream.cache.camera.numbers) == expected
 
 
 def test_what_another_policy_left_goes_first():

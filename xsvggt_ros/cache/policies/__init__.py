@@ -8,6 +8,7 @@ adding it here, and its name to `config.POLICIES`, which must not load torch.
 from __future__ import annotations
 
 from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy, Seen
+from xsvggt_ros.cache.policies.coreset import Coreset
 from xsvggt_ros.cache.policies.frame_bank import FrameBank
 from xsvggt_ros.cache.policies.full import Full
 from xsvggt_ros.cache.policies.ghost import Ghost
@@ -16,6 +17,7 @@ from xsvggt_ros.cache.policies.output_aware import OutputAware
 from xsvggt_ros.cache.policies.ovggt import Ovggt
 from xsvggt_ros.cache.policies.random import Random
 from xsvggt_ros.cache.policies.sliding_window import SlidingWindow
+from xsvggt_ros.cache.policies.stac import Stac
 from xsvggt_ros.cache.policies.window_specials import WindowSpecials
 from xsvggt_ros.cache.policies.xstream import XStream
 from xsvggt_ros.cache.shape import CacheShape
@@ -24,7 +26,9 @@ from xsvggt_ros.config import CacheConfig
 __all__ = ["BY_NAME", "Geometry", "PastTokens", "Policy", "Seen", "make_policy"]
 
 BY_NAME: dict[str, type[Policy]] = {
+    "coreset": Coreset,
     "xstream": XStream,
+    "stac": Stac,
     "frame_bank": FrameBank,
     "output_aware": OutputAware,
     "infinite": Infinite,

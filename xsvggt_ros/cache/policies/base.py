@@ -2,27 +2,22 @@
 """What a policy sees, and what it must say.
 
 Tensors about tokens are [T, lanes, ...]: a lane is a group of heads that chooses its tokens together, all heads or
-each alone. Queries and keys are in the basis of the cache's quantizer, where products, lengths and angles are those
-of the model (see `centre`).
+each alone.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from xsvggt_ros.cache.camera_cache import first_and_newest
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
 
 PROTECTED = float("inf")  # the score of a token that must stay
-
-
-def as_they_are(x: Tensor) -> Tensor:
-    return x
 
 
 @dataclass(frozen=True)
@@ -35,8 +30,6 @@ class PastTokens:
     newest: int  # index of the first of the newest frames; while they are being taken in, none of them is here
     tokens_per_frame: int
     evidence: dict[str, Tensor] = field(default_factory=dict)  # what the policy keeps about this layer and its tokens
-    centre: Tensor | float = 0.0  # [heads, d], what was taken off all keys
-    turned: Callable[[Tensor], Tensor] = as_they_are  # vectors of the model's basis [..., d] into that of the keys
 
     @property
     def in_first_frame(self) -> Tensor:
@@ -62,8 +55,6 @@ class Seen:
     keys: Tensor  # [T + N, heads, d]
     values: Tensor  # [T + N, heads, d]
     bias: Tensor | None  # [heads, T + N], added to the logits
-    turned: Callable[[Tensor], Tensor] = as_they_are  # as PastTokens.turned; its own inverse
-    plain: Callable[[Tensor], Tensor] = as_they_are  # values [..., heads, d] back into the model's
 
 
 @dataclass(frozen=True)
@@ -84,8 +75,8 @@ class Policy(ABC):
     chooses_by_head = False
     """Whether it can choose for each head apart, where `config.per_head` says so."""
 
-    leaving: Tensor | None = None
-    """Which slot of the camera head's cache the newest frame takes; None: the oldest frame's."""
+    same_in_all_layers = False
+    """Whether it keeps the same tokens in all layers, which then have equal budgets."""
 
     def __init__(self, config: CacheConfig, shape: CacheShape):
         self.config = config
@@ -104,6 +95,10 @@ class Policy(ABC):
     def usable(self, budget: int) -> int:
         """What it makes use of, of a budget in tokens."""
         return budget
+
+    def frames_kept(self, frames: list[int], count: int) -> list[int]:
+        """Of the numbers of frames, ascending, those that the camera head's cache keeps, at most `count`."""
+        return first_and_newest(frames, count)
 
     # --- what it keeps ----------------------------------------------------------------------------
 
@@ -147,8 +142,8 @@ class Policy(ABC):
         """
         return {}
 
-    def rework(self, past: PastTokens, values: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Merges tokens before some have to go, values [T, heads, d]; it may write the evidence in place.
+    def rework(self, past: PastTokens, values: Tensor, leaving: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Merges tokens before `leaving` have to go, values [T, heads, d]; it may write the evidence in place.
 
         Returns slots [n, lanes] and the keys and values [n, heads, d] to put there.
         """

@@ -12,7 +12,7 @@ from xsvggt_ros.cache.policies.base import PastTokens
 
 def directions(past: PastTokens) -> Tensor:
     """The keys as the model made them, of length 1: [T, heads, d] float32."""
-    return normalize(past.keys.float() + past.centre, dim=-1)
+    return normalize(past.keys.float(), dim=-1)
 
 
 def mean_direction(keys: Tensor, which: Tensor) -> Tensor:
@@ -26,6 +26,14 @@ def diversity(past: PastTokens) -> Tensor:
     keys = directions(past)
     mu = mean_direction(keys, ~past.in_first_frame)
     return -torch.einsum("thd,hd->th", keys, mu).unflatten(1, (past.frame.shape[1], -1)).mean(2)
+
+
+def likeness(past: PastTokens) -> Tensor:
+    """Mean cosine between the keys and their mean, but the first frame's: a scalar, the mean over heads.
+
+    That is the length of the mean of directions: 1 where all are the same.
+    """
+    return mean_direction(directions(past), ~past.in_first_frame).norm(dim=-1).mean()
 
 
 def of_heads(x: Tensor, heads: int) -> Tensor:

@@ -23,6 +23,8 @@ RECENT = 4  # newest frames that stay, where they are at most half of all
 class FrameBank(Policy):
     """A frame's tokens stay or leave together."""
 
+    same_in_all_layers = True
+
     bank: tuple[int, ...] = ()  # the frames that stay, ascending
 
     def floor(self) -> int:
@@ -51,10 +53,21 @@ class FrameBank(Policy):
         there = (past.frame[..., None] == self.shared["bank"]).any(-1)
         return past.protect_ends(past.recency).masked_fill(there, PROTECTED)
 
+    def frames_kept(self, frames: list[int], count: int) -> list[int]:
+        """The bank's or, with a window of fewer frames, by the same rule."""
+        return self._spread(frames, min(count, self._room))
+
+    @property
+    def _room(self) -> int:
+        """Frames that the budget holds."""
+        return self.shared["bank"].shape[0]
+
+    def _spread(self, frames: Sequence[int], count: int) -> list[int]:
+        return spread(frames, count, recent=min(count - 1, max(self.config.chunk, min(RECENT, count // 2))))
+
     def _keep(self, frames: Sequence[int]) -> None:
-        room = self.shared["bank"].shape[0]
-        self.bank = tuple(spread(frames, room, recent=max(self.config.chunk, min(RECENT, room // 2))))
-        padded = torch.tensor([*self.bank, *[0] * (room - len(self.bank))], dtype=torch.int32)
+        self.bank = tuple(self._spread(frames, self._room))
+        padded = torch.tensor([*self.bank, *[0] * (self._room - len(self.bank))], dtype=torch.int32)
         self.shared["bank"].copy_(padded, non_blocking=True)
 
 

@@ -30,7 +30,7 @@ class OutputAware(Policy):
         shape, new = self.shape, seen.q.shape[0]
         frames = new // shape.tokens_per_frame
         rows = probe_rows(frames, shape.tokens_per_frame, shape.specials, self.config.probes, seen.q.device)
-        lengths = seen.plain(seen.values).abs().sum(-1, dtype=torch.float32)  # [T + N, heads]
+        lengths = seen.values.abs().sum(-1, dtype=torch.float32)  # [T + N, heads]
         score = summed(attention(seen, rows).sum(1).T * lengths, self.lanes)
         evidence["output_score"] += score[:-new]
         return {"output_score": score[-new:]}

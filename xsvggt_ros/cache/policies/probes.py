@@ -8,7 +8,10 @@ import math
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.policies.base import Seen
+from xsvggt_ros.cache.policies.base import Seen, summed
+from xsvggt_ros.cache.shape import CacheShape
+
+AT_ONCE = 64  # queries, to save memory
 
 
 def probe_rows(frames: int, tokens_per_frame: int, specials: int, patches: int, device: torch.device) -> Tensor:
@@ -30,6 +33,19 @@ def probe_weights(frames: int, tokens_per_frame: int, specials: int, patches: in
     weights = torch.ones(specials + chosen, device=device)
     weights[specials:] = count / max(1, chosen)
     return weights.repeat(frames)
+
+
+def attention_mass(seen: Seen, patches: int, shape: CacheShape, lanes: int) -> tuple[Tensor, Tensor]:
+    """What attention the T cached and the N new tokens get from all new queries, summed over the heads of a lane.
+
+    [T, lanes] and [N, lanes] float32, by those of `probe_rows`.
+    """
+    new = seen.q.shape[0]
+    asked = new // shape.tokens_per_frame, shape.tokens_per_frame, shape.specials, patches, seen.q.device
+    parts = zip(probe_rows(*asked).split(AT_ONCE), probe_weights(*asked).split(AT_ONCE), strict=True)
+    mass = [torch.einsum("hrt,r->th", attention(seen, rows), weights) for rows, weights in parts]
+    old, of_new = summed(torch.stack(mass).sum(0), lanes).split([seen.keys.shape[0] - new, new])
+    return old, of_new
 
 
 def attention(seen: Seen, rows: Tensor) -> Tensor:

@@ -39,18 +39,18 @@ class XStream(Policy):
         return floor_of_ends(self.config, self.shape)
 
     def layer_evidence(self) -> Layout:
-        """The summary of the newest frames' queries, in the model's basis; zero until there is one."""
+        """The summary of the newest frames' queries; zero until there is one."""
         return {"query": ((self.shape.head_dim,), torch.float32)}
 
     def observe(self, seen: Seen, evidence: dict[str, Tensor]) -> dict[str, Tensor]:
         frames = seen.q.split(self.shape.tokens_per_frame)
         summaries = [query_summary(q, self.shape.specials, self.config.query_pool) for q in frames]
-        evidence["query"].copy_(seen.turned(torch.stack(summaries).mean(0)))
+        evidence["query"].copy_(torch.stack(summaries).mean(0))
         return {}
 
     def scores(self, past: PastTokens) -> Tensor:
         """Without a query, right after another policy, the newest tokens are the best guess."""
         query = past.evidence["query"]
         parts = past.keys.split(AT_ONCE)  # since the mean of bfloat16 makes a float32 copy of them
-        closeness = torch.cat([keys.mean(1, dtype=torch.float32) for keys in parts]) @ past.turned(query)
+        closeness = torch.cat([keys.mean(1, dtype=torch.float32) for keys in parts]) @ query
         return past.protect_ends(torch.where(query.any(), closeness[:, None], past.recency))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Affine quantisation to 2, 3, 4 or 8 bits, really packed into bytes.
+"""Affine quantisation in few bits, really packed into bytes.
 
 value = offset + scale * code, code in 0 .. 2^bits - 1. A group's range is cut into 2^bits equal bins and a code
 stands for its bin's centre: scale = (max - min) / 2^bits, offset = min + scale / 2. The offset is kept in full
@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PARAMETER_DTYPE = torch.float16
-SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
+from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE, SMALLEST_SCALE, pack, unpack
 
 
 def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -27,30 +26,6 @@ def encode(x: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor:
     """Codes of x, uint8 and not yet packed; scale and offset broadcast to x."""
     codes = (x.float() - offset.float()) / scale.float().clamp_min(SMALLEST_SCALE)
     return codes.round_().clamp_(0, 2**bits - 1).to(torch.uint8)
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """uint8 codes [..., d] -> uint8 bytes [..., d * bits / 8]; byte j holds channels j, j + d*bits/8, ...
-
-    3 bits are packed as their lower two and, after those, their highest.
-    """
-    if bits == 3:
-        return torch.cat([pack(codes & 3, 2), pack(codes >> 2, 1)], -1)
-    parts = codes.unflatten(-1, (8 // bits, -1)).unbind(-2)
-    packed = parts[0].clone()
-    for i, part in enumerate(parts[1:], start=1):
-        packed |= part << (i * bits)
-    return packed
-
-
-def unpack(packed: Tensor, bits: int, out: Tensor) -> Tensor:
-    """Bytes [..., d * bits / 8] -> codes [..., d], written as numbers of out's dtype."""
-    if bits == 3:
-        lower, highest = packed.split([out.shape[-1] // 4, out.shape[-1] // 8], -1)
-        return unpack(lower, 2, out).add_(unpack(highest, 1, torch.empty_like(out)), alpha=4)
-    for i, part in enumerate(out.unflatten(-1, (8 // bits, -1)).unbind(-2)):
-        part.copy_((packed >> (i * bits)) & (2**bits - 1))
-    return out
 
 
 def quantize_per_channel(x: Tensor, rows: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,5 +56,5 @@ def dequantize(packed: Tensor, scale: Tensor, offset: Tensor, bits: int, out: Te
 
     Computed in float32 and rounded once: in bfloat16 the arithmetic alone would double the error of 8 bits.
     """
-    codes = unpack(packed, bits, out if out.dtype == torch.float32 else torch.empty(out.shape, device=out.device))
-    return out.copy_(codes.mul_(scale.float()).add_(offset.float()))  # faster than addcmul, which broadcasts slowly
+    codes = unpack(packed, bits, torch.empty(out.shape, device=out.device))
+    return out.copy_(torch.addcmul(offset.float(), codes, scale.float()))

@@ -8,17 +8,13 @@ the `lanes` of a layer are the groups of heads, all of them or each alone, that 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.quantizers.affine import PARAMETER_DTYPE, dequantize, quantize_per_token
+from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
-
-AT_ONCE = {"cpu": 512}  # tokens unpacked at once: few, so that they stay in the processor's cache
-AT_ONCE_ELSEWHERE = 2048  # the fewer calls, the better
 
 
 class Quantizer(ABC):
@@ -30,7 +26,7 @@ class Quantizer(ABC):
         self.lanes = lanes
         self.capacity = capacity
         self.bits = {"key": config.key_bits, "value": config.value_bits}
-        self.tensors: dict[str, Tensor] = {}  # those of the layout, once the store has made them
+        self.tensors: dict[str, Tensor] = {}  # those of the store: of the layout, and the places of the tokens in it
         self.reencoded_before = 0  # in the store before
         self.torn = False  # whether tokens that stay are just being written, or were when that failed
 
@@ -43,35 +39,12 @@ class Quantizer(ABC):
         """Tokens that were encoded once more at the same bits; reading it waits for the device."""
         return self.reencoded_before
 
-    # --- the basis in which attention works -------------------------------------------------------
-
-    def enter(self, q: Tensor, k: Tensor, v: Tensor, first: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """New queries, keys and values [n, heads, d] in the basis of those stored; `first`: none are yet."""
-        return q, k, v
-
-    def leave(self, out: Tensor) -> Tensor:
-        """The attention's output, or values, [..., heads, d] back from that basis."""
-        return out
-
-    def plain(self, keys: Tensor) -> Tensor:
-        """Keys [n, heads, d] back from that basis; for values it is `leave`."""
-        return keys
-
-    def turned(self, x: Tensor) -> Tensor:
-        """Vectors [..., d] of the queries' space, turned into the basis of the keys, or back: it is its own inverse."""
-        return x
-
-    def centre(self) -> Tensor | float:
-        """What was taken off all keys [heads, d], in their basis."""
-        return 0.0
-
     # --- slots ------------------------------------------------------------------------------------
 
     def read(self, tokens: int, keys: Tensor, values: Tensor) -> None:
         """Unpacks the first slots into keys and values [tokens, heads, d]."""
-        for rows in self._blocks(tokens):
-            self._read_keys(rows, keys[rows])
-            self._read_per_token("value", rows, values[rows])
+        self._read_keys(tokens, keys)
+        self._read_per_token("value", tokens, values)
 
     def write(self, slots: Tensor, keys: Tensor, values: Tensor, in_use: int, evictions: int) -> None:
         """Stores keys and values [n, heads, d] in slots [n, lanes], of which the first `evictions` are among the
@@ -83,47 +56,36 @@ class Quantizer(ABC):
     def take_over(self, other: Quantizer, source: Tensor, keys: Tensor, values: Tensor) -> None:
         """Fills the first slots with other's, of each head in the order of source [n, heads].
 
-        Codes that mean the same here are moved, others made anew from keys and values [T, heads, d], which are what
-        other's slots hold, in its basis.
+        Codes that mean the same here are moved, others made anew from what keys and values [n, heads, d] are.
         """
-        same = type(self) is type(other) and self.bits["value"] == other.bits["value"]
-        heads = lanes_of(source)
-        for rows in self._blocks(source.shape[0]):
-            self._take_over_keys(other, source[rows], rows, keys)
-            if same:
-                self._move(other, source[rows], rows, [*self._codes("value"), *self._parameters("value")])
-            else:
-                new = self._entered(other.leave(values[source[rows], heads]))
-                self._write_per_token("value", self._slots(rows), new)
+        slots = torch.arange(source.shape[0], device=source.device)[:, None].expand(-1, self.lanes)
+        self._take_over_keys(other, source, slots, keys)
+        if type(self) is type(other) and self.bits["value"] == other.bits["value"]:
+            self._move(other, source, [*self._codes("value"), *self._parameters("value")])
+        else:
+            self._write_per_token("value", slots, values)
 
     @abstractmethod
-    def _read_keys(self, rows: slice, out: Tensor) -> None: ...
+    def _read_keys(self, tokens: int, out: Tensor) -> None: ...
 
     @abstractmethod
     def _write_keys(self, slots: Tensor, keys: Tensor, in_use: int, evictions: int) -> None: ...
 
     @abstractmethod
-    def _take_over_keys(self, other: Quantizer, source: Tensor, rows: slice, keys: Tensor) -> None:
-        """As `take_over`, of the slots `rows`, which `source` is for."""
+    def _take_over_keys(self, other: Quantizer, source: Tensor, slots: Tensor, keys: Tensor) -> None: ...
 
-    def _entered(self, values: Tensor) -> Tensor:
-        """Plain values in the basis of those stored."""
-        return values
+    # --- each token by itself ---------------------------------------------------------------------
 
-    @property
-    def _at_once(self) -> int:
-        return AT_ONCE.get(self.tensors["values"].device.type, AT_ONCE_ELSEWHERE)
+    parameters: tuple[str, ...]
+    """What the codes of a token and head need to be numbers again, float16 each."""
 
-    def _blocks(self, tokens: int) -> Iterator[slice]:
-        """The first slots, some at a time: what becomes of them takes little memory."""
-        return (slice(start, min(start + self._at_once, tokens)) for start in range(0, tokens, self._at_once))
+    @abstractmethod
+    def _encoded(self, slots: Tensor, x: Tensor, bits: int) -> tuple[Tensor, ...]:
+        """x [n, heads, d], for slots [n, lanes], as packed codes [n, heads, d * bits / 8] and parameters [n, heads]."""
 
-    def _slots(self, rows: slice) -> Tensor:
-        """Of a block, [n, lanes]."""
-        device = self.tensors["values"].device
-        return torch.arange(rows.start, rows.stop, device=device)[:, None].expand(-1, self.lanes)
-
-    # --- one scale and offset per token and head --------------------------------------------------
+    @abstractmethod
+    def _decode(self, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
+        """Writes to out [n, heads, d] what `_encoded` made for the first n slots; parameters [n, heads, 1]."""
 
     def _codes(self, kind: str) -> Layout:
         bits, d = self.bits[kind], self.shape.head_dim
@@ -132,30 +94,31 @@ class Quantizer(ABC):
 
     def _parameters(self, kind: str) -> Layout:
         size = (self.capacity, self.shape.heads), PARAMETER_DTYPE
-        return {} if self.bits[kind] == 16 else {f"{kind}_scale": size, f"{kind}_offset": size}
+        return {} if self.bits[kind] == 16 else {f"{kind}_{name}": size for name in self.parameters}
 
-    def _read_per_token(self, kind: str, rows: slice, out: Tensor) -> None:
-        packed = self.tensors[f"{kind}s"][rows]
+    def _read_per_token(self, kind: str, tokens: int, out: Tensor) -> None:
+        packed = self.tensors[f"{kind}s"][:tokens]
         if self.bits[kind] == 16:
             out.copy_(packed)
-            return
-        scale, offset = (self.tensors[f"{kind}_{name}"][rows, :, None] for name in ("scale", "offset"))
-        dequantize(packed, scale, offset, self.bits[kind], out)
+        else:
+            parameters = [self.tensors[f"{kind}_{name}"][:tokens, :, None] for name in self.parameters]
+            self._decode(packed, parameters, self.bits[kind], out)
 
     def _write_per_token(self, kind: str, slots: Tensor, x: Tensor) -> None:
         if self.bits[kind] < 16:
-            x, scale, offset = quantize_per_token(x, self.bits[kind])
-            self._put(f"{kind}_scale", slots, scale)
-            self._put(f"{kind}_offset", slots, offset)
+            x, *parameters = self._encoded(slots, x, self.bits[kind])
+            for name, parameter in zip(self.parameters, parameters, strict=True):
+                self._put(f"{kind}_{name}", slots, parameter)
         self._put(f"{kind}s", slots, x)
 
     def _put(self, name: str, slots: Tensor, x: Tensor) -> None:
         """Writes x [n, heads, ...] to slots [n, lanes]."""
         by_lane(self.tensors[name], self.lanes)[slots, lanes_of(slots)] = by_lane(x, self.lanes)
 
-    def _move(self, other: Quantizer, source: Tensor, rows: slice, names: list[str]) -> None:
+    def _move(self, other: Quantizer, source: Tensor, names: list[str]) -> None:
+        heads = lanes_of(source)
         for name in names:
-            self.tensors[name][rows] = other.tensors[name][source, lanes_of(source)]
+            self.tensors[name][: source.shape[0]] = other.tensors[name][source, heads]
 
 
 def by_lane(x: Tensor, lanes: int) -> Tensor:

@@ -15,8 +15,9 @@ import math
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.quantizers.affine import PARAMETER_DTYPE, dequantize, quantize_per_channel
+from xsvggt_ros.cache.quantizers.affine import dequantize, quantize_per_channel, quantize_per_token
 from xsvggt_ros.cache.quantizers.base import Quantizer, by_lane, lanes_of
+from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
 
@@ -26,6 +27,8 @@ ROOM = 2  # times the groups of densely filled ones; `_merge_sparse` relies on i
 
 class Channel(Quantizer):
     """Which group a token is of, and what room there is for groups, is all known here."""
+
+    parameters = ("scale", "offset")
 
     def __init__(self, config: CacheConfig, shape: CacheShape, lanes: int, capacity: int):
         super().__init__(config, shape, lanes, capacity)
@@ -52,18 +55,21 @@ class Channel(Quantizer):
         """Groups of so many tokens that lie together."""
         return math.ceil(tokens / self.size)
 
+    def _encoded(self, slots: Tensor, x: Tensor, bits: int) -> tuple[Tensor, ...]:
+        return quantize_per_token(x, bits)
+
+    def _decode(self, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
+        scale, offset = parameters
+        dequantize(packed, scale, offset, bits, out)
+
     # --- keys -------------------------------------------------------------------------------------
 
-    @property
-    def _at_once(self) -> int:
-        return super()._at_once // self.size * self.size  # whole groups
-
-    def _read_keys(self, rows: slice, out: Tensor) -> None:
+    def _read_keys(self, tokens: int, out: Tensor) -> None:
         if self.bits["key"] == 16:
-            self._read_per_token("key", rows, out)
+            self._read_per_token("key", tokens, out)
             return
-        scale, offset = self._parameters_of(self.tensors["group"][rows])
-        dequantize(self.tensors["keys"][rows], scale, offset, self.bits["key"], out)
+        scale, offset = self._parameters_of(self.tensors["group"][:tokens])
+        dequantize(self.tensors["keys"][:tokens], scale, offset, self.bits["key"], out)
 
     def _write_keys(self, slots: Tensor, keys: Tensor, in_use: int, evictions: int) -> None:
         if self.bits["key"] == 16:
@@ -77,31 +83,23 @@ class Channel(Quantizer):
             fullness = self._merge_sparse(stay, fullness, needed, min(needed * self.size, in_use - evictions))
         self._encode(slots, keys, emptiest(fullness, needed))
 
-    def take_over(self, other: Quantizer, source: Tensor, keys: Tensor, values: Tensor) -> None:
-        if self._holds_all_of(other):
-            for name in ("key_scale", "key_offset"):
-                self.tensors[name][: other.tensors[name].shape[0]] = other.tensors[name]
-        super().take_over(other, source, keys, values)
-
-    def _take_over_keys(self, other: Quantizer, source: Tensor, rows: slice, keys: Tensor) -> None:
-        if self._holds_all_of(other):
-            self._move(other, source, rows, ["keys"])
-            lanes = source[:, :: self.shape.heads // self.lanes]
-            self.tensors["group"][rows] = other.tensors["group"][lanes, lanes_of(lanes)]
-            return
-        slots, plain = self._slots(rows), other.plain(keys[source, lanes_of(source)])
+    def _take_over_keys(self, other: Quantizer, source: Tensor, slots: Tensor, keys: Tensor) -> None:
         if self.bits["key"] == 16:
-            self._write_per_token("key", slots, plain)
-            return
-        entries = torch.arange(self._needed(slots.shape[0]), device=slots.device) + rows.start // self.size
-        self._encode(slots, plain, entries[:, None].expand(-1, self.lanes))
-        if isinstance(other, Channel) and self.bits["key"] == other.bits["key"]:
-            self.tensors["reencoded"] += slots.numel()
+            self._write_per_token("key", slots, keys)
+        elif isinstance(other, Channel) and self._holds_all_of(other):
+            self._move(other, source, ["keys"])
+            lanes = source[:, :: self.shape.heads // self.lanes]
+            self.tensors["group"][: source.shape[0]] = other.tensors["group"][lanes, lanes_of(lanes)]
+            for name in ("key_scale", "key_offset"):
+                self.tensors[name][: other.count] = other.tensors[name]
+        else:
+            entries = torch.arange(self._needed(slots.shape[0]), device=slots.device)
+            self._encode(slots, keys, entries[:, None].expand(-1, self.lanes))
+            if isinstance(other, Channel) and self.bits["key"] == other.bits["key"]:
+                self.tensors["reencoded"] += slots.numel()
 
-    def _holds_all_of(self, other: Quantizer) -> bool:
+    def _holds_all_of(self, other: Channel) -> bool:
         """Whether the other's groups may stay as they are."""
-        if not isinstance(other, Channel) or self.bits["key"] == 16:
-            return False
         same = (self.bits["key"], self.lanes) == (other.bits["key"], other.lanes)
         return same and self.count >= other.count
 
@@ -156,8 +154,8 @@ class Channel(Quantizer):
         keys = self._keys_in(slots)
         self.torn = True
         self._encode(slots, keys, entries, tight)
-        self.tensors["reencoded"] += tight.sum() * tokens
         self.torn = False
+        self.tensors["reencoded"] += tight.sum() * tokens
         return self._fullness(stay)
 
     def _keys_in(self, slots: Tensor) -> Tensor:

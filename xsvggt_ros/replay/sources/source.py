@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from xsvggt_ros.frame import InputImage
 from xsvggt_ros.messages.bag import DamagedBag
-from xsvggt_ros.messages.decode import FRAME_ID, CameraDecoder, Damaged, decode_image, stamp_ns
+from xsvggt_ros.messages.decode import FRAME_ID, CameraDecoder, Damaged, decode_image, name_of
 from xsvggt_ros.messages.topics import CAMERA_INFO, IMAGE
 
 log = logging.getLogger(__name__)
@@ -64,15 +63,11 @@ class Images:
             try:
                 yield camera.decode(message, self._rectify)
             except ValueError as error:
-                self.skipped.append(complaint(message, str(error)))
+                self.skipped.append(complaint(name_of(message), str(error)))
 
 
-def complaint(message: Any, reason: str) -> str:
-    """Why an image is not used, with what tells it from the others."""
-    name = getattr(message, "name", "")
-    if not name:
-        with suppress(ValueError, AttributeError):  # it has no stamp, and that is the reason
-            name = f"image of {stamp_ns(message.header)} ns"
+def complaint(name: str, reason: str) -> str:
+    """Why the image of that name is not used."""
     return f"{name}: {reason}" if name else reason
 
 
@@ -86,7 +81,7 @@ def usable(source: Source, path: Path) -> Iterator[tuple[str, Any]]:
                 decode_image(message)
                 return chain([*read, (topic, message)], messages)
             except ValueError as error:
-                message = Damaged(complaint(message, str(error)))  # its data are not kept
+                message = Damaged(complaint(name_of(message), str(error)))  # its data are not kept
                 reason = reason or message.reason
         read.append((topic, message))
     raise ValueError(f"{path} has no image that can be used: {reason or source.damage or 'it is empty'}")

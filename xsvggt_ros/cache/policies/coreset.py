@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep what attention goes to, and let each token that stays stand for those like it that left.
+
+The score of a token is STAC's (arXiv 2603.20284): score <- DECAY * score + sum over queries of attention. What is new
+is what a token leaves behind: the one of the most similar key among those that stay inherits its count n, and log n is
+added to the logits of a token that stands for n. Softmax attention to what is kept is then close to what attention to
+everything would be, as if each token that left had taken its heir's key and value. Without that, attention moves from
+the old tokens to the first and the newest frames as their number shrinks. Keys and values stay as they are: a mean
+would have to be quantised anew each time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from xsvggt_ros.cache.policies.base import PastTokens, Policy, Seen, floor_of_ends
+from xsvggt_ros.cache.policies.probes import attention_mass
+from xsvggt_ros.cache.shape import Layout
+
+DECAY = 0.9  # of scores, with each step
+
+
+class Coreset(Policy):
+    """Of the weighted tokens, those of the highest scores."""
+
+    chooses_by_head = True
+
+    def floor(self) -> int:
+        """First and newest frame always stay, whatever the budget."""
+        return floor_of_ends(self.config, self.shape)
+
+    def token_evidence(self) -> Layout:
+        """left: how many tokens that left it stands for, beside itself."""
+        return {"score": ((), torch.float32), "left": ((), torch.float32)}
+
+    def bias(self, evidence: dict[str, Tensor]) -> Tensor:
+        return evidence["left"].log1p()
+
+    def observe(self, seen: Seen, evidence: dict[str, Tensor]) -> dict[str, Tensor]:
+        mass, new = attention_mass(seen, self.config.probes, self.shape, self.lanes)
+        evidence["score"].mul_(DECAY).add_(mass)
+        return {"score": new}
+
+    def scores(self, past: PastTokens) -> Tensor:
+        return past.protect_ends(past.evidence["score"])
+
+    def rework(self, past: PastTokens, values: Tensor, leaving: int) -> None:
+        """Those that leave next leave their counts to the most similar of the others."""
+        slots = self.scores(past).topk(leaving, dim=0, largest=False, sorted=False).indices  # [leaving, lanes]
+        left = past.evidence["left"]
+        for lane, keys in enumerate(_directions(past, self.lanes)):
+            gone = slots[:, lane]
+            likeness = (keys[gone] @ keys.T).index_fill_(1, gone, -torch.inf)
+            left[:, lane].index_add_(0, likeness.argmax(1), 1 + left[gone, lane])
+
+
+def _directions(past: PastTokens, lanes: int) -> Tensor:
+    """The keys of each lane's heads together, less their mean, of length 1: [lanes, T, heads of a lane * d]."""
+    keys = past.keys.unflatten(1, (lanes, -1)).flatten(2).transpose(0, 1)
+    return normalize(keys - keys.mean(1, keepdim=True), dim=-1)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Codes of few bits in bytes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PARAMETER_DTYPE = torch.float16
+SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """uint8 codes [..., d] -> uint8 bytes [..., d * bits / 8]; byte j holds channels j, j + d*bits/8, ...
+
+    3 bits are packed as their lower two and, after those, their highest.
+    """
+    if bits == 3:
+        return torch.cat([pack(codes & 3, 2), pack(codes >> 2, 1)], -1)
+    parts = codes.unflatten(-1, (8 // bits, -1)).unbind(-2)
+    packed = parts[0].clone()
+    for i, part in enumerate(parts[1:], start=1):
+        packed |= part << (i * bits)
+    return packed
+
+
+def unpack(packed: Tensor, bits: int, out: Tensor) -> Tensor:
+    """Bytes [..., d * bits / 8] -> codes [..., d], written as numbers of out's dtype."""
+    if bits == 3:
+        lower, highest = packed.split([out.shape[-1] // 4, out.shape[-1] // 8], -1)
+        return unpack(lower, 2, out).add_(unpack(highest, 1, torch.empty_like(out)), alpha=4)
+    for i, part in enumerate(out.unflatten(-1, (8 // bits, -1)).unbind(-2)):
+        part.copy_((packed >> (i * bits)) & (2**bits - 1))
+    return out
