@@ -17,7 +17,7 @@ from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
 
-AT_ONCE = {"cpu": 512}  # tokens unpacked at once: few, so that they stay in the processor's cache
+AT_ONCE = {"cpu": 256}  # tokens converted at once: few, so that they stay in the processor's cache
 AT_ONCE_ELSEWHERE = 2048  # the fewer calls, the better
 
 
@@ -87,7 +87,7 @@ class Quantizer(ABC):
         return AT_ONCE.get(self.tensors["values"].device.type, AT_ONCE_ELSEWHERE)
 
     def _blocks(self, tokens: int) -> Iterator[slice]:
-        """The first slots, some at a time: what becomes of them takes little memory."""
+        """So many tokens, some at a time: what becomes of them takes little memory."""
         return (slice(start, min(start + self._at_once, tokens)) for start in range(0, tokens, self._at_once))
 
     def _slots(self, rows: slice) -> Tensor:
@@ -101,11 +101,11 @@ class Quantizer(ABC):
     """What the codes of a token and head need to be numbers again, float16 each."""
 
     @abstractmethod
-    def _encoded(self, slots: Tensor, x: Tensor, bits: int) -> tuple[Tensor, ...]:
+    def _encoded(self, kind: str, slots: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         """x [n, heads, d], for slots [n, lanes], as packed codes [n, heads, d * bits / 8] and parameters [n, heads]."""
 
     @abstractmethod
-    def _decode(self, rows: slice, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
+    def _decode(self, kind: str, rows: slice, packed: Tensor, parameters: list[Tensor], out: Tensor) -> None:
         """Writes to out [n, heads, d] what `_encoded` made for the slots `rows`; parameters [n, heads, 1]."""
 
     def _codes(self, kind: str) -> Layout:
@@ -123,14 +123,16 @@ class Quantizer(ABC):
             out.copy_(packed)
         else:
             parameters = [self.tensors[f"{kind}_{name}"][rows, :, None] for name in self.parameters]
-            self._decode(rows, packed, parameters, self.bits[kind], out)
+            self._decode(kind, rows, packed, parameters, out)
 
     def _write_per_token(self, kind: str, slots: Tensor, x: Tensor) -> None:
-        if self.bits[kind] < 16:
-            x, *parameters = self._encoded(slots, x, self.bits[kind])
-            for name, parameter in zip(self.parameters, parameters, strict=True):
-                self._put(f"{kind}_{name}", slots, parameter)
-        self._put(f"{kind}s", slots, x)
+        if self.bits[kind] == 16:
+            self._put(f"{kind}s", slots, x)
+            return
+        for rows in self._blocks(x.shape[0]):
+            codes = self._encoded(kind, slots[rows], x[rows])
+            for name, part in zip(("s", *(f"_{name}" for name in self.parameters)), codes, strict=True):
+                self._put(f"{kind}{name}", slots[rows], part)
 
     def _put(self, name: str, slots: Tensor, x: Tensor) -> None:
         """Writes x [n, heads, ...] to slots [n, lanes]."""

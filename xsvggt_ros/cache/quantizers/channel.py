@@ -55,12 +55,12 @@ class Channel(Quantizer):
         """Groups of so many tokens that lie together."""
         return math.ceil(tokens / self.size)
 
-    def _encoded(self, slots: Tensor, x: Tensor, bits: int) -> tuple[Tensor, ...]:
-        return quantize_per_token(x, bits)
+    def _encoded(self, kind: str, slots: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return quantize_per_token(x, self.bits[kind])
 
-    def _decode(self, rows: slice, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
+    def _decode(self, kind: str, rows: slice, packed: Tensor, parameters: list[Tensor], out: Tensor) -> None:
         scale, offset = parameters
-        dequantize(packed, scale, offset, bits, out)
+        dequantize(packed, scale, offset, self.bits[kind], out)
 
     # --- keys -------------------------------------------------------------------------------------
 

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from xsvggt_ros.cache.quantizers.base import Quantizer, by_lane, lanes_of
-from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE, pack, unpack
+from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE, joined, pack, parts_of
 from xsvggt_ros.cache.shape import Layout
 
 # In standard deviations, by bits: for normally distributed numbers, as rotated ones are, of the least error (Max 1960).
 REACH = {1: 1.596, 2: 1.991, 3: 2.344, 4: 2.682, 8: 3.944}
+FACTORS = 4  # of the matrix, that act on bytes; smaller matrices than the rest are not faster
 DRAWN = 4093  # sets of signs; a prime, so that neighbours in time and in place have different ones
 
 
@@ -39,21 +40,16 @@ class Rotated(Quantizer):
 
     def _read_keys(self, rows: slice, out: Tensor) -> None:
         self._read_per_token("key", rows, out)
-        if self.bits["key"] < 16:
-            out += self.tensors["key_centre"].to(out.dtype)
 
     def _write_keys(self, slots: Tensor, keys: Tensor, in_use: int, evictions: int) -> None:
         if not in_use:
             self._centre_on(keys)
-        self._write_centred(slots, keys)
+        self._write_per_token("key", slots, keys)
 
     def _centre_on(self, keys: Tensor) -> None:
         if self.bits["key"] < 16:
             first = keys[: self.shape.tokens_per_frame]
             self.tensors["key_centre"].copy_(first.mean(0, dtype=torch.float32))
-
-    def _write_centred(self, slots: Tensor, keys: Tensor) -> None:
-        self._write_per_token("key", slots, keys - self.tensors["key_centre"] if self.bits["key"] < 16 else keys)
 
     def take_over(self, other: Quantizer, source: Tensor, keys: Tensor, values: Tensor) -> None:
         if "key_centre" in self.tensors and "key_centre" in other.tensors:
@@ -67,18 +63,20 @@ class Rotated(Quantizer):
         if isinstance(other, Rotated) and self.bits["key"] == other.bits["key"]:
             self._move(other, source, rows, [*self._codes("key"), *self._parameters("key")])
         else:
-            self._write_centred(self._slots(rows), keys[source, lanes_of(source)])
+            self._write_per_token("key", self._slots(rows), keys[source, lanes_of(source)])
 
-    def _encoded(self, slots: Tensor, x: Tensor, bits: int) -> tuple[Tensor, ...]:
+    def _encoded(self, kind: str, slots: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         lanes = lanes_of(slots)
         drawn = self._signs(self.tensors["frame"][slots, lanes], self.tensors["token"][slots, lanes])
-        return encoded(rotated((by_lane(x.float(), self.lanes) * drawn).flatten(1, 2)), bits)
+        x = x - self.tensors["key_centre"] if kind == "key" else x.float()
+        return encoded(rotated((by_lane(x, self.lanes) * drawn).flatten(1, 2)), self.bits[kind])
 
-    def _decode(self, rows: slice, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
+    def _decode(self, kind: str, rows: slice, packed: Tensor, parameters: list[Tensor], out: Tensor) -> None:
         (scale,) = parameters
-        codes = unpack(packed, bits, torch.empty(out.shape, device=out.device)).sub_(middle(bits))
-        x = rotated(codes).mul_(scale)
+        x = decoded(packed, self.bits[kind], torch.empty(out.shape, device=out.device)).mul_(scale)
         by_lane(x, self.lanes).mul_(self._signs(self.tensors["frame"][rows], self.tensors["token"][rows]))
+        if kind == "key":
+            x += self.tensors["key_centre"]
         out.copy_(x)  # float32 until here: rounded once
 
     def _signs(self, frame: Tensor, token: Tensor) -> Tensor:
@@ -95,10 +93,38 @@ def encoded(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     tiny = torch.finfo(x.dtype).tiny
     reach = torch.minimum(x.abs().amax(-1, keepdim=True), REACH[bits] * x.square().mean(-1, keepdim=True).sqrt())
     reach = reach.clamp_min(tiny)
-    codes = ((x / reach + 1) * 2 ** (bits - 1)).floor_().clamp_(0, 2**bits - 1)
-    scale = x.square().sum(-1) / (x * (codes - middle(bits))).sum(-1).clamp_min(tiny)
-    limit = torch.finfo(PARAMETER_DTYPE).max
-    return pack(codes.to(torch.uint8), bits), scale.clamp_max(limit).to(PARAMETER_DTYPE)
+    codes = (x / reach).add_(1).mul_(2 ** (bits - 1)).floor_().clamp_(0, 2**bits - 1)
+    packed = pack(codes.to(torch.uint8), bits)
+    scale = x.square().sum(-1) / codes.sub_(middle(bits)).mul_(x).sum(-1).clamp_min(tiny)
+    return packed, scale.clamp_max(torch.finfo(PARAMETER_DTYPE).max).to(PARAMETER_DTYPE)
+
+
+def decoded(packed: Tensor, bits: int, room: Tensor) -> Tensor:
+    """Rotated back [..., d] float32, but for the scale: rotated(codes - middle(bits)). room [..., d] is used for it."""
+    x, d = rotated_codes(packed, bits, room), room.shape[-1]
+    power = d & -d
+    x[..., : d // power] -= middle(bits) * math.sqrt(power)  # a constant has its all in the matrix's first column
+    return x
+
+
+def rotated_codes(packed: Tensor, bits: int, room: Tensor) -> Tensor:
+    """rotated(unpack(packed, bits, room)), at less cost.
+
+    The matrix is a Kronecker product. Its first factors, of size 2, act on the parts in which codes are packed, while
+    these are bytes; only the rest is a matrix product.
+    """
+    if bits == 3:
+        lower, highest = packed.split([packed.shape[-1] * 2 // 3, packed.shape[-1] // 3], -1)
+        return rotated_codes(lower, 2, room) + 4 * rotated_codes(highest, 1, room)
+    parts = parts_of(packed, bits)
+    factors = min(len(parts), FACTORS)
+    for stride in (len(parts) >> i for i in range(1, factors.bit_length())):
+        pairs = [(i, i + stride) for i in range(len(parts)) if not i & stride]
+        for i, j in pairs:
+            a, b = parts[i].view(torch.int8), parts[j].view(torch.int8)
+            parts[i], parts[j] = a + b, a - b
+    rest = joined(parts, room).unflatten(-1, (factors, -1))
+    return (rotated(rest) / math.sqrt(factors)).flatten(-2)
 
 
 def middle(bits: int) -> float:
