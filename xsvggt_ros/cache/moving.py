@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from xsvggt_ros.cache.policies import PastTokens, Policy
+from xsvggt_ros.cache.quantizers.base import lanes_of
 from xsvggt_ros.cache.store import Store
 
 
@@ -23,13 +24,13 @@ def move(old: Store, new: Store, policy: Policy, newest: int, unfinished: int, s
     source = _candidates(old, new.lanes)
     if not source.shape[0]:
         return
-    heads = torch.arange(new.shape.heads, device=source.device)
     slots = source[:, :: new.shape.heads // new.lanes]
     frame, token = old.places_in(slots)
     evidence = new.evidence_from(old, slots)
-    past = PastTokens(frame, token, keys[source, heads], newest, new.shape.tokens_per_frame, evidence)
+    candidates = keys if new.lanes >= old.lanes else keys[source, lanes_of(source)]
+    past = PastTokens(frame, token, candidates, newest, new.shape.tokens_per_frame, evidence)
     kept = source.gather(0, _best(policy, past, new, unfinished).repeat_interleave(new.shape.heads // new.lanes, 1))
-    new.take_over(old, kept, keys[kept, heads], values[kept, heads])
+    new.take_over(old, kept, keys, values)
 
 
 def _candidates(old: Store, lanes: int) -> Tensor:

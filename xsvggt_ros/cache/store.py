@@ -134,7 +134,7 @@ class Store:
     def take_over(self, other: Store, source: Tensor, keys: Tensor, values: Tensor) -> None:
         """Fills the first slots with other's, of each head in the order of source [n, heads].
 
-        keys and values [n, heads, d] are what is in them.
+        keys and values [T, heads, d] are what other's slots hold.
         """
         of_lanes = source[:, :: self.shape.heads // self.lanes]
         frame, token = other.places_in(of_lanes)

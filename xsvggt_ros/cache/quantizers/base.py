@@ -8,6 +8,7 @@ the `lanes` of a layer are the groups of heads, all of them or each alone, that 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch import Tensor
 from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
+
+AT_ONCE = {"cpu": 512}  # tokens unpacked at once: few, so that they stay in the processor's cache
+AT_ONCE_ELSEWHERE = 2048  # the fewer calls, the better
 
 
 class Quantizer(ABC):
@@ -43,8 +47,9 @@ class Quantizer(ABC):
 
     def read(self, tokens: int, keys: Tensor, values: Tensor) -> None:
         """Unpacks the first slots into keys and values [tokens, heads, d]."""
-        self._read_keys(tokens, keys)
-        self._read_per_token("value", tokens, values)
+        for rows in self._blocks(tokens):
+            self._read_keys(rows, keys[rows])
+            self._read_per_token("value", rows, values[rows])
 
     def write(self, slots: Tensor, keys: Tensor, values: Tensor, in_use: int, evictions: int) -> None:
         """Stores keys and values [n, heads, d] in slots [n, lanes], of which the first `evictions` are among the
@@ -56,23 +61,39 @@ class Quantizer(ABC):
     def take_over(self, other: Quantizer, source: Tensor, keys: Tensor, values: Tensor) -> None:
         """Fills the first slots with other's, of each head in the order of source [n, heads].
 
-        Codes that mean the same here are moved, others made anew from what keys and values [n, heads, d] are.
+        Codes that mean the same here are moved, others made anew from keys and values [T, heads, d], which are what
+        other's slots hold.
         """
-        slots = torch.arange(source.shape[0], device=source.device)[:, None].expand(-1, self.lanes)
-        self._take_over_keys(other, source, slots, keys)
-        if type(self) is type(other) and self.bits["value"] == other.bits["value"]:
-            self._move(other, source, [*self._codes("value"), *self._parameters("value")])
-        else:
-            self._write_per_token("value", slots, values)
+        same = type(self) is type(other) and self.bits["value"] == other.bits["value"]
+        for rows in self._blocks(source.shape[0]):
+            self._take_over_keys(other, source[rows], rows, keys)
+            if same:
+                self._move(other, source[rows], rows, [*self._codes("value"), *self._parameters("value")])
+            else:
+                self._write_per_token("value", self._slots(rows), values[source[rows], lanes_of(source)])
 
     @abstractmethod
-    def _read_keys(self, tokens: int, out: Tensor) -> None: ...
+    def _read_keys(self, rows: slice, out: Tensor) -> None: ...
 
     @abstractmethod
     def _write_keys(self, slots: Tensor, keys: Tensor, in_use: int, evictions: int) -> None: ...
 
     @abstractmethod
-    def _take_over_keys(self, other: Quantizer, source: Tensor, slots: Tensor, keys: Tensor) -> None: ...
+    def _take_over_keys(self, other: Quantizer, source: Tensor, rows: slice, keys: Tensor) -> None:
+        """As `take_over`, of the slots `rows`, which source [n, heads] is for."""
+
+    @property
+    def _at_once(self) -> int:
+        return AT_ONCE.get(self.tensors["values"].device.type, AT_ONCE_ELSEWHERE)
+
+    def _blocks(self, tokens: int) -> Iterator[slice]:
+        """The first slots, some at a time: what becomes of them takes little memory."""
+        return (slice(start, min(start + self._at_once, tokens)) for start in range(0, tokens, self._at_once))
+
+    def _slots(self, rows: slice) -> Tensor:
+        """Of a block, [n, lanes]."""
+        device = self.tensors["values"].device
+        return torch.arange(rows.start, rows.stop, device=device)[:, None].expand(-1, self.lanes)
 
     # --- each token by itself ---------------------------------------------------------------------
 
@@ -84,8 +105,8 @@ class Quantizer(ABC):
         """x [n, heads, d], for slots [n, lanes], as packed codes [n, heads, d * bits / 8] and parameters [n, heads]."""
 
     @abstractmethod
-    def _decode(self, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
-        """Writes to out [n, heads, d] what `_encoded` made for the first n slots; parameters [n, heads, 1]."""
+    def _decode(self, rows: slice, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
+        """Writes to out [n, heads, d] what `_encoded` made for the slots `rows`; parameters [n, heads, 1]."""
 
     def _codes(self, kind: str) -> Layout:
         bits, d = self.bits[kind], self.shape.head_dim
@@ -96,13 +117,13 @@ class Quantizer(ABC):
         size = (self.capacity, self.shape.heads), PARAMETER_DTYPE
         return {} if self.bits[kind] == 16 else {f"{kind}_{name}": size for name in self.parameters}
 
-    def _read_per_token(self, kind: str, tokens: int, out: Tensor) -> None:
-        packed = self.tensors[f"{kind}s"][:tokens]
+    def _read_per_token(self, kind: str, rows: slice, out: Tensor) -> None:
+        packed = self.tensors[f"{kind}s"][rows]
         if self.bits[kind] == 16:
             out.copy_(packed)
         else:
-            parameters = [self.tensors[f"{kind}_{name}"][:tokens, :, None] for name in self.parameters]
-            self._decode(packed, parameters, self.bits[kind], out)
+            parameters = [self.tensors[f"{kind}_{name}"][rows, :, None] for name in self.parameters]
+            self._decode(rows, packed, parameters, self.bits[kind], out)
 
     def _write_per_token(self, kind: str, slots: Tensor, x: Tensor) -> None:
         if self.bits[kind] < 16:
@@ -115,10 +136,9 @@ class Quantizer(ABC):
         """Writes x [n, heads, ...] to slots [n, lanes]."""
         by_lane(self.tensors[name], self.lanes)[slots, lanes_of(slots)] = by_lane(x, self.lanes)
 
-    def _move(self, other: Quantizer, source: Tensor, names: list[str]) -> None:
-        heads = lanes_of(source)
+    def _move(self, other: Quantizer, source: Tensor, rows: slice, names: list[str]) -> None:
         for name in names:
-            self.tensors[name][: source.shape[0]] = other.tensors[name][source, heads]
+            self.tensors[name][rows] = other.tensors[name][source, lanes_of(source)]
 
 
 def by_lane(x: Tensor, lanes: int) -> Tensor:

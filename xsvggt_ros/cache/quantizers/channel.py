@@ -58,18 +58,22 @@ class Channel(Quantizer):
     def _encoded(self, slots: Tensor, x: Tensor, bits: int) -> tuple[Tensor, ...]:
         return quantize_per_token(x, bits)
 
-    def _decode(self, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
+    def _decode(self, rows: slice, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
         scale, offset = parameters
         dequantize(packed, scale, offset, bits, out)
 
     # --- keys -------------------------------------------------------------------------------------
 
-    def _read_keys(self, tokens: int, out: Tensor) -> None:
+    @property
+    def _at_once(self) -> int:
+        return super()._at_once // self.size * self.size  # whole groups
+
+    def _read_keys(self, rows: slice, out: Tensor) -> None:
         if self.bits["key"] == 16:
-            self._read_per_token("key", tokens, out)
+            self._read_per_token("key", rows, out)
             return
-        scale, offset = self._parameters_of(self.tensors["group"][:tokens])
-        dequantize(self.tensors["keys"][:tokens], scale, offset, self.bits["key"], out)
+        scale, offset = self._parameters_of(self.tensors["group"][rows])
+        dequantize(self.tensors["keys"][rows], scale, offset, self.bits["key"], out)
 
     def _write_keys(self, slots: Tensor, keys: Tensor, in_use: int, evictions: int) -> None:
         if self.bits["key"] == 16:
@@ -83,23 +87,30 @@ class Channel(Quantizer):
             fullness = self._merge_sparse(stay, fullness, needed, min(needed * self.size, in_use - evictions))
         self._encode(slots, keys, emptiest(fullness, needed))
 
-    def _take_over_keys(self, other: Quantizer, source: Tensor, slots: Tensor, keys: Tensor) -> None:
-        if self.bits["key"] == 16:
-            self._write_per_token("key", slots, keys)
-        elif isinstance(other, Channel) and self._holds_all_of(other):
-            self._move(other, source, ["keys"])
-            lanes = source[:, :: self.shape.heads // self.lanes]
-            self.tensors["group"][: source.shape[0]] = other.tensors["group"][lanes, lanes_of(lanes)]
+    def take_over(self, other: Quantizer, source: Tensor, keys: Tensor, values: Tensor) -> None:
+        if self._holds_all_of(other):
             for name in ("key_scale", "key_offset"):
-                self.tensors[name][: other.count] = other.tensors[name]
+                self.tensors[name][: other.tensors[name].shape[0]] = other.tensors[name]
+        super().take_over(other, source, keys, values)
+
+    def _take_over_keys(self, other: Quantizer, source: Tensor, rows: slice, keys: Tensor) -> None:
+        slots = self._slots(rows)
+        if self._holds_all_of(other):
+            self._move(other, source, rows, ["keys"])
+            lanes = source[:, :: self.shape.heads // self.lanes]
+            self.tensors["group"][rows] = other.tensors["group"][lanes, lanes_of(lanes)]
+        elif self.bits["key"] == 16:
+            self._write_per_token("key", slots, keys[source, lanes_of(source)])
         else:
-            entries = torch.arange(self._needed(slots.shape[0]), device=slots.device)
-            self._encode(slots, keys, entries[:, None].expand(-1, self.lanes))
+            entries = rows.start // self.size + torch.arange(self._needed(slots.shape[0]), device=slots.device)
+            self._encode(slots, keys[source, lanes_of(source)], entries[:, None].expand(-1, self.lanes))
             if isinstance(other, Channel) and self.bits["key"] == other.bits["key"]:
                 self.tensors["reencoded"] += slots.numel()
 
-    def _holds_all_of(self, other: Channel) -> bool:
+    def _holds_all_of(self, other: Quantizer) -> bool:
         """Whether the other's groups may stay as they are."""
+        if not isinstance(other, Channel) or self.bits["key"] == 16:
+            return False
         same = (self.bits["key"], self.lanes) == (other.bits["key"], other.lanes)
         return same and self.count >= other.count
 
@@ -154,8 +165,8 @@ class Channel(Quantizer):
         keys = self._keys_in(slots)
         self.torn = True
         self._encode(slots, keys, entries, tight)
-        self.torn = False
         self.tensors["reencoded"] += tight.sum() * tokens
+        self.torn = False
         return self._fullness(stay)
 
     def _keys_in(self, slots: Tensor) -> Tensor:

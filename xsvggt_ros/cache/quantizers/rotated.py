@@ -37,38 +37,48 @@ class Rotated(Quantizer):
         centre: Layout = {} if self.bits["key"] == 16 else {"key_centre": size}
         return super().layout() | self._parameters("key") | centre
 
-    def _read_keys(self, tokens: int, out: Tensor) -> None:
-        self._read_per_token("key", tokens, out)
+    def _read_keys(self, rows: slice, out: Tensor) -> None:
+        self._read_per_token("key", rows, out)
         if self.bits["key"] < 16:
             out += self.tensors["key_centre"].to(out.dtype)
 
     def _write_keys(self, slots: Tensor, keys: Tensor, in_use: int, evictions: int) -> None:
-        if self.bits["key"] < 16:
-            centre = self.tensors["key_centre"]
-            if not in_use:
-                centre.copy_(keys[: self.shape.tokens_per_frame].mean(0, dtype=torch.float32))
-            keys = keys - centre
-        self._write_per_token("key", slots, keys)
+        if not in_use:
+            self._centre_on(keys)
+        self._write_centred(slots, keys)
 
-    def _take_over_keys(self, other: Quantizer, source: Tensor, slots: Tensor, keys: Tensor) -> None:
-        centre = other.tensors.get("key_centre")
-        if centre is not None and isinstance(other, Rotated) and self.bits["key"] < 16:
-            self.tensors["key_centre"].copy_(centre)
-        if isinstance(other, Rotated) and self.bits["key"] == other.bits["key"]:
-            self._move(other, source, [*self._codes("key"), *self._parameters("key")])
+    def _centre_on(self, keys: Tensor) -> None:
+        if self.bits["key"] < 16:
+            first = keys[: self.shape.tokens_per_frame]
+            self.tensors["key_centre"].copy_(first.mean(0, dtype=torch.float32))
+
+    def _write_centred(self, slots: Tensor, keys: Tensor) -> None:
+        self._write_per_token("key", slots, keys - self.tensors["key_centre"] if self.bits["key"] < 16 else keys)
+
+    def take_over(self, other: Quantizer, source: Tensor, keys: Tensor, values: Tensor) -> None:
+        if "key_centre" in self.tensors and "key_centre" in other.tensors:
+            self.tensors["key_centre"].copy_(other.tensors["key_centre"])
         else:
-            self._write_keys(slots, keys, in_use=0 if centre is None else slots.shape[0], evictions=0)
+            oldest = source[: self.shape.tokens_per_frame]
+            self._centre_on(keys[oldest, lanes_of(oldest)])
+        super().take_over(other, source, keys, values)
+
+    def _take_over_keys(self, other: Quantizer, source: Tensor, rows: slice, keys: Tensor) -> None:
+        if isinstance(other, Rotated) and self.bits["key"] == other.bits["key"]:
+            self._move(other, source, rows, [*self._codes("key"), *self._parameters("key")])
+        else:
+            self._write_centred(self._slots(rows), keys[source, lanes_of(source)])
 
     def _encoded(self, slots: Tensor, x: Tensor, bits: int) -> tuple[Tensor, ...]:
         lanes = lanes_of(slots)
         drawn = self._signs(self.tensors["frame"][slots, lanes], self.tensors["token"][slots, lanes])
         return encoded(rotated((by_lane(x.float(), self.lanes) * drawn).flatten(1, 2)), bits)
 
-    def _decode(self, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
-        (scale,), tokens = parameters, packed.shape[0]
+    def _decode(self, rows: slice, packed: Tensor, parameters: list[Tensor], bits: int, out: Tensor) -> None:
+        (scale,) = parameters
         codes = unpack(packed, bits, torch.empty(out.shape, device=out.device)).sub_(middle(bits))
         x = rotated(codes).mul_(scale)
-        by_lane(x, self.lanes).mul_(self._signs(self.tensors["frame"][:tokens], self.tensors["token"][:tokens]))
+        by_lane(x, self.lanes).mul_(self._signs(self.tensors["frame"][rows], self.tensors["token"][rows]))
         out.copy_(x)  # float32 until here: rounded once
 
     def _signs(self, frame: Tensor, token: Tensor) -> Tensor:
