@@ -21,7 +21,7 @@ from xsvggt_ros.camera import check_camera_matrix
 from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.continuity import Continuity
 from xsvggt_ros.frame import Frame
-from xsvggt_ros.memory import MIB, OutOfMemory, memory_for, total_memory
+from xsvggt_ros.memory import MIB, OutOfMemory, give_back, memory_for, total_memory
 from xsvggt_ros.model import StreamVGGT, load_model
 from xsvggt_ros.model.camera_head import ITERATIONS
 from xsvggt_ros.model.config import ModelConfig
@@ -341,8 +341,7 @@ class GeometryStream:
         """After a step that ran out of memory: goes on with less, and says with what."""
         if self._cache is None and not self._halved and isinstance(error, OutOfMemory):
             return str(error)  # the settings ask for more than there is: they are the user's to change
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # memory kept for the sizes of before
+        give_back()  # memory kept for the sizes of before
         if self._T_first_model is None:  # a world without its first frame is none
             self._cache = None
         before = self._cache_config

@@ -139,7 +139,7 @@ class TestOutputs:
         for (_, status), frame in zip(read_bag(output)["/stream/status"], frames, strict=True):
             assert (status.frame, status.tokens, status.cache_bytes) == (
                 frame.index, frame.status.tokens, frame.status.cache_bytes)  # fmt: skip
-            assert (status.policy, status.budget_tokens) == ("xstream", frame.status.budget_tokens)
+            assert (status.policy, status.budget_tokens) == (frame.status.policy, frame.status.budget_tokens)
             assert (status.frames_received, status.frames_rejected, status.resets) == (frame.index + 1, 0, 0)
 
 

@@ -214,7 +214,8 @@ def test_what_does_not_fit_what_is_loaded_is_refused_with_the_reason(make_node):
     assert parameters.config == NodeConfig()
     assert node.get_parameter("cache.budget_tokens").value == NodeConfig().stream.cache.budget_tokens
     assert set_all(node, cache__budget_tokens=10**5).successful
-    assert set_all(node, cache__budget_tokens=0).successful  # waits, and what stays in force is checked
+    contradiction = dict(cache__budget_frames=0, cache__budget_tokens=0)
+    assert set_all(node, **contradiction).successful  # waits, and what stays in force is checked
     assert asked == [10**9, 10**5, 10**5]
     parameters.check = None
     assert set_all(node, cache__budget_tokens=10**9).successful
@@ -288,8 +289,8 @@ def test_changes_apply_on_humble_too(make_node, monkeypatch):
     parameters = Parameters(node)
     assert set_all(node, cache__budget_tokens=500).successful
     assert parameters.config.stream.cache.budget_tokens == 500
-    assert set_all(node, cache__budget_tokens=0).successful
+    assert set_all(node, cache__budget_frames=0, cache__budget_tokens=0).successful  # waits
     assert set_all(node, cache__budget_mib=40).successful
     assert parameters.config.stream.cache.budget_mib == 40.0
     assert not set_all(node, cache__key_bits=8, cache__value_bits=5).successful
-    assert parameters.config.stream.cache.key_bits == 4
+    assert parameters.config.stream.cache.key_bits == NodeConfig().stream.cache.key_bits

@@ -278,7 +278,7 @@ class Twin(RandomStream):
         output = attention(q, seen_keys, seen_values, bias)
         found = self.policy.observe(seen, evidence)
         layer.note(old, evidence)
-        self._make_room(layer, old, seen, count)
+        self._make_room(layer, old, seen, found)
         rows = self._new_rows(count, layer)
         layer.store(rows, k[-rows.shape[0] :], v[-rows.shape[0] :])
         nothing = {name: torch.zeros_like(x[rows, 0]) for name, x in layer.of_tokens.items()}
@@ -287,13 +287,13 @@ class Twin(RandomStream):
             layer.kept[lane] |= set(ids)
         return output
 
-    def _make_room(self, layer: PlainLayer, old: Tensor, seen: Seen, new: int) -> None:
+    def _make_room(self, layer: PlainLayer, old: Tensor, seen: Seen, found: dict[str, Tensor]) -> None:
         capacity = self.budget or 10**9
-        left = capacity - min(new, capacity)
+        left = capacity - min(seen.q.shape[0], capacity)
         if old.shape[0] > left:
             count = old.shape[0]
             past = layer.past(old, seen.keys[:count], self.frames)
-            if rework := self.policy.rework(past, seen.values[:count], count - left):
+            if rework := self.policy.rework(past, seen, found, count - left):
                 slots, keys, values = rework
                 layer.store(old.gather(0, slots), keys, values)
             layer.note(old, past.evidence)

@@ -180,7 +180,7 @@ class KVCache:
         scores = torch.zeros(store.tokens, store.lanes, device=self.device)
         if evictions := store.evictions(kept):
             past = self._past(store, seen.keys)
-            if rework := self.policy.rework(past, seen.values[: store.tokens], evictions):
+            if rework := self.policy.rework(past, seen, evidence, evictions):
                 store.rewrite(*rework)
             # Of frames whose numbers are not finite, which are abandoned later: what is protected must stay even so.
             scores = self.policy.scores(past).nan_to_num(nan=0.0, posinf=PROTECTED, neginf=-PROTECTED)

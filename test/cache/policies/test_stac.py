@@ -11,7 +11,7 @@ from support.caches import CPU, cache_of, shape_of
 from support.slow_stac import SlowLane, SlowVoxels
 from support.streams import PATCH, RandomStream
 
-from xsvggt_ros.cache.policies import Geometry, PastTokens, make_policy
+from xsvggt_ros.cache.policies import Geometry, PastTokens, Seen, make_policy
 from xsvggt_ros.cache.policies.spatial import DEAD, merge, merges
 from xsvggt_ros.cache.policies.voxels import around, voxels_of
 from xsvggt_ros.config import CacheConfig
@@ -33,6 +33,11 @@ def past_of(frame, keys, **evidence) -> PastTokens:
     types = {"score": torch.float32, "weight": torch.float32, "voxel": torch.int32, "count": torch.int32}
     kept = {name: torch.tensor(x, dtype=types[name])[:, None] for name, x in evidence.items()}
     return PastTokens(frame, torch.zeros_like(frame), torch.tensor(keys)[:, None], 9, PER_FRAME, kept)
+
+
+def seen_of(past: PastTokens) -> Seen:
+    """Where only the values count, which are the keys here."""
+    return Seen(past.keys, past.keys, past.keys, None)
 
 
 def turned(degrees: float, length: float = 1.0) -> list[float]:
@@ -193,7 +198,7 @@ def test_all_that_leaves_and_does_not_merge_is_what_is_missing_from_the_counts()
     before = past.evidence["count"].clone()
     merging = target != torch.arange(60)[:, None]
     assert 30 < merging.sum() < 40
-    slots, _, _ = policy.rework(past, past.keys, 40)
+    slots, _, _ = policy.rework(past, seen_of(past), {}, 40)
     after = past.evidence["count"]
     dead = after == DEAD
     assert dead.sum() == 40 and slots.unique().shape == slots[:, 0].shape
@@ -206,7 +211,7 @@ def test_what_others_merge_into_stays():
     policy = policy_of(7 * PER_FRAME)
     voxel = [5] * 8 + [6, 7]
     past = past_of([1] * 10, [turned(0)] * 10, voxel=voxel, count=[1] * 10, weight=[E] * 10, score=range(10))
-    policy.rework(past, past.keys, 8)
+    policy.rework(past, seen_of(past), {}, 8)
     assert past.evidence["count"][:, 0].tolist() == [DEAD] * 7 + [8, DEAD, 1]
 
 

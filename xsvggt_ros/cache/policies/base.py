@@ -18,6 +18,7 @@ from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
 
 PROTECTED = float("inf")  # the score of a token that must stay
+Rewritten = tuple[Tensor, Tensor, Tensor]  # slots, keys, values
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,10 @@ class Policy(ABC):
         """
         return {}
 
-    def rework(self, past: PastTokens, values: Tensor, leaving: int) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Merges tokens before `leaving` have to go, values [T, heads, d]; it may write the evidence in place.
+    def rework(self, past: PastTokens, seen: Seen, new: dict[str, Tensor], leaving: int) -> Rewritten | None:
+        """Merges tokens before the `leaving` of the lowest scores go.
 
+        It may write the evidence about the cached tokens in place, and that of the new ones, as `observe` gave it.
         Returns slots [n, lanes] and the keys and values [n, heads, d] to put there.
         """
         return None

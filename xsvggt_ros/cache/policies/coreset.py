@@ -41,22 +41,25 @@ class Coreset(Policy):
     def observe(self, seen: Seen, evidence: dict[str, Tensor]) -> dict[str, Tensor]:
         mass, new = attention_mass(seen, self.config.probes, self.shape, self.lanes)
         evidence["score"].mul_(DECAY).add_(mass)
-        return {"score": new}
+        return {"score": new, "left": torch.zeros_like(new)}
 
     def scores(self, past: PastTokens) -> Tensor:
         return past.protect_ends(past.evidence["score"])
 
-    def rework(self, past: PastTokens, values: Tensor, leaving: int) -> None:
-        """Those that leave next leave their counts to the most similar of the others."""
+    def rework(self, past: PastTokens, seen: Seen, new: dict[str, Tensor], leaving: int) -> None:
+        """Those that leave next leave their counts to the most similar of the others, the new ones among them."""
         slots = self.scores(past).topk(leaving, dim=0, largest=False, sorted=False).indices  # [leaving, lanes]
-        left = past.evidence["left"]
-        for lane, keys in enumerate(_directions(past, self.lanes)):
+        left = torch.cat([past.evidence["left"], new["left"]])
+        for lane, keys in enumerate(_directions(seen.keys, self.lanes)):
             gone = slots[:, lane]
             likeness = (keys[gone] @ keys.T).index_fill_(1, gone, -torch.inf)
             left[:, lane].index_add_(0, likeness.argmax(1), 1 + left[gone, lane])
+        old = past.frame.shape[0]
+        past.evidence["left"].copy_(left[:old])
+        new["left"].copy_(left[old:])
 
 
-def _directions(past: PastTokens, lanes: int) -> Tensor:
-    """The keys of each lane's heads together, less their mean, of length 1: [lanes, T, heads of a lane * d]."""
-    keys = past.keys.unflatten(1, (lanes, -1)).flatten(2).transpose(0, 1)
+def _directions(keys: Tensor, lanes: int) -> Tensor:
+    """Keys [T, heads, d], a lane together, less their mean, of length 1: [lanes, T, heads of a lane * d]."""
+    keys = keys.unflatten(1, (lanes, -1)).flatten(2).transpose(0, 1)
     return normalize(keys - keys.mean(1, keepdim=True), dim=-1)

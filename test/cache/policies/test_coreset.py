@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from support.caches import cache_of, shape_of
+
+from xsvggt_ros.cache.policies import PastTokens, Seen, make_policy
+from xsvggt_ros.config import CacheConfig
+from xsvggt_ros.model.attention import sdpa
+
+CONFIG = CacheConfig(policy="coreset", budget_tokens=70, key_bits=16, value_bits=16, probes=0)
+
+
+def feed(cache, k, v, q):
+    found = [cache.attend(layer, q, k, v) for layer in range(cache.shape.layers)]
+    cache.end_frames(k.shape[1] // cache.shape.tokens_per_frame)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_tokens_that_come_again_are_as_good_as_kept(per_head, chunk):
+    """What left has an heir of the same key and value, so that attention is what it would be to everything."""
+    shape = shape_of(20)
+    cache = cache_of(shape, CacheConfig(**vars(CONFIG) | dict(per_head=per_head, chunk=chunk)))
+    generator = torch.Generator().manual_seed(0)
+    k, v = torch.randn(2, 1, 20, 2, 64, generator=generator).repeat(1, 1, chunk, 1, 1)
+    for frames in range(chunk, 12, chunk):
+        q = torch.randn(1, 20 * chunk, 2, 64, generator=generator)
+        everything = (x.repeat(1, frames // chunk, 1, 1) for x in (k, v))
+        torch.testing.assert_close(feed(cache, k, v, q), sdpa(q, *everything).expand(2, -1, -1, -1, -1))
+    assert cache.tokens == 70
+
+
+def test_no_token_is_forgotten():
+    """Each stands for itself and for those that left to it: together, for all that came."""
+    cache = cache_of(shape_of(20), CONFIG)
+    for frames in range(1, 30):
+        q, k, v = torch.randn(3, 1, 20, 2, 64, generator=torch.Generator().manual_seed(frames))
+        feed(cache, k, v, q)
+        for store in cache.layers:
+            assert (1 + store.evidence()["left"]).sum() == pytest.approx(20 * frames)
+
+
+def test_the_most_similar_inherits_and_the_new_may():
+    """Keys along axes, their mean taken off; by hand."""
+    policy = make_policy(CONFIG, shape_of(2))
+    axis = torch.eye(64)
+    # First frame: 0, 1; older: 2 (like 3 of the new frame), 3 (like 0), 4.
+    keys = torch.stack([axis[0], axis[1], 2 * axis[2], 3 * axis[0], axis[4], axis[5], axis[2]])[:, None].expand(
+        -1, 2, -1
+    )
+    frame = torch.tensor([0, 0, 1, 1, 2])[:, None]
+    evidence = {"score": torch.tensor([9.0, 9, 0.1, 0.2, 5])[:, None], "left": torch.tensor([0.0, 0, 1, 0, 0])[:, None]}
+    past = PastTokens(frame, torch.tensor([0, 1, 0, 1, 0])[:, None], keys[:5], 3, 2, evidence)
+    new = {"left": torch.zeros(2, 1)}
+    assert policy.rework(past, Seen(keys[5:], keys, keys, None), new, leaving=2) is None
+    assert evidence["left"][:, 0].tolist() == [1, 0, 1, 0, 0]  # of those that leave it no longer matters
+    assert new["left"][:, 0].tolist() == [0, 2]
+    bias = policy.bias(evidence)[:, 0]
+    torch.testing.assert_close(bias, torch.tensor([2.0, 1, 2, 1, 1]).log())
+
+
+def test_scores_are_sums_of_attention_that_fade():
+    shape = shape_of(10, layers=1)
+    cache = cache_of(shape, CONFIG)
+    q, k, v = torch.randn(3, 3, 1, 10, 2, 64, generator=torch.Generator().manual_seed(0))
+    expected = torch.zeros(0)
+    for t in range(3):
+        keys = torch.cat([*k[: t + 1]], 1)[0]
+        mass = torch.einsum("qhd,thd->hqt", q[t, 0], keys).div(8).softmax(-1).sum((0, 1))
+        expected = torch.cat([0.9 * expected, torch.zeros(10)]) + mass
+        feed(cache, k[t], v[t], q[t])
+        torch.testing.assert_close(cache.layers[0].evidence()["score"][:, 0], expected)
