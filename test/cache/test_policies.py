@@ -20,8 +20,8 @@ def test_every_policy_has_a_name_that_the_settings_know():
 
 def past(frames: int, tokens_per_frame: int, newest: int) -> PastTokens:
     generator = torch.Generator().manual_seed(0)
-    frame = torch.arange(frames).repeat_interleave(tokens_per_frame).int()
-    token = torch.arange(tokens_per_frame).repeat(frames).int()
+    frame = torch.arange(frames).repeat_interleave(tokens_per_frame).int()[:, None]
+    token = torch.arange(tokens_per_frame).repeat(frames).int()[:, None]
     keys = torch.randn(frames * tokens_per_frame, 2, 8, generator=generator)
     evidence = {"query": torch.randn(8, generator=generator)}
     return PastTokens(frame, token, keys, newest, tokens_per_frame, evidence)
@@ -44,7 +44,7 @@ def test_xstream_scores_the_middle_and_protects_the_ends():
     tokens = past(frames=4, tokens_per_frame=6, newest=3)
     scores = policy_of(6, policy="xstream").scores(tokens)
     assert (scores[:6] == INF).all() and (scores[-6:] == INF).all()
-    torch.testing.assert_close(scores[6:-6], (tokens.keys.mean(1) @ tokens.evidence["query"])[6:-6])
+    torch.testing.assert_close(scores[6:-6, 0], (tokens.keys.mean(1) @ tokens.evidence["query"])[6:-6])
 
 
 def test_xstream_without_a_query_prefers_the_newest():
@@ -52,15 +52,26 @@ def test_xstream_without_a_query_prefers_the_newest():
     tokens.evidence["query"].zero_()
     scores = policy_of(6, policy="xstream").scores(tokens)
     assert (scores[:6] == INF).all() and (scores[-6:] == INF).all()
-    assert (scores[6:-6].diff() > 0).all()
+    assert (scores[6:-6].diff(dim=0) > 0).all()
 
 
 def test_sliding_window_prefers_the_newest_and_can_pin_the_first_frame():
     tokens = past(frames=3, tokens_per_frame=4, newest=1_000_000)
     loose = policy_of(4, policy="sliding_window", pin_first_frame=False).scores(tokens)
-    assert (loose.diff() > 0).all()
+    assert (loose.diff(dim=0) > 0).all()
     pinned = policy_of(4, policy="sliding_window").scores(tokens)
-    assert (pinned[:4] == INF).all() and (pinned[4:].diff() > 0).all()
+    assert (pinned[:4] == INF).all() and (pinned[4:].diff(dim=0) > 0).all()
+
+
+def test_the_order_of_frames_is_known_however_long_the_stream_is():
+    """Beyond 2 million frames of 1041 tokens, where a token's number in the stream needs more than 32 bits."""
+    tokens = past(frames=3, tokens_per_frame=1041, newest=2_100_003)
+    tokens.frame[1041:] += 2_100_000
+    for policy in ("sliding_window", "window_specials"):
+        scores = policy_of(1041, policy=policy, pin_first_frame=False, budget_tokens=3000)
+        scores.allocate(torch.device("cpu"), 3000)
+        patches = scores.scores(tokens)[(tokens.token >= 5) & (tokens.frame > 0)]
+        assert (patches.diff() > 0).all()
 
 
 def test_random_leaves_the_ends_and_changes_from_call_to_call():

@@ -70,3 +70,15 @@ def test_groups_need_not_be_consecutive():
     back = dequantize(codes, scale[group], offset[group], 8, torch.empty_like(x))
     assert (back - x).abs().max() < 0.01
     torch.testing.assert_close(back[3], x[3], rtol=1e-3, atol=1e-3)  # alone in its group
+
+
+@pytest.mark.parametrize("bits", LOW_BITS)
+def test_what_is_read_in_bfloat16_is_the_float32_number_rounded_once(bits):
+    """Arithmetic in bfloat16 would double the error of 8 bits."""
+    x = 10 + torch.randn(150, 2, 64, generator=torch.Generator().manual_seed(0))
+    codes, scale, offset = (part if part.ndim == 3 else part[..., None] for part in quantize_per_token(x, bits))
+    exact = dequantize(codes, scale, offset, bits, torch.empty_like(x))
+    assert torch.equal(dequantize(codes, scale, offset, bits, torch.empty_like(x).bfloat16()), exact.bfloat16())
+    plain = torch.empty(150, 2, 64, dtype=torch.float64)
+    plain = offset.double() + scale.double() * unpack(codes, bits, plain)
+    torch.testing.assert_close(exact.double(), plain, rtol=1e-6, atol=1e-6)
