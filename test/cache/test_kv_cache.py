@@ -225,7 +225,7 @@ def test_a_budget_beyond_memory_is_refused_and_nothing_changes():
     twin = Twin(CacheConfig(budget_tokens=200), 40)
     for _ in range(6):
         twin.step()
-    with pytest.raises(OutOfMemory, match=r"no memory for a cache of .* lower cache.budget_tokens"):
+    with pytest.raises(OutOfMemory, match=r"no memory for a cache of .* lower cache.budget_frames"):
         twin.cache.reconfigure(CacheConfig(budget_tokens=10**12))
     assert (twin.cache.config.budget_tokens, twin.cache.lost) == (200, False)
     twin.step()
