@@ -59,7 +59,9 @@ def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
 def _named(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
     """The unknown flags with the nearest that there are; else the words that are too many."""
     flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
-    return unknown_names(flags or unknown, re.findall(r"--[\w.-]+", parser.format_usage()))
+    if not flags:
+        return ", ".join(unknown)
+    return unknown_names(flags, re.findall(r"--[\w.-]+", parser.format_usage()))
 
 
 if __name__ == "__main__":

@@ -73,15 +73,17 @@ def test_every_token_is_quantised_again_in_every_frame(policy):
     ids = torch.zeros(0, dtype=torch.long)
     for frame in range(8):
         q, k, v = torch.randn(3, TOKENS, 2, 64, generator=generator) + torch.linspace(-2, 2, 64)
-        cache.commit(0, q, *cache.view(0, k, v))
+        cache.attend(0, q[None], k[None], v[None])
         cache.end_frames(1)
         ids = torch.cat([ids, torch.arange(TOKENS) + frame * TOKENS])
         kept = torch.isin(ids, cache.token_ids(0))
         keys, values = quantised(torch.cat([keys, k]), False)[kept], quantised(torch.cat([values, v]), True)[kept]
         ids = ids[kept]
         assert torch.equal(ids, cache.token_ids(0))
-        stored = cache.view(0, k[:0], v[:0])
-        order = cache._by_age(0, cache.tokens)
+        (store,) = cache.layers
+        stored = torch.zeros(2, store.tokens, 2, 64)
+        store.read(stored)
+        order = cache._by_age(store, store.tokens)
         assert torch.equal(stored[0][order], keys) and torch.equal(stored[1][order], values)
     assert cache.tokens == (8 if policy == "full" else 4) * TOKENS
 
