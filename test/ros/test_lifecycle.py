@@ -144,7 +144,7 @@ def test_the_node_starts_by_itself_says_what_runs_and_ends_when_shut_down(lifecy
     (line,) = (line for line in node.output().splitlines() if "configured:" in line)
     pattern = (
         r"demo with (?P<weights>.+), on (?P<device>cpu), torch\.(?P<dtype>\w+), attention by (?P<attention>\w+); "
-        r".*? is (?P<per_frame>\d+) tokens, and the cache \(xstream\) keeps "
+        r".*? is (?P<per_frame>\d+) tokens, and the cache \(coreset\) keeps "
         r"(?P<tokens>\d+) tokens per layer = (?P<frames>[\d.]+) frames = (?P<mib>[\d.]+) MiB"
     )
     said = re.search(pattern, line)

@@ -89,7 +89,8 @@ def test_encodings_sizes_and_frames(user):
 def test_what_is_published_is_what_the_stream_says(user):
     """Depth and camera_info give the points, and TF takes them to the world of the same stream run here."""
     user.reset()
-    stream = GeometryStream(StreamConfig(device="cpu", dtype="float32", cache=CacheConfig(budget_tokens=BUDGET)))
+    cache = CacheConfig(budget_tokens=BUDGET, key_bits=4, value_bits=4)
+    stream = GeometryStream(StreamConfig(device="cpu", dtype="float32", cache=cache))
     for seed in range(6):
         image = user.image(seed)
         user.exchange(image)
