@@ -61,7 +61,7 @@ def test_signal_ends_the_node(start_node, client, slow_weights, endurance, figur
 def test_what_cannot_work_ends_the_node_with_the_reason(start_node):
     reasons = {
         start_node("weights", device="cpu", weights="/nowhere/model.pt"): "/nowhere/model.pt",
-        start_node("policy", cache__policy="best"): "cache.policy must be one of xstream",
+        start_node("policy", cache__policy="best"): "cache.policy must be one of coreset",
     }
     for node, reason in reasons.items():
         assert node.exit_code() == 1
