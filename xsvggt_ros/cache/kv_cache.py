@@ -106,8 +106,7 @@ class KVCache:
         """
         store = self._store_for(layer, k.shape[1])
         seen = self._view(store, q[0], k[0], v[0])
-        bias = () if seen.bias is None else (seen.bias,)
-        out = self.kernel(seen.q[None], seen.keys[None], seen.values[None], *bias)
+        out = self.kernel(seen.q[None], seen.keys[None], seen.values[None], seen.bias)
         self._take_in(store, seen)
         return out
 

@@ -44,7 +44,7 @@ def _candidates(old: Store, lanes: int) -> Tensor:
     frame, token = old.places()
     ids = frame.long() * old.shape.tokens_per_frame + token  # [T, heads]
     found, count = ids.unique(return_counts=True)
-    common = found[(count == old.lanes) & (found >= 0)]
+    common = found[count == old.lanes]
     ordered, order = ids.sort(0)
     where = torch.searchsorted(ordered.T.contiguous(), common.expand(old.lanes, -1).contiguous()).T
     return order.gather(0, where)
@@ -52,7 +52,7 @@ def _candidates(old: Store, lanes: int) -> Tensor:
 
 def _best(policy: Policy, past: PastTokens, new: Store, unfinished: int) -> Tensor:
     """The rows of those that stay [n, lanes], as many in every lane, the oldest first."""
-    there = (past.frame >= 0) & (past.frame < unfinished)
+    there = past.frame < unfinished
     scores = policy.scores(past).masked_fill(~there, -torch.inf)
     count = min(new.capacity, int(there.sum(0).min()))
     rows = scores.topk(count, dim=0).indices

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.streams import RandomStream
 
-from xsvggt_ros.cache.policies.probes import probe_rows
+from xsvggt_ros.cache.policies.probes import probes
 from xsvggt_ros.config import CacheConfig
 
 EXACT = CacheConfig(policy="output_aware", budget_tokens=10_000, key_bits=16, value_bits=16, probes=3)
@@ -19,7 +19,7 @@ def naive_scores(stream: RandomStream, layer: int) -> dict[tuple[int, int, int],
     for step, q in enumerate(stream.queries):
         keys = torch.cat([k[layer] for k in stream.keys[: step + 1]])
         values = torch.cat([v[layer] for v in stream.values[: step + 1]])
-        rows = probe_rows(q.shape[1] // per_frame, per_frame, stream.shape.specials, 3, q.device)
+        rows, _ = probes(q.shape[1] // per_frame, per_frame, stream.shape.specials, 3, q.device)
         for head in range(heads):
             weights = torch.softmax(q[layer, rows, head] @ keys[:, head].T / math.sqrt(d), -1).sum(0)
             for token in range(keys.shape[0]):

@@ -89,9 +89,9 @@ class Policy(ABC):
         """Groups of heads that choose apart: 1, or as many as there are heads."""
         return self.shape.heads if self.chooses_by_head and self.config.per_head else 1
 
-    @abstractmethod
     def floor(self) -> int:
-        """The least budget, in tokens, that the policy works with."""
+        """The least budget, in tokens, that it works with: where first and newest frames stay, these."""
+        return (1 + self.config.chunk) * self.shape.tokens_per_frame
 
     def usable(self, budget: int) -> int:
         """What it makes use of, of a budget in tokens."""
@@ -162,11 +162,6 @@ class Policy(ABC):
     def learn(self, geometry: Geometry) -> dict[str, Tensor]:
         """From what became of the newest frames, evidence about their tokens in every layer [N, ...]."""
         return {}
-
-
-def floor_of_ends(config: CacheConfig, shape: CacheShape) -> int:
-    """Tokens of the first and the newest frames, of a policy that keeps them whatever the budget."""
-    return (1 + config.chunk) * shape.tokens_per_frame
 
 
 def summed(x: Tensor, lanes: int) -> Tensor:

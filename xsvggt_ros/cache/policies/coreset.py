@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from xsvggt_ros.cache.policies.base import PastTokens, Policy, Seen, floor_of_ends
+from xsvggt_ros.cache.policies.base import PastTokens, Policy, Seen
 from xsvggt_ros.cache.policies.probes import attention_mass
 from xsvggt_ros.cache.shape import Layout
 
@@ -26,10 +26,6 @@ class Coreset(Policy):
     """Of the weighted tokens, those of the highest scores."""
 
     chooses_by_head = True
-
-    def floor(self) -> int:
-        """First and newest frame always stay, whatever the budget."""
-        return floor_of_ends(self.config, self.shape)
 
     def token_evidence(self) -> Layout:
         """left: how many tokens that left it stands for, beside itself."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.policies.base import PROTECTED, PastTokens, Policy, floor_of_ends
+from xsvggt_ros.cache.policies.base import PROTECTED, PastTokens, Policy
 from xsvggt_ros.cache.shape import Layout
 
 RECENT = 4  # newest frames that stay, where they are at most half of all
@@ -26,10 +26,6 @@ class FrameBank(Policy):
     same_in_all_layers = True
 
     bank: tuple[int, ...] = ()  # the frames that stay, ascending
-
-    def floor(self) -> int:
-        """First and newest frame always stay, whatever the budget."""
-        return floor_of_ends(self.config, self.shape)
 
     def usable(self, budget: int) -> int:
         """Whole frames."""

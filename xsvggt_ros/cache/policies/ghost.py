@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy, floor_of_ends
+from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy
 from xsvggt_ros.cache.policies.patches import per_patch
 from xsvggt_ros.cache.shape import Layout
 
@@ -28,10 +28,6 @@ SPECIAL = 0.3  # more than their frame
 
 class Ghost(Policy):
     """What came with motion, structure and confidence stays."""
-
-    def floor(self) -> int:
-        """First and newest frame always stay, whatever the budget."""
-        return floor_of_ends(self.config, self.shape)
 
     def token_evidence(self) -> Layout:
         return {"ghost_score": ((), torch.float32)}

@@ -8,7 +8,7 @@ tokens too; here it stays whole until the next one comes.
 
 from torch import Tensor
 
-from xsvggt_ros.cache.policies.base import PastTokens, Policy, floor_of_ends
+from xsvggt_ros.cache.policies.base import PastTokens, Policy
 from xsvggt_ros.cache.policies.diversity import diversity
 
 
@@ -16,10 +16,6 @@ class Infinite(Policy):
     """The most unlike stay."""
 
     chooses_by_head = True
-
-    def floor(self) -> int:
-        """First and newest frame always stay, whatever the budget."""
-        return floor_of_ends(self.config, self.shape)
 
     def scores(self, past: PastTokens) -> Tensor:
         return past.protect_ends(diversity(past))

@@ -8,8 +8,8 @@ A = softmax(q k^T / sqrt(d)), summed over the frames since it came, without deca
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.policies.base import PastTokens, Policy, Seen, floor_of_ends, summed
-from xsvggt_ros.cache.policies.probes import attention, probe_rows
+from xsvggt_ros.cache.policies.base import PastTokens, Policy, Seen, summed
+from xsvggt_ros.cache.policies.probes import attention, probes
 from xsvggt_ros.cache.shape import Layout
 
 
@@ -18,10 +18,6 @@ class OutputAware(Policy):
 
     chooses_by_head = True
 
-    def floor(self) -> int:
-        """First and newest frame always stay, whatever the budget."""
-        return floor_of_ends(self.config, self.shape)
-
     def token_evidence(self) -> Layout:
         """The score so far."""
         return {"output_score": ((), torch.float32)}
@@ -29,7 +25,7 @@ class OutputAware(Policy):
     def observe(self, seen: Seen, evidence: dict[str, Tensor]) -> dict[str, Tensor]:
         shape, new = self.shape, seen.q.shape[0]
         frames = new // shape.tokens_per_frame
-        rows = probe_rows(frames, shape.tokens_per_frame, shape.specials, self.config.probes, seen.q.device)
+        rows, _ = probes(frames, shape.tokens_per_frame, shape.specials, self.config.probes, seen.q.device)
         lengths = seen.values.abs().sum(-1, dtype=torch.float32)  # [T + N, heads]
         score = summed(attention(seen, rows).sum(1).T * lengths, self.lanes)
         evidence["output_score"] += score[:-new]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy, floor_of_ends
+from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy
 from xsvggt_ros.cache.policies.diversity import diversity
 from xsvggt_ros.cache.policies.patches import patch_points, share_in_view
 from xsvggt_ros.cache.shape import Layout
@@ -33,10 +33,6 @@ class Ovggt(Policy):
     """Each in its group, scaled to the same range: the newest before by salience, those before them by unlikeness."""
 
     wants_residual = True
-
-    def floor(self) -> int:
-        """First and newest frame always stay, whatever the budget."""
-        return floor_of_ends(self.config, self.shape)
 
     def token_evidence(self) -> Layout:
         return {"salience": ((), torch.float32)}

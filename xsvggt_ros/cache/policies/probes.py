@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -14,35 +15,35 @@ from xsvggt_ros.cache.shape import CacheShape
 AT_ONCE = 64  # queries, to save memory
 
 
-def probe_rows(frames: int, tokens_per_frame: int, specials: int, patches: int, device: torch.device) -> Tensor:
-    """Rows of the queries asked, [R], of `frames` new frames: each one's special tokens and `patches` of its patches.
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def probes(
+    frames: int, tokens_per_frame: int, specials: int, patches: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Rows of the queries asked, of `frames` new frames, and how many queries each stands for: [R] both.
 
-    The patches are spread evenly; 0: all of them.
+    They are each frame's special tokens and `patches` of its patches, spread evenly, 0: all of them; a patch stands for
+    its share of all.
     """
     count = tokens_per_frame - specials
     chosen = min(patches, count) or count
     spread = (torch.arange(chosen, device=device) * count) // max(1, chosen)
     rows = torch.cat([torch.arange(specials, device=device), specials + spread])
-    return (rows + tokens_per_frame * torch.arange(frames, device=device)[:, None]).flatten()
-
-
-def probe_weights(frames: int, tokens_per_frame: int, specials: int, patches: int, device: torch.device) -> Tensor:
-    """How many queries each of `probe_rows` stands for, [R]: a patch for its share of all patches."""
-    count = tokens_per_frame - specials
-    chosen = min(patches, count) or count
     weights = torch.ones(specials + chosen, device=device)
     weights[specials:] = count / max(1, chosen)
-    return weights.repeat(frames)
+    starts = tokens_per_frame * torch.arange(frames, device=device)
+    return (rows + starts[:, None]).flatten(), weights.repeat(frames)
 
 
 def attention_mass(seen: Seen, patches: int, shape: CacheShape, lanes: int) -> tuple[Tensor, Tensor]:
     """What attention the T cached and the N new tokens get from all new queries, summed over the heads of a lane.
 
-    [T, lanes] and [N, lanes] float32, by those of `probe_rows`.
+    [T, lanes] and [N, lanes] float32, by those of `probes`.
     """
     new = seen.q.shape[0]
-    asked = new // shape.tokens_per_frame, shape.tokens_per_frame, shape.specials, patches, seen.q.device
-    parts = zip(probe_rows(*asked).split(AT_ONCE), probe_weights(*asked).split(AT_ONCE), strict=True)
+    per_frame = shape.tokens_per_frame
+    asked = probes(new // per_frame, per_frame, shape.specials, patches, seen.q.device)
+    parts = zip(*(x.split(AT_ONCE) for x in asked), strict=True)
     mass = [torch.einsum("hrt,r->th", attention(seen, rows), weights) for rows, weights in parts]
     old, of_new = summed(torch.stack(mass).sum(0), lanes).split([seen.keys.shape[0] - new, new])
     return old, of_new

@@ -4,17 +4,13 @@
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.policies.base import PastTokens, Policy, floor_of_ends
+from xsvggt_ros.cache.policies.base import PastTokens, Policy
 
 
 class Random(Policy):
     """A choice that the seed determines."""
 
     _generator: torch.Generator | None = None
-
-    def floor(self) -> int:
-        """First and newest frame always stay, whatever the budget."""
-        return floor_of_ends(self.config, self.shape)
 
     def scores(self, past: PastTokens) -> Tensor:
         device = past.frame.device

@@ -3,7 +3,7 @@
 
 from torch import Tensor
 
-from xsvggt_ros.cache.policies.base import PROTECTED, PastTokens, Policy, floor_of_ends
+from xsvggt_ros.cache.policies.base import PROTECTED, PastTokens, Policy
 
 
 class SlidingWindow(Policy):
@@ -11,7 +11,7 @@ class SlidingWindow(Policy):
 
     def floor(self) -> int:
         """First and newest frame if pinned; otherwise any, and the window may cut through a frame."""
-        return floor_of_ends(self.config, self.shape) if self.config.pin_first_frame else 1
+        return super().floor() if self.config.pin_first_frame else 1
 
     def scores(self, past: PastTokens) -> Tensor:
         pinned = self.config.pin_first_frame

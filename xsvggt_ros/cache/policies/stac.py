@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy, Rewritten, Seen, floor_of_ends
+from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy, Rewritten, Seen
 from xsvggt_ros.cache.policies.patches import patch_points, per_patch
 from xsvggt_ros.cache.policies.probes import attention_mass
 from xsvggt_ros.cache.policies.spatial import RAW_WEIGHT, merge, merges, own_slots
@@ -40,10 +40,6 @@ class Stac(Policy):
     """Anchors by attention, then representatives by what they stand for, then raw tokens."""
 
     chooses_by_head = True
-
-    def floor(self) -> int:
-        """First and newest frame always stay, whatever the budget."""
-        return floor_of_ends(self.config, self.shape)
 
     # --- what it keeps ----------------------------------------------------------------------------
 

@@ -6,17 +6,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.policies.base import PastTokens, Policy, floor_of_ends
+from xsvggt_ros.cache.policies.base import PastTokens, Policy
 
 SHARE = 0.25  # of the budget that special tokens of frames beyond the window may fill
 
 
 class WindowSpecials(Policy):
     """The newest stay, special tokens longer: those of as many frames as fill a share of the budget."""
-
-    def floor(self) -> int:
-        """First and newest frame always stay, whatever the budget."""
-        return floor_of_ends(self.config, self.shape)
 
     def allocate(self, device: torch.device, budget: int) -> None:
         super().allocate(device, budget)

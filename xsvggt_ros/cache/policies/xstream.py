@@ -8,7 +8,7 @@ is one vector per layer: score_j = q_mean . mean over heads of k_j, and no matri
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.policies.base import PastTokens, Policy, Seen, floor_of_ends
+from xsvggt_ros.cache.policies.base import PastTokens, Policy, Seen
 from xsvggt_ros.cache.shape import Layout
 
 AT_ONCE = 1024  # keys
@@ -33,10 +33,6 @@ def query_summary(q: Tensor, specials: int, pool: int) -> Tensor:
 
 class XStream(Policy):
     """What is closest to the query stays."""
-
-    def floor(self) -> int:
-        """First and newest frame always stay, whatever the budget."""
-        return floor_of_ends(self.config, self.shape)
 
     def layer_evidence(self) -> Layout:
         """The summary of the newest frames' queries; zero until there is one."""
