@@ -22,7 +22,7 @@ from support import fuzz
 from support.lifecycle import Lifecycle
 
 from xsvggt_ros.camera import Rectifier
-from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.config import NodeConfig, StreamConfig
 from xsvggt_ros.messages.decode import decode_image
 from xsvggt_ros.messages.topics import TOPICS
 from xsvggt_ros.preprocess import STEEPEST, Resize
@@ -34,6 +34,7 @@ START = dict(device="cpu", dtype="float32", queue="all", queue_size=500, image_w
 CAMERA = "lens"
 HEIGHT_WIDTH = (12, 16)  # of good images
 SIZES = st.integers(0, 9).flatmap(lambda n: st.just(HEIGHT_WIDTH) if n else fuzz.sizes(20))
+LATENESS, GAP = (round(value * 1e9) for value in (StreamConfig.max_lateness, StreamConfig.max_gap))  # ns
 BATCH = 50  # messages sent without waiting: fewer than the publisher keeps
 
 
@@ -47,6 +48,7 @@ class Judge:
         self._size: tuple[int, int] | None = None  # of the images of this world
         self._strays: list[tuple[int, int]] = []
         self._first, self._newest = math.inf, -math.inf  # stamps of this world
+        self._before_gap = -math.inf  # stamp of the image before the newest, if that came more than GAP later
 
     def __call__(self, msg) -> None:
         size, time = self._size_of(msg), msg.header.stamp
@@ -55,13 +57,18 @@ class Judge:
         usable = size and round(size[0] * WIDTH / size[1] / 14) and size[0] <= STEEPEST * size[1]
         if not usable or time.sec < 0 or time.nanosec >= 10**9 or msg.header.frame_id != CAMERA or self._stray(size):
             self.rejected += 1
-        elif stamp == self._newest or (0 < self._newest - stamp <= 10**9 and stamp != self._first):
+            return
+        goes_on = 0 < stamp - self._before_gap <= GAP  # the newest was astray
+        behind = self._newest - stamp
+        if not behind or (0 < behind <= LATENESS and stamp != self._first and not goes_on):
             self.late += 1
-        else:
-            if stamp < self._newest or size != self._size:
-                self._first = stamp
-            self.answered.append(stamp)
-            self._newest, self._size, self._strays = stamp, size, []
+            return
+        new_world = size != self._size or (behind > 0 and not goes_on)
+        if new_world:
+            self._first = stamp
+        self._before_gap = -math.inf if new_world or -behind <= GAP else self._newest
+        self.answered.append(stamp)
+        self._newest, self._size, self._strays = stamp, size, []
 
     def _stray(self, size) -> bool:
         if self._size in (None, size):
