@@ -54,7 +54,7 @@ def test_rows_are_those_that_the_table_promises():
     assert replace(FULL.cache(SHAPE, 0), budget_tokens=0) == unlimited
     keys = {row.key for row in ROWS}
     for policy in PRUNING:
-        assert {f"{policy}, 8 frames, 16/16 bits", f"{policy}, bytes / 20, 2/1 bits"} <= keys
+        assert f"{policy}, bytes / 20, 2/1 bits" in keys
     assert {row.cache(SHAPE, 0).camera_window for row in ROWS} == {0}
     random = Row("x", "random", 4).cache(SHAPE, 7)
     assert (random.budget_tokens, random.seed) == (68, 7)
