@@ -173,7 +173,10 @@ class StreamConfig(Checked):
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     attention: str = setting(
-        "auto", "Attention backend; auto: the fastest there is.", choices=("auto", "sdpa", "flash")
+        "auto",
+        "Attention backend; auto: the fastest there is. With flash, policies that weigh tokens (coreset, stac) use sdpa "
+        "all the same.",
+        choices=("auto", "sdpa", "flash"),
     )
     image_width: int = setting(
         0,

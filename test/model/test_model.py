@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.caches import CPU, cache_of
+from torch.profiler import ProfilerActivity, profile
 
 from xsvggt_ros.cache import KVCache
 from xsvggt_ros.config import CacheConfig, StreamConfig
@@ -156,6 +157,16 @@ def test_a_bias_repeats_keys_and_hides_them(kernel, queries):
         one = slice(head, head + 1)
         repeated = (x[:, :, one].repeat_interleave(times[head], 1) for x in (k, v))
         torch.testing.assert_close(out[:, :, one], sdpa(q[:, :, one], *repeated))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_with_a_bias_is_one_fused_kernel_too(dtype):
+    """Which keeps no logits of all queries and keys."""
+    q, k, v = torch.randn(3, 1, 40, 2, 64, dtype=dtype)
+    for bias in (None, torch.zeros(2, 40)):
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            sdpa(q, k, v, bias)
+        assert any("flash_attention" in event.key for event in profiled.key_averages())
 
 
 def test_frame_causal_is_a_block_triangular_mask():

@@ -64,7 +64,8 @@ class WholeSequence:
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """PyTorch's own kernel."""
-    mask = None if bias is None else bias[:, None].to(q.dtype)  # [heads, 1, N], for all queries
+    # [1, heads, 1, N], for all queries: with three dimensions the fused kernel of CPUs would not take it.
+    mask = None if bias is None else bias[None, :, None].to(q.dtype)
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
     return out.transpose(1, 2)
 
