@@ -174,8 +174,8 @@ class StreamConfig(Checked):
     )
     attention: str = setting(
         "auto",
-        "Attention backend; auto: the fastest there is. With flash, policies that weigh tokens (coreset, stac) use sdpa "
-        "all the same.",
+        "Attention backend; auto: the fastest there is. Policies that weigh tokens (coreset, stac) run on sdpa where "
+        "flash is chosen.",
         choices=("auto", "sdpa", "flash"),
     )
     image_width: int = setting(

@@ -14,6 +14,7 @@ from support.streams import RandomStream
 from torch.profiler import ProfilerActivity, profile
 
 from xsvggt_ros.cache import KVCache
+from xsvggt_ros.cache.policies import BY_NAME
 from xsvggt_ros.config import CacheConfig
 
 MARKS = 7_654_321, 7_654_322  # bytes of two tensors, between which memory is watched
@@ -75,6 +76,21 @@ def test_other_settings_need_a_layer_at_most_beside_the_larger_cache(before, cha
     tokens = max(before.budget_tokens, cache.budget)
     unpacked = 2 * tokens * cache.shape.width * dtype.itemsize
     assert 0 < size + more <= max(size, held(cache)) + unpacked
+
+
+@pytest.mark.parametrize("policy", [name for name in BY_NAME if name != "full"])
+@pytest.mark.parametrize(("before", "after", "budget"), [(4, 1, 50), (4, 2, 100), (3, 1, 60), (2, 4, 50)])
+def test_first_and_newest_frames_are_whole_after_a_change_of_the_chunk_at_the_floor(policy, before, after, budget):
+    """Of a step's frames as many are protected then as the next step brings."""
+    config = CacheConfig(policy=policy, budget_tokens=budget, chunk=before)
+    stream = RandomStream(config)
+    for _ in range(3):
+        stream.step(before)
+    stream.cache.reconfigure(replace(config, chunk=after))
+    newest = range(max(2 * before, 3 * before - after), 3 * before)
+    whole = {(frame, token) for frame in (0, *newest) for token in range(25)}
+    for layer in range(2):
+        assert whole <= set(stream.places(layer))
 
 
 SHRINK = """

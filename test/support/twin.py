@@ -250,7 +250,7 @@ class Twin(RandomStream):
         return True
 
     def reconfigure(self, config: CacheConfig) -> None:
-        self._go_on(config, self.cache.reconfigure, newest=self.newest)
+        self._go_on(config, self.cache.reconfigure, newest=max(self.newest, self.frames - config.chunk))
 
     # --- a step -----------------------------------------------------------------------------------
 

@@ -228,6 +228,7 @@ class KVCache:
         return torch.stack(found).tolist()
 
     def _switch(self, config: CacheConfig, newest: int, rebuild: bool = False) -> None:
+        newest = max(newest, self.frames - config.chunk)  # as many as a step takes in: the floor has room for them
         policy = make_policy(config, self.shape)
         budget, raised = budget_in_force(self.shape, config, policy)
         if budget is None:
