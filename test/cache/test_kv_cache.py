@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cache beside a plain one (support/twin.py): what it holds, and what it costs. What stays: test_choice.py."""
 
+import math
 from copy import deepcopy
 from dataclasses import replace
 
@@ -297,6 +298,27 @@ def test_what_a_frame_displaced_before_memory_ran_out_is_lost_in_the_layers_that
     twin.step()
     assert [store.tokens for store in twin.cache.layers] == [100, 100]
     assert twin.cache.evicted == (25 + 25) // 2  # the first layer before, the second now
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("policy", BUDGETED)
+def test_what_is_known_about_the_past_outlives_a_step_of_numbers_that_are_not_finite(policy, number):
+    """The outputs say that they are not; all that stays is as after a step of other numbers, and so is what follows."""
+    config = CacheConfig(policy=policy, budget_tokens=150, probes=0)
+    streams = [RandomStream(config) for _ in range(2)]
+    for stream in streams:
+        for _ in range(9):
+            stream.step()
+        new = stream.draw(1)
+        for name in ("q", "k", "v"):
+            getattr(new, name)[:, 3] = number if stream is streams[0] else 0.0
+        outputs = stream.feed(new, layers=2)
+        assert all(out.isfinite().all() for out in outputs) == (stream is streams[1])
+        stream.cache.abandon_frames(config)
+    for layer in range(2):
+        assert streams[0].places(layer) == streams[1].places(layer)
+        for name in streams[0].cache.policy.token_evidence():
+            assert streams[0].evidence(layer, name) == streams[1].evidence(layer, name)
 
 
 def test_tokens_that_were_being_encoded_anew_when_memory_ended_are_not_gone_on_with():

@@ -293,11 +293,16 @@ class Twin(RandomStream):
         if old.shape[0] > left:
             count = old.shape[0]
             past = layer.past(old, seen.keys[:count], self.frames)
-            if rework := self.policy.rework(past, seen, found, count - left):
-                slots, keys, values = rework
-                layer.store(old.gather(0, slots), keys, values)
+            slots, rewritten = old[:0], None
+            if not isinstance(self.policy, Random):  # whose scores are others each time
+                slots, rewritten = self.policy.evict(past, seen, found, count - left)
+            scores = self.policy.scores(past)
+            if rewritten:  # then by more than the scores, see test_stac.py
+                where, keys, values = rewritten
+                layer.store(old.gather(0, where), keys, values)
+                scores = scores.scatter(0, slots, -torch.inf)
             layer.note(old, past.evidence)
-            layer.keep_best(old, self.policy.scores(past), left)
+            layer.keep_best(old, scores, left)
 
     def _new_rows(self, count: int, layer: PlainLayer) -> Tensor:
         first = self.frames * self.shape.tokens_per_frame

@@ -8,6 +8,8 @@ pruning only frees slots.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -16,7 +18,6 @@ from xsvggt_ros.cache.budget import budget_in_force, capacities
 from xsvggt_ros.cache.camera_cache import CameraCache, Kernel
 from xsvggt_ros.cache.moving import move
 from xsvggt_ros.cache.policies import Geometry, PastTokens, Policy, Seen, make_policy
-from xsvggt_ros.cache.policies.base import PROTECTED
 from xsvggt_ros.cache.policies.diversity import likeness
 from xsvggt_ros.cache.shape import CacheShape, nbytes
 from xsvggt_ros.cache.store import Store, layout
@@ -175,18 +176,17 @@ class KVCache:
         """Takes the new tokens in, those at the end of what was seen."""
         new, size = seen.q.shape[0], self.shape.tokens_per_frame
         kept = min(new, store.capacity)
+        seen = finite(seen)
         evidence = self.policy.observe(seen, store.evidence())
-        scores = torch.zeros(store.tokens, store.lanes, device=self.device)
+        leaving = torch.empty(0, store.lanes, dtype=torch.int64, device=self.device)
         if evictions := store.evictions(kept):
-            past = self._past(store, seen.keys)
-            if rework := self.policy.rework(past, seen, evidence, evictions):
-                store.rewrite(*rework)
-            # Of frames whose numbers are not finite, which are abandoned later: what is protected must stay even so.
-            scores = self.policy.scores(past).nan_to_num(nan=0.0, posinf=PROTECTED, neginf=-PROTECTED)
+            leaving, rewritten = self.policy.evict(self._past(store, seen.keys), seen, evidence, evictions)
+            if rewritten:
+                store.rewrite(*rewritten)
         place = torch.arange(new - kept, new, device=self.device)
-        self._gone += store.evictions(kept) + new - kept
+        self._gone += evictions + new - kept
         newest = {name: x[-kept:] for name, x in evidence.items()}
-        store.put(scores, self.frames + place // size, place % size, seen.keys[-kept:], seen.values[-kept:], newest)
+        store.put(leaving, self.frames + place // size, place % size, seen.keys[-kept:], seen.values[-kept:], newest)
 
     def _past(self, store: Store, keys: Tensor) -> PastTokens:
         """What the policy ranks while new frames are being taken in."""
@@ -251,8 +251,6 @@ class KVCache:
         self, layer: int, config: CacheConfig, policy: Policy, capacity: int, newest: int, rebuild: bool
     ) -> None:
         store = self.layers[layer]
-        if rebuild:
-            store.forget_not_finite()
         same = config.quantizer == store.quantizer.config.quantizer  # which the layout does not always tell
         if rebuild or not same or layout(self.shape, config, policy, capacity) != store.layout:
             new = self._moved(store, config, policy, capacity, newest)
@@ -297,6 +295,17 @@ class KVCache:
             f"no memory for a cache of {capacity} tokens per layer; lower cache.budget_frames, budget_tokens, "
             "budget_mib or camera_window, or use fewer bits"
         )
+
+
+def finite(seen: Seen) -> Seen:
+    """With the new tokens' numbers that are not finite as 0, in place but for the queries.
+
+    A step of such numbers is abandoned later; what is known about the past must stay even so.
+    """
+    new = seen.q.shape[0]
+    for x in (seen.keys[-new:], seen.values[-new:]):
+        x.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return replace(seen, q=seen.q.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
 
 
 def ample(store: Store, new: int) -> int:

@@ -64,16 +64,15 @@ class Store:
         return max(0, self.tokens + new - self.capacity)
 
     def put(
-        self, scores: Tensor, frame: Tensor, token: Tensor, keys: Tensor, values: Tensor, evidence: dict[str, Tensor]
+        self, leaving: Tensor, frame: Tensor, token: Tensor, keys: Tensor, values: Tensor, evidence: dict[str, Tensor]
     ) -> None:
-        """Takes tokens in, for whom those of the lowest scores [tokens, lanes] go, where there is no room.
+        """Takes tokens in, for whom those in slots `leaving` [evictions(n), lanes] go.
 
         frame and token [n] are their places, keys and values [n, heads, d], evidence {name: [n, lanes, ...]}.
         """
         new, evictions = keys.shape[0], self.evictions(keys.shape[0])
         fresh = torch.arange(self.tokens, self.tokens + new - evictions, device=keys.device)
-        worst = scores.topk(evictions, dim=0, largest=False, sorted=False).indices
-        slots = torch.cat([worst, fresh[:, None].expand(-1, self.lanes)])
+        slots = torch.cat([leaving, fresh[:, None].expand(-1, self.lanes)])
         # First of all: where the rest fails, these slots are known as the unfinished frame's.
         self._put("frame", slots, frame[:, None].int())
         self._put("token", slots, token[:, None].int())
@@ -97,12 +96,6 @@ class Store:
             there = self.tensors[name][: self.tokens]
             mask = newest.view(*newest.shape, *[1] * (there.ndim - 2))
             there.copy_(torch.where(mask, x[place].to(there.dtype), there))
-
-    def forget_not_finite(self) -> None:
-        """Evidence that is not finite becomes zero."""
-        for name in (*self._of_layer, *self._of_tokens):
-            if self.tensors[name].is_floating_point():
-                self.tensors[name].nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
     def _put(self, name: str, slots: Tensor, x: Tensor | int) -> None:
         self.tensors[name][slots, lanes_of(slots)] = x

@@ -53,7 +53,8 @@ def test_the_most_similar_inherits_and_the_new_may():
     evidence = {"score": torch.tensor([9.0, 9, 0.1, 0.2, 5])[:, None], "left": torch.tensor([0.0, 0, 1, 0, 0])[:, None]}
     past = PastTokens(frame, torch.tensor([0, 1, 0, 1, 0])[:, None], keys[:5], 3, 2, evidence)
     new = {"left": torch.zeros(2, 1)}
-    assert policy.rework(past, Seen(keys[5:], keys, keys, None), new, leaving=2) is None
+    slots, rewritten = policy.evict(past, Seen(keys[5:], keys, keys, None), new, 2)
+    assert (sorted(slots[:, 0].tolist()), rewritten) == ([2, 3], None)
     assert evidence["left"][:, 0].tolist() == [1, 0, 1, 0, 0]  # of those that leave it no longer matters
     assert new["left"][:, 0].tolist() == [0, 2]
     bias = policy.bias(evidence)[:, 0]

@@ -198,10 +198,10 @@ def test_all_that_leaves_and_does_not_merge_is_what_is_missing_from_the_counts()
     before = past.evidence["count"].clone()
     merging = target != torch.arange(60)[:, None]
     assert 30 < merging.sum() < 40
-    slots, _, _ = policy.rework(past, seen_of(past), {}, 40)
+    slots, _ = policy.evict(past, seen_of(past), {}, 40)
     after = past.evidence["count"]
     dead = after == DEAD
-    assert dead.sum() == 40 and slots.unique().shape == slots[:, 0].shape
+    assert dead.sum() == 40 and dead.gather(0, slots).all() and slots.unique().shape == slots[:, 0].shape
     assert (dead | ~merging).all()
     assert after[~dead].sum() == before.sum() - before[dead & ~merging].sum()
 
@@ -211,7 +211,7 @@ def test_what_others_merge_into_stays():
     policy = policy_of(7 * PER_FRAME)
     voxel = [5] * 8 + [6, 7]
     past = past_of([1] * 10, [turned(0)] * 10, voxel=voxel, count=[1] * 10, weight=[E] * 10, score=range(10))
-    policy.rework(past, seen_of(past), {}, 8)
+    policy.evict(past, seen_of(past), {}, 8)
     assert past.evidence["count"][:, 0].tolist() == [DEAD] * 7 + [8, DEAD, 1]
 
 

@@ -143,13 +143,15 @@ class Policy(ABC):
         """
         return {}
 
-    def rework(self, past: PastTokens, seen: Seen, new: dict[str, Tensor], leaving: int) -> Rewritten | None:
-        """Merges tokens before the `leaving` of the lowest scores go.
+    def evict(
+        self, past: PastTokens, seen: Seen, new: dict[str, Tensor], count: int
+    ) -> tuple[Tensor, Rewritten | None]:
+        """The slots [count, lanes] of those that go, and what others become that they merge into.
 
         It may write the evidence about the cached tokens in place, and that of the new ones, as `observe` gave it.
-        Returns slots [n, lanes] and the keys and values [n, heads, d] to put there.
+        What is rewritten are slots [n, lanes], with the keys and values [n, heads, d] to put there.
         """
-        return None
+        return lowest(self.scores(past), count), None
 
     @abstractmethod
     def scores(self, past: PastTokens) -> Tensor:
@@ -162,6 +164,12 @@ class Policy(ABC):
     def learn(self, geometry: Geometry) -> dict[str, Tensor]:
         """From what became of the newest frames, evidence about their tokens in every layer [N, ...]."""
         return {}
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """Where the `count` lowest of scores [T, lanes] are [count, lanes]; what is no number counts as 0."""
+    numbers = scores.nan_to_num(nan=0.0, posinf=PROTECTED, neginf=-PROTECTED)
+    return numbers.topk(count, dim=0, largest=False, sorted=False).indices
 
 
 def summed(x: Tensor, lanes: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from xsvggt_ros.cache.policies.base import PastTokens, Policy, Seen
+from xsvggt_ros.cache.policies.base import PastTokens, Policy, Seen, lowest
 from xsvggt_ros.cache.policies.probes import attention_mass
 from xsvggt_ros.cache.shape import Layout
 
@@ -42,9 +42,9 @@ class Coreset(Policy):
     def scores(self, past: PastTokens) -> Tensor:
         return past.protect_ends(past.evidence["score"])
 
-    def rework(self, past: PastTokens, seen: Seen, new: dict[str, Tensor], leaving: int) -> None:
-        """Those that leave next leave their counts to the most similar of the others, the new ones among them."""
-        slots = self.scores(past).topk(leaving, dim=0, largest=False, sorted=False).indices  # [leaving, lanes]
+    def evict(self, past: PastTokens, seen: Seen, new: dict[str, Tensor], count: int) -> tuple[Tensor, None]:
+        """They leave their counts to the most similar of the others, the new ones among them."""
+        slots = lowest(self.scores(past), count)
         left = torch.cat([past.evidence["left"], new["left"]])
         for lane, keys in enumerate(_directions(seen.keys, self.lanes)):
             gone = slots[:, lane]
@@ -53,6 +53,7 @@ class Coreset(Policy):
         old = past.frame.shape[0]
         past.evidence["left"].copy_(left[:old])
         new["left"].copy_(left[old:])
+        return slots, None
 
 
 def _directions(keys: Tensor, lanes: int) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy, Rewritten, Seen
+from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy, Rewritten, Seen, lowest
 from xsvggt_ros.cache.policies.patches import patch_points, per_patch
 from xsvggt_ros.cache.policies.probes import attention_mass
 from xsvggt_ros.cache.policies.spatial import RAW_WEIGHT, merge, merges, own_slots
@@ -89,15 +89,15 @@ class Stac(Policy):
 
     # --- who stays --------------------------------------------------------------------------------
 
-    def rework(self, past: PastTokens, seen: Seen, new: dict[str, Tensor], leaving: int) -> Rewritten:
+    def evict(self, past: PastTokens, seen: Seen, new: dict[str, Tensor], count: int) -> tuple[Tensor, Rewritten]:
         """Those that merge leave first, the most useless ones beside them."""
         self._make_spatial(past)
         target, cosine = merges(past)
         merging = target != own_slots(target)
         wanted = torch.zeros_like(target).scatter_add_(0, target, merging.long()) > 0
         scores = self.scores(past) + 8 * TIER * (wanted.double() - merging.double())
-        slots = scores.topk(leaving, dim=0, largest=False).indices
-        return merge(past, seen.values[: past.frame.shape[0]], slots, target, cosine)
+        slots = lowest(scores, count)
+        return slots, merge(past, seen.values[: past.frame.shape[0]], slots, target, cosine)
 
     def scores(self, past: PastTokens) -> Tensor:
         """By role, and within it by score or, of representatives, weight; float64, to tell all of them apart."""
