@@ -329,11 +329,12 @@ class Twin(RandomStream):
 
     def _move(self, layer: PlainLayer, order: Tensor, newest: int) -> None:
         rows = self._candidates(order)
-        zeros = layer._zeros(self.policy)
-        layer.of_tokens = {
-            n: x if n not in layer.of_tokens or layer.of_tokens[n].shape != x.shape else layer.of_tokens[n]
-            for n, x in zeros.items()
-        }
+        lanes, known = order.shape[1], layer.of_tokens
+        zeros = {n: x[:, :1].repeat_interleave(lanes, 1) for n, x in layer._zeros(self.policy).items()}
+        layer.of_tokens = {n: known.get(n, x) for n, x in zeros.items()}
+        if self.policy.lanes < lanes:
+            self._leave_behind(layer, order, rows.expand(-1, lanes), newest)
+        layer.of_tokens = {n: self._of_lanes(n, x) for n, x in layer.of_tokens.items()}
         evidence = self.policy.layer_evidence()
         layer.of_layer = {n: layer.of_layer.get(n, torch.zeros(s, dtype=kind)) for n, (s, kind) in evidence.items()}
         keys, values = layer.stored(rows)
@@ -343,6 +344,7 @@ class Twin(RandomStream):
         if rows.shape[0]:
             scores = self.policy.scores(layer.past(rows, keys, newest)).masked_fill(~there, -torch.inf)
         layer.keep_best(rows, scores, min(self.budget or 10**9, int(there.sum(0).min()) if rows.shape[0] else 0))
+        self._leave_behind(layer, rows, torch.tensor([sorted(lane) for lane in layer.kept]).long().T, newest)
         if coding.centres and not layer.coding.centres:
             oldest = torch.tensor([sorted(lane)[: self.shape.tokens_per_frame] for lane in layer.kept]).T
             plain = torch.zeros_like(layer.keys)
@@ -354,6 +356,22 @@ class Twin(RandomStream):
             None if old.same_keys == coding.same_keys else keys,
             None if old.same_values == coding.same_values else values,
         )
+
+    def _leave_behind(self, layer: PlainLayer, rows: Tensor, kept: Tensor, newest: int) -> None:
+        """All but the rows kept [n, lanes] go."""
+        if not rows.shape[0]:
+            return
+        past = layer.past(rows, layer.stored(rows)[0], newest)
+        self.policy.leave_behind(past, (rows.T[:, None] == kept.T[..., None]).int().argmax(-1).T, self.frames)
+        layer.note(rows, past.evidence)
+
+    def _of_lanes(self, name: str, x: Tensor) -> Tensor:
+        """x [rows, lanes] as the policy's lanes have it: added up over heads, or the mean."""
+        lanes, before, adds_up = self.policy.lanes, x.shape[1], name in self.policy.adds_up
+        if lanes == before:
+            return x
+        whole = x.double().sum(1, keepdim=True) if adds_up else x.double().mean(1, keepdim=True)
+        return (whole / (lanes if adds_up else 1)).to(x.dtype).repeat_interleave(lanes, 1)
 
     def _candidates(self, order: Tensor) -> Tensor:
         """Where lanes become one, what all of them kept."""

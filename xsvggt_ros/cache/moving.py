@@ -8,7 +8,7 @@ from torch import Tensor
 
 from xsvggt_ros.cache.policies import PastTokens, Policy
 from xsvggt_ros.cache.quantizers.base import lanes_of
-from xsvggt_ros.cache.store import Store
+from xsvggt_ros.cache.store import Store, lanes_in
 
 
 def move(old: Store, new: Store, policy: Policy, newest: int, unfinished: int, scratch: Tensor) -> None:
@@ -24,13 +24,20 @@ def move(old: Store, new: Store, policy: Policy, newest: int, unfinished: int, s
     source = _candidates(old, new.lanes)
     if not source.shape[0]:
         return
-    slots = source[:, :: new.shape.heads // new.lanes]
-    frame, token = old.places_in(slots)
-    evidence = new.evidence_from(old, slots)
+    evidence = new.evidence_from(old)
+    per_frame = new.shape.tokens_per_frame
+    if new.lanes < old.lanes and source.shape[0] < old.tokens:
+        apart = PastTokens(*old.places(), keys, newest, per_frame, evidence)
+        policy.leave_behind(apart, lanes_in(source, old.lanes), unfinished)
+    frame, token = old.places_in(lanes_in(source, new.lanes))
     candidates = keys if new.lanes >= old.lanes else keys[source, lanes_of(source)]
-    past = PastTokens(frame, token, candidates, newest, new.shape.tokens_per_frame, evidence)
-    kept = source.gather(0, _best(policy, past, new, unfinished).repeat_interleave(new.shape.heads // new.lanes, 1))
-    new.take_over(old, kept, keys, values)
+    past = PastTokens(frame, token, candidates, newest, per_frame, new.of_lanes(evidence, source))
+    rows = _best(policy, past, new, unfinished)
+    if rows.shape[0] < source.shape[0]:
+        policy.leave_behind(past, rows, unfinished)
+    kept = {name: past.evidence[name][rows, lanes_of(rows)] for name in evidence}
+    heads = rows.repeat_interleave(new.shape.heads // new.lanes, 1)
+    new.take_over(old, source.gather(0, heads), keys, values, kept)
 
 
 def _candidates(old: Store, lanes: int) -> Tensor:

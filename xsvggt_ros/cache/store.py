@@ -36,6 +36,7 @@ class Store:
         self.quantizer = make_quantizer(config, shape, self.lanes, capacity)
         self.quantizer.tensors = self.tensors
         self._of_layer, self._of_tokens = tuple(policy.layer_evidence()), tuple(policy.token_evidence())
+        self._adds_up = policy.adds_up
 
     @property
     def nbytes(self) -> int:
@@ -109,31 +110,49 @@ class Store:
             if self.layout[name] == other.layout.get(name):
                 self.tensors[name].copy_(other.tensors[name])
 
-    def evidence_from(self, other: Store, slots: Tensor) -> dict[str, Tensor]:
-        """Evidence as this one's policy keeps it: about the layer, and about other's tokens in slots [n, lanes].
+    def evidence_from(self, other: Store) -> dict[str, Tensor]:
+        """A copy of what this one's policy keeps about tokens, of other's tokens and lanes.
 
         Zero where the other keeps none.
         """
-        found = {name: self.tensors[name] for name in self._of_layer}
+        found = {}
         for name in self._of_tokens:
-            (_, *size), dtype = self.layout[name]
-            there, other_dtype = other.layout.get(name, ((), None))
-            if (list(there[1:]), other_dtype) == (size, dtype):
-                found[name] = other.tensors[name][slots, lanes_of(slots)]
+            (_, _, *size), dtype = self.layout[name]
+            sizes = (other.tokens, other.lanes, *size)
+            theirs = other.tensors[name][: other.tokens] if name in other._of_tokens else None
+            if theirs is not None and (theirs.shape, theirs.dtype) == (sizes, dtype):
+                found[name] = theirs.clone()
             else:
-                found[name] = torch.zeros(slots.shape[0], *size, dtype=dtype, device=slots.device)
+                found[name] = torch.zeros(sizes, dtype=dtype, device=self.tensors[name].device)
         return found
 
-    def take_over(self, other: Store, source: Tensor, keys: Tensor, values: Tensor) -> None:
+    def of_lanes(self, evidence: dict[str, Tensor], source: Tensor) -> dict[str, Tensor]:
+        """Evidence about another store's tokens and lanes, of the tokens in its slots source [n, heads], of lanes here.
+
+        And that about the layer.
+        """
+        found = {name: self.tensors[name] for name in self._of_layer}
+        for name, x in evidence.items():
+            slots = lanes_in(source, x.shape[1])
+            x, adds_up = x[slots, lanes_of(slots)], name in self._adds_up
+            if x.shape[1] > self.lanes:
+                total = x.sum(1, keepdim=True, dtype=torch.float64)
+                x = (total if adds_up else total / x.shape[1]).to(x.dtype)
+            elif x.shape[1] < self.lanes:
+                x = (x / self.lanes if adds_up else x).repeat_interleave(self.lanes, 1)
+            found[name] = x
+        return found
+
+    def take_over(
+        self, other: Store, source: Tensor, keys: Tensor, values: Tensor, evidence: dict[str, Tensor]
+    ) -> None:
         """Fills the first slots with other's, of each head in the order of source [n, heads].
 
-        keys and values [T, heads, d] are what other's slots hold.
+        keys and values [T, heads, d] are what other's slots hold, evidence is what this policy knows about them.
         """
-        of_lanes = source[:, :: self.shape.heads // self.lanes]
-        frame, token = other.places_in(of_lanes)
+        frame, token = other.places_in(lanes_in(source, self.lanes))
         count = source.shape[0]
         self.tensors["frame"][:count], self.tensors["token"][:count] = frame, token
-        evidence = self.evidence_from(other, of_lanes)
         for name in self._of_tokens:
             self.tensors[name][:count] = evidence[name]
         self.quantizer.take_over(other.quantizer, source, keys, values)
@@ -143,3 +162,8 @@ class Store:
         """As `places`, of slots [n, lanes], or of more lanes than are told apart here."""
         lanes = lanes_of(slots) if self.lanes > 1 else torch.zeros_like(lanes_of(slots))
         return self.tensors["frame"][slots, lanes], self.tensors["token"][slots, lanes]
+
+
+def lanes_in(slots: Tensor, lanes: int) -> Tensor:
+    """Of slots [n, heads] those of lanes [n, lanes], whose heads have the same."""
+    return slots[:, :: slots.shape[1] // lanes]

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
 import pytest
 import torch
 from support.caches import cache_of, shape_of
+from support.streams import RandomStream
 
-from xsvggt_ros.cache.policies import PastTokens, Seen, make_policy
+from xsvggt_ros.cache.policies import PastTokens, Seen, coreset, make_policy
 from xsvggt_ros.config import CacheConfig
 from xsvggt_ros.model.attention import sdpa
 
@@ -39,6 +42,68 @@ def test_no_token_is_forgotten():
         feed(cache, k, v, q)
         for store in cache.layers:
             assert (1 + store.evidence()["left"]).sum() == pytest.approx(20 * frames)
+
+
+def stands_for(cache) -> list[float]:
+    """How many tokens, of each layer and lane."""
+    return [float(x) for store in cache.layers for x in (1 + store.evidence()["left"]).sum(0)]
+
+
+def full_stream(**settings) -> RandomStream:
+    stream = RandomStream(replace(CONFIG, budget_tokens=200, **settings))
+    for _ in range(20):
+        stream.step()
+    return stream
+
+
+@pytest.mark.parametrize("change", [dict(budget_tokens=110), dict(key_bits=2), dict(layer_budgets="adaptive")])
+@pytest.mark.parametrize("per_head", [False, True])
+def test_no_token_is_forgotten_when_settings_change(change, per_head):
+    stream = full_stream(per_head=per_head)
+    stream.cache.reconfigure(replace(stream.cache.config, **change))
+    assert stands_for(stream.cache) == pytest.approx([20 * 25] * (4 if per_head else 2))
+    stream.step()
+    assert stands_for(stream.cache) == pytest.approx([21 * 25] * (4 if per_head else 2))
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_no_token_is_forgotten_where_heads_choose_apart_from_now_on_or_no_longer(per_head):
+    stream = full_stream(per_head=per_head)
+    before = stream.evidence(0, "score")
+    for apart in (not per_head, per_head):
+        stream.cache.reconfigure(replace(stream.cache.config, per_head=apart))
+        assert stands_for(stream.cache) == pytest.approx([20 * 25] * (4 if apart else 2))
+        if apart:  # it is what both heads together had
+            after = stream.evidence(0, "score")
+            assert all(
+                after[f, t, 0] + after[f, t, 1] == pytest.approx(before[f, t, 0]) for f, t, _ in after if not per_head
+            )
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_no_token_is_forgotten_when_a_frame_is_abandoned(layers):
+    """What the new tokens had inherited goes to others."""
+    stream = full_stream()
+    stream.feed(stream.draw(1), layers)
+    stream.cache.abandon_frames(replace(stream.cache.config, budget_tokens=150))
+    assert stands_for(stream.cache) == pytest.approx([20 * 25] * 2)
+
+
+@pytest.mark.parametrize("at_once", [300, 16])
+def test_heirs_are_found_some_at_a_time_as_all_at_once(at_once, monkeypatch):
+    monkeypatch.setattr(coreset, "LEAVING", 50)
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(300, 2, 8, generator=generator)
+    slots = torch.randperm(300, generator=generator)[:120, None]
+    left = torch.zeros(300, 1)
+    coreset.inherit(left, keys, slots, 1.0 + torch.arange(120)[:, None], at_once)
+    whole = keys.flatten(1) - keys.flatten(1).mean(0)
+    likeness = torch.nn.functional.cosine_similarity(whole[slots], whole[None], dim=2)
+    likeness[:, slots[:, 0]] = -2
+    expected = torch.zeros(300)
+    for row, heir in enumerate(likeness.argmax(1).tolist()):
+        expected[heir] += 1 + row
+    assert torch.equal(left[:, 0], expected)
 
 
 def test_the_most_similar_inherits_and_the_new_may():

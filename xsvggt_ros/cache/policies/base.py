@@ -76,6 +76,9 @@ class Policy(ABC):
     chooses_by_head = False
     """Whether it can choose for each head apart, where `config.per_head` says so."""
 
+    adds_up: tuple[str, ...] = ()
+    """What of the evidence about a token is a sum over the heads of its lane."""
+
     same_in_all_layers = False
     """Whether it keeps the same tokens in all layers, which then have equal budgets."""
 
@@ -152,6 +155,12 @@ class Policy(ABC):
         What is rewritten are slots [n, lanes], with the keys and values [n, heads, d] to put there.
         """
         return lowest(self.scores(past), count), None
+
+    def leave_behind(self, past: PastTokens, kept: Tensor, unfinished: int) -> None:  # noqa: B027  # most leave nothing
+        """Settings change: all but those in slots kept [n, lanes] go. It may write evidence about tokens in place.
+
+        Those of frames from `unfinished` on, which are abandoned, never were.
+        """
 
     @abstractmethod
     def scores(self, past: PastTokens) -> Tensor:

@@ -7,25 +7,31 @@ added to the logits of a token that stands for n. Softmax attention to what is k
 everything would be, as if each token that left had taken its heir's key and value. Without that, attention moves from
 the old tokens to the first and the newest frames as their number shrinks. Keys and values stay as they are: a mean
 would have to be quantised anew each time.
+
+No count is lost where settings change or a frame is abandoned; it is only where memory ends just between handing on
+and taking in that a token may stay whose heir has counted it already.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from xsvggt_ros.cache.policies.base import PastTokens, Policy, Seen, lowest
 from xsvggt_ros.cache.policies.probes import attention_mass
 from xsvggt_ros.cache.shape import Layout
 
 DECAY = 0.9  # of scores, with each step
+LEAVING = 1024  # tokens whose heirs are looked for at a time, to save memory
 
 
 class Coreset(Policy):
     """Of the weighted tokens, those of the highest scores."""
 
     chooses_by_head = True
+    adds_up = ("score",)
 
     def token_evidence(self) -> Layout:
         """left: how many tokens that left it stands for, beside itself."""
@@ -46,17 +52,46 @@ class Coreset(Policy):
         """They leave their counts to the most similar of the others, the new ones among them."""
         slots = lowest(self.scores(past), count)
         left = torch.cat([past.evidence["left"], new["left"]])
-        for lane, keys in enumerate(_directions(seen.keys, self.lanes)):
-            gone = slots[:, lane]
-            likeness = (keys[gone] @ keys.T).index_fill_(1, gone, -torch.inf)
-            left[:, lane].index_add_(0, likeness.argmax(1), 1 + left[gone, lane])
+        inherit(left, seen.keys, slots, 1 + left.gather(0, slots), at_once=seen.keys.shape[0])
         old = past.frame.shape[0]
         past.evidence["left"].copy_(left[:old])
         new["left"].copy_(left[old:])
         return slots, None
 
+    def leave_behind(self, past: PastTokens, kept: Tensor, unfinished: int) -> None:
+        """Their counts, as when they are evicted; abandoned ones, what they had inherited."""
+        left = past.evidence["left"]
+        stays = torch.zeros_like(left, dtype=torch.int8).scatter_(0, kept, 1)
+        slots = stays.argsort(0)[: left.shape[0] - kept.shape[0]]
+        count = (past.frame < unfinished).gather(0, slots) + left.gather(0, slots)
+        inherit(left, past.keys, slots, count, at_once=past.keys[0].numel())  # a small part of the layer's memory
 
-def _directions(keys: Tensor, lanes: int) -> Tensor:
-    """Keys [T, heads, d], a lane together, less their mean, of length 1: [lanes, T, heads of a lane * d]."""
-    keys = keys.unflatten(1, (lanes, -1)).flatten(2).transpose(0, 1)
-    return normalize(keys - keys.mean(1, keepdim=True), dim=-1)
+
+def inherit(left: Tensor, keys: Tensor, slots: Tensor, count: Tensor, at_once: int) -> None:
+    """Adds the counts [n, lanes] of those that go from slots [n, lanes] to those in left [T, lanes] of their heirs.
+
+    keys [T, heads, d], `at_once` compared at a time; the heir is the one of the most similar key of those that stay.
+    """
+    for lane, of_lane in enumerate(keys.unflatten(1, (left.shape[1], -1)).flatten(2).unbind(1)):
+        parts, gone = of_lane.split(at_once), slots[:, lane]
+        mean = (sum(part.sum(0, dtype=torch.float32) for part in parts) / of_lane.shape[0]).to(keys.dtype)
+        hidden = torch.zeros_like(left[:, lane], dtype=torch.bool).index_fill_(0, gone, True).split(at_once)
+        for some, counts in zip(gone.split(LEAVING), count[:, lane].split(LEAVING), strict=True):
+            heirs = _heirs(_directions(of_lane[some], mean), parts, hidden, mean)
+            left[:, lane].index_add_(0, heirs, counts)
+
+
+def _heirs(mine: Tensor, parts: Sequence[Tensor], hidden: Sequence[Tensor], mean: Tensor) -> Tensor:
+    """For each of the directions mine [n, c] the row of the most similar key among parts [m, c] that are not hidden."""
+    best, heirs, start = mine.new_full(mine.shape[:1], -torch.inf), torch.zeros_like(mine[:, 0], dtype=torch.int64), 0
+    for keys, not_these in zip(parts, hidden, strict=True):
+        likeness, place = (mine @ _directions(keys, mean).T).masked_fill_(not_these, -torch.inf).max(1)
+        heirs = torch.where(likeness > best, start + place, heirs)
+        best, start = torch.maximum(likeness, best), start + keys.shape[0]
+    return heirs
+
+
+def _directions(keys: Tensor, mean: Tensor) -> Tensor:
+    """Keys [n, c] less their mean, of length 1."""
+    keys = keys - mean
+    return keys.div_(keys.norm(dim=-1, keepdim=True).clamp_min_(1e-12))  # in place: they are many

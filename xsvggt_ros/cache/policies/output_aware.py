@@ -17,6 +17,7 @@ class OutputAware(Policy):
     """What weighed most in the outputs so far stays."""
 
     chooses_by_head = True
+    adds_up = ("output_score",)
 
     def token_evidence(self) -> Layout:
         """The score so far."""

@@ -40,6 +40,7 @@ class Stac(Policy):
     """Anchors by attention, then representatives by what they stand for, then raw tokens."""
 
     chooses_by_head = True
+    adds_up = ("score",)
 
     # --- what it keeps ----------------------------------------------------------------------------
 
