@@ -52,7 +52,7 @@ def test_settings_that_change_keep_the_newest():
         (0, "shared", 2),
         (3, "apart", 2),
     ]:
-        twin.cache.reconfigure(CacheConfig(camera_window=window, camera_passes=passes, chunk=chunk))
+        twin.cache = twin.cache.reconfigured(CacheConfig(camera_window=window, camera_passes=passes, chunk=chunk))
         if window:
             twin.kept = twin.kept[:1] + twin.kept[1:][-window:]
         for _ in range(4):
@@ -78,9 +78,18 @@ def test_another_rule_says_which_frames_stay(chunk):
         twin.frames(chunk, 0, lambda frames, count: frames[:count])
         assert twin.cache.frames == min(4, chunk * (number + 1))
         twin.kept = twin.kept[:4]
-    twin.cache.reconfigure(CacheConfig(camera_window=3, chunk=chunk), lambda frames, _: frames[::2])
+    twin.cache = twin.cache.reconfigured(CacheConfig(camera_window=3, chunk=chunk), lambda frames, _: frames[::2])
     twin.kept = twin.kept[::2]
     twin.frames(chunk, 3)
+
+
+def test_the_one_before_stays_as_it_was():
+    twin = Twin(camera_window=5)
+    for _ in range(6):
+        twin.frames(1, 5)
+    twin.cache.reconfigured(CacheConfig(camera_window=2, chunk=3))
+    for _ in range(4):
+        twin.frames(1, 5)
 
 
 @pytest.mark.parametrize("chunk", [1, 3])

@@ -12,6 +12,7 @@ from support.streams import RandomStream
 from support.twin import Twin
 
 from xsvggt_ros.cache.budget import budget_in_force
+from xsvggt_ros.cache.camera_cache import CameraCache
 from xsvggt_ros.cache.policies import BY_NAME, make_policy
 from xsvggt_ros.cache.policies.xstream import query_summary
 from xsvggt_ros.config import BITS, QUANTIZERS, CacheConfig
@@ -181,6 +182,15 @@ def test_a_full_size_cache_at_the_published_budget_fits(policy):
         assert cache.nbytes - cache.camera.buffer.nbytes <= limit
 
 
+@pytest.mark.parametrize("policy", BUDGETED)
+def test_all_that_a_policy_keeps_between_steps_is_counted(policy):
+    stream = RandomStream(CacheConfig(policy=policy))
+    for _ in range(2):
+        stream.step()
+    held = {name: x.nbytes for name, x in vars(stream.cache.policy).items() if isinstance(x, torch.Tensor)}
+    assert not any(held.values()), held
+
+
 def test_random_is_repeatable_and_depends_on_the_seed():
     def ids(seed: int) -> list[int]:
         twin = Twin(CacheConfig(policy="random", budget_tokens=120, seed=seed), 40)
@@ -228,6 +238,22 @@ def test_a_budget_beyond_memory_is_refused_and_nothing_changes():
         twin.step()
     with pytest.raises(OutOfMemory, match=r"no memory for a cache of .* lower cache.budget_frames"):
         twin.cache.reconfigure(CacheConfig(budget_tokens=10**12))
+    assert (twin.cache.config.budget_tokens, twin.cache.lost) == (200, False)
+    twin.step()
+
+
+def test_a_camera_window_beyond_memory_is_refused_and_nothing_changes(monkeypatch):
+    """Whatever else changes with it, and finds memory."""
+    twin = Twin(CacheConfig(budget_tokens=200), 40)
+    for _ in range(6):
+        twin.step()
+
+    def none(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(CameraCache, "_allocate", none)
+    with pytest.raises(OutOfMemory, match=r"lower .* camera_window"):
+        twin.cache.reconfigure(CacheConfig(budget_tokens=150, camera_window=30))
     assert (twin.cache.config.budget_tokens, twin.cache.lost) == (200, False)
     twin.step()
 

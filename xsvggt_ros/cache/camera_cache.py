@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Protocol
 
 import torch
@@ -97,15 +98,16 @@ class CameraCache:
         """Forgets what there is of the frames being computed."""
         self._done = [0] * self.shape.camera_blocks
 
-    def reconfigure(self, config: CacheConfig, keeps: Keeps = first_and_newest) -> None:
-        """Takes over other settings; what a smaller window keeps is up to `keeps`."""
-        numbers = sorted(self.numbers)
+    def reconfigured(self, config: CacheConfig, keeps: Keeps = first_and_newest) -> CameraCache:
+        """One of other settings that takes over from this one; what a smaller window keeps is up to `keeps`."""
+        other, numbers = copy(self), sorted(self.numbers)
         kept = keeps(numbers, 1 + config.camera_window) if config.camera_window else numbers
         frames = max(camera_frames(config), len(kept) + config.chunk)
         if frames != self._capacity or kept != numbers:
-            self._rebuild(frames, [self.numbers.index(number) for number in kept])
-            self.numbers = kept
-        self.window, self.chunk, self.passes = config.camera_window, config.chunk, config.camera_passes
+            other._rebuild(frames, [self.numbers.index(number) for number in kept])
+            other.numbers = kept
+        other.window, other.chunk, other.passes = config.camera_window, config.chunk, config.camera_passes
+        return other
 
     def _prune(self, kept: set[int]) -> None:
         """Moves the frames of these numbers to the first slots."""

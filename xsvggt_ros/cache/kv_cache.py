@@ -238,12 +238,13 @@ class KVCache:
         with memory_for(self._no_memory(max(sizes))):
             policy.allocate(self.device, max(sizes))
             policy.take_over(self.policy)
+            camera = self.camera.reconfigured(config, policy.frames_kept)  # first: it may need memory
             self._make_sure_of_memory(config, policy, sizes)
             for layer in sorted(range(len(sizes)), key=lambda i: sizes[i] - self.layers[i].capacity):  # freeing first
                 self._move_layer(layer, config, policy, sizes[layer], newest, rebuild)
             self._change_scratch(max(sizes), config.chunk)
-            self.camera.reconfigure(config, policy.frames_kept)
         self.lost = False
+        self.camera = camera
         self.config, self.policy = config, policy
         self.budget, self.budget_raised = budget, raised
 

@@ -70,6 +70,7 @@ class Ghost(Policy):
         """tau [S, n]."""
         confidence = standard_score(per_patch(geometry.confidence, self.shape.grid)).sigmoid()
         texture = standard_score(self._texture).sigmoid()
+        self._texture = texture.new_empty(0)  # all that is kept between steps is counted
         return (TEXTURE * texture + CONFIDENCE * confidence) / (TEXTURE + CONFIDENCE)
 
 

@@ -81,6 +81,7 @@ class Stac(Policy):
 
     def learn(self, geometry: Geometry) -> dict[str, Tensor]:
         size, seen = self.shared["voxel_size"], self.shared["seen"]
+        self._near = seen.new_empty(0)  # all that is kept between steps is counted
         size.copy_(torch.where(size > 0, size, VOXEL / self.shape.grid[1] * geometry.depth[0].median()))
         voxels = voxels_of(patch_points(geometry.depth, geometry.pose, self.shape.grid), size)
         above = per_patch(geometry.confidence, self.shape.grid) - 1
