@@ -500,7 +500,9 @@ def pruning(u: Arrays) -> list[Check]:
         # Frame 0, the middle as frame 1, and the newest frame 2.
         frame = torch.tensor([0] * new + [1] * (total - 2 * new) + [2] * new, dtype=torch.int32)[:, None]
         evidence = {"query": query_summary(q, PUBLISHED_SPECIALS, pool)}
-        past = PastTokens(frame, torch.arange(total)[:, None], k, newest=2, tokens_per_frame=new, evidence=evidence)
+        past = PastTokens(
+            frame, torch.arange(total)[:, None], k, 2, tokens_per_frame=new, budget=budget, evidence=evidence
+        )
         scores = policy.scores(past)[:, 0]
         if f"{name}.scores" in u:
             checks.append(close(f"{name} scores", scores[new:-new], u[f"{name}.scores"]))

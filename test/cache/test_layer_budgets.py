@@ -96,6 +96,26 @@ def test_every_policy_works_with_layers_of_their_own_size(policy, bits, quantize
     assert stored(stream) == [130, 130, 130]
 
 
+def test_layers_of_their_own_size_have_windows_and_specials_of_their_own():
+    """Each layer is as in a cache in which all have that many tokens."""
+    for policy in ("stac", "window_specials"):
+        config = replace(CONFIG, policy=policy, budget_tokens=400)
+        stream = UnevenStream(config, layers=2)
+        for _ in range(40):
+            stream.step()
+        small, large = (store.capacity for store in reversed(stream.cache.layers))
+        assert small < 300 < 500 < large
+        for layer, capacity in ((1, small), (0, large)):
+            frames = [frame for frame, _ in stream.places(layer)]
+            whole = sum(frames.count(frame) == 25 for frame in range(30, 40))
+            if policy == "stac":  # the newest, and a window of what was newest before, of up to half the budget
+                assert whole >= 1 + min(3, (capacity - 25) // 2 // 25)
+                assert len([frame for frame in frames if 0 < frame < 36]) > capacity // 5
+            else:
+                special = {f for f, t in stream.places(layer) if t < 5}
+                assert len(special) == pytest.approx(capacity // 4 // 5 + 2, abs=2)
+
+
 @pytest.mark.parametrize(("bits", "quantizer"), [(2, "rotated"), (2, "channel"), (4, "channel"), (16, "rotated")])
 @pytest.mark.parametrize("mib", [0.25, 0.4])
 def test_a_budget_in_bytes_holds(bits, quantizer, mib):

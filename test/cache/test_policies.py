@@ -24,7 +24,7 @@ def past(frames: int, tokens_per_frame: int, newest: int) -> PastTokens:
     token = torch.arange(tokens_per_frame).repeat(frames).int()[:, None]
     keys = torch.randn(frames * tokens_per_frame, 2, 8, generator=generator)
     evidence = {"query": torch.randn(8, generator=generator)}
-    return PastTokens(frame, token, keys, newest, tokens_per_frame, evidence)
+    return PastTokens(frame, token, keys, newest, tokens_per_frame, 3000, evidence)
 
 
 @pytest.mark.parametrize(("patches", "pool"), [(48, 16), (50, 16), (20, 1), (7, 100), (1, 4), (0, 16)])
@@ -68,9 +68,8 @@ def test_the_order_of_frames_is_known_however_long_the_stream_is():
     tokens = past(frames=3, tokens_per_frame=1041, newest=2_100_003)
     tokens.frame[1041:] += 2_100_000
     for policy in ("sliding_window", "window_specials"):
-        scores = policy_of(1041, policy=policy, pin_first_frame=False, budget_tokens=3000)
-        scores.allocate(torch.device("cpu"), 3000)
-        patches = scores.scores(tokens)[(tokens.token >= 5) & (tokens.frame > 0)]
+        scores = policy_of(1041, policy=policy, pin_first_frame=False).scores(tokens)
+        patches = scores[(tokens.token >= 5) & (tokens.frame > 0)]
         assert (patches.diff() > 0).all()
 
 
@@ -84,6 +83,6 @@ def test_random_leaves_the_ends_and_changes_from_call_to_call():
 
 def test_a_first_frame_that_was_cut_is_no_longer_protected():
     whole = past(frames=3, tokens_per_frame=4, newest=9)
-    cut = PastTokens(whole.frame[1:], whole.token[1:], whole.keys[1:], 9, 4)
+    cut = PastTokens(whole.frame[1:], whole.token[1:], whole.keys[1:], 9, 4, 12)
     assert whole.in_first_frame.sum() == 4
     assert cut.in_first_frame.sum() == 0

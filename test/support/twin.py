@@ -132,10 +132,10 @@ class PlainLayer:
         for name in self.of_tokens:
             self.of_tokens[name][rows, torch.arange(rows.shape[1])] = evidence[name]
 
-    def past(self, rows: Tensor, keys: Tensor, newest: int) -> PastTokens:
+    def past(self, rows: Tensor, keys: Tensor, newest: int, budget: int) -> PastTokens:
         per_frame = self.shape.tokens_per_frame
         frame, token = (rows // per_frame).int(), (rows % per_frame).int()
-        return PastTokens(frame, token, keys, newest, per_frame, self.evidence(rows))
+        return PastTokens(frame, token, keys, newest, per_frame, budget, self.evidence(rows))
 
     def keep_best(self, rows: Tensor, scores: Tensor, count: int) -> None:
         """Of rows [n, lanes] the `count` with the highest scores in each lane."""
@@ -292,7 +292,7 @@ class Twin(RandomStream):
         left = capacity - min(seen.q.shape[0], capacity)
         if old.shape[0] > left:
             count = old.shape[0]
-            past = layer.past(old, seen.keys[:count], self.frames)
+            past = layer.past(old, seen.keys[:count], self.frames, capacity)
             slots, rewritten = old[:0], None
             if not isinstance(self.policy, Random):  # whose scores are others each time
                 slots, rewritten = self.policy.evict(past, seen, found, count - left)
@@ -342,7 +342,9 @@ class Twin(RandomStream):
         there = rows // self.shape.tokens_per_frame < self.frames
         scores = torch.zeros(rows.shape)
         if rows.shape[0]:
-            scores = self.policy.scores(layer.past(rows, keys, newest)).masked_fill(~there, -torch.inf)
+            scores = self.policy.scores(layer.past(rows, keys, newest, self.budget or 0)).masked_fill(
+                ~there, -torch.inf
+            )
         layer.keep_best(rows, scores, min(self.budget or 10**9, int(there.sum(0).min()) if rows.shape[0] else 0))
         self._leave_behind(layer, rows, torch.tensor([sorted(lane) for lane in layer.kept]).long().T, newest)
         if coding.centres and not layer.coding.centres:
@@ -361,7 +363,7 @@ class Twin(RandomStream):
         """All but the rows kept [n, lanes] go."""
         if not rows.shape[0]:
             return
-        past = layer.past(rows, layer.stored(rows)[0], newest)
+        past = layer.past(rows, layer.stored(rows)[0], newest, self.budget or 0)
         self.policy.leave_behind(past, (rows.T[:, None] == kept.T[..., None]).int().argmax(-1).T, self.frames)
         layer.note(rows, past.evidence)
 

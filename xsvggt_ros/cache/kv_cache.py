@@ -197,6 +197,7 @@ class KVCache:
             keys=keys[: store.tokens],
             newest=self.frames,
             tokens_per_frame=self.shape.tokens_per_frame,
+            budget=store.capacity,
             evidence=store.evidence(),
         )
 

@@ -27,11 +27,11 @@ def move(old: Store, new: Store, policy: Policy, newest: int, unfinished: int, s
     evidence = new.evidence_from(old)
     per_frame = new.shape.tokens_per_frame
     if new.lanes < old.lanes and source.shape[0] < old.tokens:
-        apart = PastTokens(*old.places(), keys, newest, per_frame, evidence)
+        apart = PastTokens(*old.places(), keys, newest, per_frame, new.capacity, evidence)
         policy.leave_behind(apart, lanes_in(source, old.lanes), unfinished)
     frame, token = old.places_in(lanes_in(source, new.lanes))
     candidates = keys if new.lanes >= old.lanes else keys[source, lanes_of(source)]
-    past = PastTokens(frame, token, candidates, newest, per_frame, new.of_lanes(evidence, source))
+    past = PastTokens(frame, token, candidates, newest, per_frame, new.capacity, new.of_lanes(evidence, source))
     rows = _best(policy, past, new, unfinished)
     if rows.shape[0] < source.shape[0]:
         policy.leave_behind(past, rows, unfinished)

@@ -116,7 +116,7 @@ def test_the_most_similar_inherits_and_the_new_may():
     )
     frame = torch.tensor([0, 0, 1, 1, 2])[:, None]
     evidence = {"score": torch.tensor([9.0, 9, 0.1, 0.2, 5])[:, None], "left": torch.tensor([0.0, 0, 1, 0, 0])[:, None]}
-    past = PastTokens(frame, torch.tensor([0, 1, 0, 1, 0])[:, None], keys[:5], 3, 2, evidence)
+    past = PastTokens(frame, torch.tensor([0, 1, 0, 1, 0])[:, None], keys[:5], 3, 2, 7, evidence)
     new = {"left": torch.zeros(2, 1)}
     slots, rewritten = policy.evict(past, Seen(keys[5:], keys, keys, None), new, 2)
     assert (sorted(slots[:, 0].tolist()), rewritten) == ([2, 3], None)

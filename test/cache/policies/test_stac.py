@@ -27,12 +27,12 @@ def policy_of(budget: int, **cache):
     return policy
 
 
-def past_of(frame, keys, **evidence) -> PastTokens:
+def past_of(frame, keys, budget=7 * PER_FRAME, **evidence) -> PastTokens:
     """Tokens of one head, a row each."""
     frame = torch.tensor(frame, dtype=torch.int32)[:, None]
     types = {"score": torch.float32, "weight": torch.float32, "voxel": torch.int32, "count": torch.int32}
     kept = {name: torch.tensor(x, dtype=types[name])[:, None] for name, x in evidence.items()}
-    return PastTokens(frame, torch.zeros_like(frame), torch.tensor(keys)[:, None], 9, PER_FRAME, kept)
+    return PastTokens(frame, torch.zeros_like(frame), torch.tensor(keys)[:, None], 9, PER_FRAME, budget, kept)
 
 
 def seen_of(past: PastTokens) -> Seen:
@@ -83,6 +83,7 @@ def test_what_has_no_place_and_is_no_anchor_goes_first_and_the_first_frame_never
     past = past_of(
         [0] * PER_FRAME + [1, 1, 1],
         [[1.0, 0.0]] * 28,
+        budget=2 * PER_FRAME,
         score=[5] * PER_FRAME + [7, 9, 8],
         voxel=[3] * PER_FRAME + [3, 0, 3],
         count=[0] * 28,
@@ -246,6 +247,20 @@ def test_a_place_needs_confidence_and_the_voxels_are_measured_in_the_first_frame
     policy.learn(Geometry(2 * depth, confidence, pose))
     assert policy.shared["voxel_size"].item() == pytest.approx(edge)
     assert [int((row != 0).sum()) for row in policy.shared["seen"]] == [0, 19, 19]
+
+
+@pytest.mark.parametrize(("before", "after"), [(9, 8), (8, 9), (20, 5), (9, 9)])
+def test_a_window_of_another_size_goes_on_with_what_the_newest_frames_see(before, after):
+    """9 frames have room for a window of 4, 8 for one of 3, 5 for one of 2."""
+    old, new = (policy_of(frames * PER_FRAME) for frames in (before, after))
+    seen = old.shared["seen"]
+    seen.copy_(torch.arange(1, 1 + seen.numel()).view(seen.shape))
+    old.shared["voxel_size"].fill_(0.3)
+    new.take_over(old)
+    rows = min(seen.shape[0], new.shared["seen"].shape[0])
+    assert torch.equal(new.shared["seen"][-rows:], seen[-rows:])
+    assert not new.shared["seen"][:-rows].any()
+    assert new.shared["voxel_size"] == pytest.approx(0.3)
 
 
 # --- all of it ------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ class PastTokens:
     keys: Tensor  # [T, heads, d], as attention saw them
     newest: int  # index of the first of the newest frames; while they are being taken in, none of them is here
     tokens_per_frame: int
+    budget: int  # the layer's, in tokens
     evidence: dict[str, Tensor] = field(default_factory=dict)  # what the policy keeps about this layer and its tokens
 
     @property

@@ -54,9 +54,13 @@ class Stac(Policy):
         seen = self._window(budget), math.prod(self.shape.grid)
         return {"voxel_size": ((), torch.float32), "seen": (seen, torch.int32)}
 
-    def allocate(self, device: torch.device, budget: int) -> None:
-        super().allocate(device, budget)
-        self._budget = budget
+    def take_over(self, other: Policy) -> None:
+        """What the newest frames of a window of another size see, too."""
+        super().take_over(other)
+        if isinstance(other, Stac):
+            mine, theirs = self.shared["seen"], other.shared["seen"]
+            rows = min(mine.shape[0], theirs.shape[0])
+            mine[-rows:] = theirs[-rows:]
 
     def _window(self, budget: int) -> int:
         """Frames, the newest included: up to half of what the first leaves."""
@@ -113,7 +117,7 @@ class Stac(Policy):
         return past.protect_ends(scores.masked_fill(count < 0, -torch.inf))
 
     def _in_window(self, past: PastTokens) -> Tensor:
-        return past.frame >= past.newest + self.config.chunk - self._window(self._budget)
+        return past.frame >= past.newest + self.config.chunk - self._window(past.budget)
 
     def _older(self, past: PastTokens) -> Tensor:
         """Temporal tokens of neither the first frame nor the window, [T, lanes] bool."""
@@ -121,8 +125,8 @@ class Stac(Policy):
 
     def _anchors(self, past: PastTokens) -> Tensor:
         """Of the older temporal tokens those of the highest scores, [T, lanes] bool."""
-        temporal = (1 + self._window(self._budget)) * self.shape.tokens_per_frame
-        number = min(max(0, self._budget - temporal) // 2, past.frame.shape[0])
+        temporal = (1 + self._window(past.budget)) * self.shape.tokens_per_frame
+        number = min(max(0, past.budget - temporal) // 2, past.frame.shape[0])
         older = self._older(past)
         best = past.evidence["score"].masked_fill(~older, -torch.inf).topk(number, dim=0).indices
         return older & torch.zeros_like(older).scatter_(0, best, True)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from xsvggt_ros.cache.policies.base import PastTokens, Policy
@@ -14,11 +13,8 @@ SHARE = 0.25  # of the budget that special tokens of frames beyond the window ma
 class WindowSpecials(Policy):
     """The newest stay, special tokens longer: those of as many frames as fill a share of the budget."""
 
-    def allocate(self, device: torch.device, budget: int) -> None:
-        super().allocate(device, budget)
-        self._frames = int(SHARE * budget) // self.shape.specials
-
     def scores(self, past: PastTokens) -> Tensor:
         """A patch counts by its recency, which is negative; a special token as if it were that many frames newer."""
-        kept = (past.token < self.shape.specials) & (past.frame >= past.newest - self._frames)
-        return past.protect_ends(past.recency + kept * (self._frames * past.tokens_per_frame))
+        frames = int(SHARE * past.budget) // self.shape.specials
+        kept = (past.token < self.shape.specials) & (past.frame >= past.newest - frames)
+        return past.protect_ends(past.recency + kept * (frames * past.tokens_per_frame))
