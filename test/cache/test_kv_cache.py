@@ -132,6 +132,16 @@ def test_xstream_after_another_policy_goes_by_recency_until_it_has_seen_a_query(
     assert twin.cache.layers[0].evidence()["query"].any()
 
 
+@pytest.mark.parametrize("policy", ["coreset", "output_aware", "ghost", "xstream"])
+def test_a_policy_that_knows_nothing_yet_goes_by_recency(policy):
+    twin = Twin(CacheConfig(policy="sliding_window", budget_tokens=400), 25)
+    for _ in range(16):
+        twin.step()
+    twin.reconfigure(CacheConfig(policy=policy, budget_tokens=160))
+    for layer in range(2):  # the first frame, and the newest tokens
+        assert twin.places(layer) == [divmod(i, 25) for i in [*range(25), *range(16 * 25 - 135, 16 * 25)]]
+
+
 def test_a_budget_below_the_floor_is_raised_to_it():
     for config, raised in (
         (CacheConfig(budget_tokens=10), True),

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from support.caches import shape_of
 
 from xsvggt_ros.cache.policies import BY_NAME, PastTokens, Policy, make_policy
+from xsvggt_ros.cache.policies.base import highest
 from xsvggt_ros.cache.policies.xstream import query_summary
 from xsvggt_ros.config import POLICIES, CacheConfig
 
@@ -47,14 +51,6 @@ def test_xstream_scores_the_middle_and_protects_the_ends():
     torch.testing.assert_close(scores[6:-6, 0], (tokens.keys.mean(1) @ tokens.evidence["query"])[6:-6])
 
 
-def test_xstream_without_a_query_prefers_the_newest():
-    tokens = past(frames=4, tokens_per_frame=6, newest=3)
-    tokens.evidence["query"].zero_()
-    scores = policy_of(6, policy="xstream").scores(tokens)
-    assert (scores[:6] == INF).all() and (scores[-6:] == INF).all()
-    assert (scores[6:-6].diff(dim=0) > 0).all()
-
-
 def test_sliding_window_prefers_the_newest_and_can_pin_the_first_frame():
     tokens = past(frames=3, tokens_per_frame=4, newest=1_000_000)
     loose = policy_of(4, policy="sliding_window", pin_first_frame=False).scores(tokens)
@@ -63,14 +59,23 @@ def test_sliding_window_prefers_the_newest_and_can_pin_the_first_frame():
     assert (pinned[:4] == INF).all() and (pinned[4:].diff(dim=0) > 0).all()
 
 
-def test_the_order_of_frames_is_known_however_long_the_stream_is():
-    """Beyond 2 million frames of 1041 tokens, where a token's number in the stream needs more than 32 bits."""
-    tokens = past(frames=3, tokens_per_frame=1041, newest=2_100_003)
-    tokens.frame[1041:] += 2_100_000
-    for policy in ("sliding_window", "window_specials"):
-        scores = policy_of(1041, policy=policy, pin_first_frame=False).scores(tokens)
-        patches = scores[(tokens.token >= 5) & (tokens.frame > 0)]
-        assert (patches.diff() > 0).all()
+@pytest.mark.parametrize(("ago", "newest"), [(20_000, 20_010), (2_100_000, 2_100_010)])
+@pytest.mark.parametrize("policy", ["sliding_window", "window_specials"])
+def test_the_order_of_tokens_is_known_however_long_the_stream_is(policy, ago, newest):
+    """Where a token's number in the stream needs more than 24 bits, and more than 32."""
+    tokens = past(frames=3, tokens_per_frame=1041, newest=newest)
+    tokens.frame[2082:] += ago
+    scores = policy_of(1041, policy=policy, pin_first_frame=False).scores(replace(tokens, frame=tokens.frame + 1))
+    assert (scores[tokens.token >= 5].diff() > 0).all()
+
+
+def test_of_equal_scores_the_newest_stay():
+    tokens = past(frames=3, tokens_per_frame=4, newest=9)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    tokens = replace(tokens, frame=tokens.frame[order], token=tokens.token[order])
+    scores = torch.tensor([2.0] * 4 + [math.nan] * 8)[order, None]
+    rows = highest(scores, tokens, 7)[:, 0]
+    assert order[rows].tolist() == [0, 1, 2, 3, 9, 10, 11]
 
 
 def test_random_leaves_the_ends_and_changes_from_call_to_call():

@@ -138,9 +138,9 @@ class PlainLayer:
         return PastTokens(frame, token, keys, newest, per_frame, budget, self.evidence(rows))
 
     def keep_best(self, rows: Tensor, scores: Tensor, count: int) -> None:
-        """Of rows [n, lanes] the `count` with the highest scores in each lane."""
-        best = scores.topk(min(count, rows.shape[0]), dim=0).indices
-        self.kept = [set(lane) for lane in rows.gather(0, best).T.tolist()]
+        """Of rows [n, lanes] the `count` with the highest scores in each lane, of equal ones the newest."""
+        ranked = [sorted(zip(*both, strict=True)) for both in zip(scores.T.tolist(), rows.T.tolist(), strict=True)]
+        self.kept = [{row for _, row in lane[max(0, len(lane) - count) :]} for lane in ranked]
         self.scores = {
             (lane, row): float(score)
             for lane, (ids, values) in enumerate(zip(rows.T.tolist(), scores.T, strict=True))

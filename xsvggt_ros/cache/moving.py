@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from xsvggt_ros.cache.policies import PastTokens, Policy
+from xsvggt_ros.cache.policies.base import highest
 from xsvggt_ros.cache.quantizers.base import lanes_of
 from xsvggt_ros.cache.store import Store, lanes_in
 
@@ -61,7 +62,4 @@ def _best(policy: Policy, past: PastTokens, new: Store, unfinished: int) -> Tens
     """The rows of those that stay [n, lanes], as many in every lane, the oldest first."""
     there = past.frame < unfinished
     scores = policy.scores(past).masked_fill(~there, -torch.inf)
-    count = min(new.capacity, int(there.sum(0).min()))
-    rows = scores.topk(count, dim=0).indices
-    age = past.recency.double().gather(0, rows)
-    return rows.gather(0, age.argsort(0))
+    return highest(scores, past, count=min(new.capacity, int(there.sum(0).min())))

@@ -41,8 +41,8 @@ class PastTokens:
 
     @property
     def recency(self) -> Tensor:
-        """[T, lanes] float32, the newest's the highest. Exact however long the stream is: it counts back from there."""
-        return ((self.frame - self.newest) * self.tokens_per_frame + self.token).float()
+        """[T, lanes] float64, the newest's the highest: exact however long the stream is."""
+        return ((self.frame.long() - self.newest) * self.tokens_per_frame + self.token).double()
 
     def protect_ends(self, scores: Tensor) -> Tensor:
         """The scores [T, lanes] with the first and the newest frames made to stay."""
@@ -165,7 +165,7 @@ class Policy(ABC):
 
     @abstractmethod
     def scores(self, past: PastTokens) -> Tensor:
-        """[T, lanes] float32; the highest stay, PROTECTED always."""
+        """[T, lanes] of a floating-point type; the highest stay, PROTECTED always."""
 
     def weigh(self, residual: Tensor) -> dict[str, Tensor]:
         """From the lengths [N] of what the MLP adds to the new tokens, evidence about them [N]; see wants_residual."""
@@ -177,9 +177,20 @@ class Policy(ABC):
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
-    """Where the `count` lowest of scores [T, lanes] are [count, lanes]; what is no number counts as 0."""
-    numbers = scores.nan_to_num(nan=0.0, posinf=PROTECTED, neginf=-PROTECTED)
-    return numbers.topk(count, dim=0, largest=False, sorted=False).indices
+    """Where the `count` lowest of scores [T, lanes] are [count, lanes]."""
+    return numbers(scores).topk(count, dim=0, largest=False, sorted=False).indices
+
+
+def highest(scores: Tensor, past: PastTokens, count: int) -> Tensor:
+    """Where the `count` highest of scores [T, lanes] are [count, lanes], of equal ones the newest; the oldest first."""
+    newest_first = past.recency.argsort(0, descending=True)
+    best = numbers(scores).gather(0, newest_first).argsort(dim=0, descending=True, stable=True)[:count]
+    return newest_first.gather(0, best.sort(0, descending=True).values)
+
+
+def numbers(scores: Tensor) -> Tensor:
+    """Those of scores that are none count as 0, so that what is protected stays even so."""
+    return scores.nan_to_num(nan=0.0, posinf=PROTECTED, neginf=-PROTECTED)
 
 
 def summed(x: Tensor, lanes: int) -> Tensor:

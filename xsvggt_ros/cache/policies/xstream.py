@@ -45,8 +45,6 @@ class XStream(Policy):
         return {}
 
     def scores(self, past: PastTokens) -> Tensor:
-        """Without a query, right after another policy, the newest tokens are the best guess."""
-        query = past.evidence["query"]
         parts = past.keys.split(AT_ONCE)  # since the mean of bfloat16 makes a float32 copy of them
-        closeness = torch.cat([keys.mean(1, dtype=torch.float32) for keys in parts]) @ query
-        return past.protect_ends(torch.where(query.any(), closeness[:, None], past.recency))
+        closeness = torch.cat([keys.mean(1, dtype=torch.float32) for keys in parts]) @ past.evidence["query"]
+        return past.protect_ends(closeness[:, None])
