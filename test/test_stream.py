@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from support.caches import Shortage
 from support.paths import ROOT
 from support.recordings import SECOND
@@ -280,6 +281,27 @@ def test_an_image_whose_numbers_are_not_finite_is_left_out_and_the_stream_goes_o
     kept = {int(i) // TOKENS for i in stream._cache.token_ids(0)}
     assert {0, 6} <= kept  # though the scores by a query that is not finite are none
     assert stream.step(image(7)).status.event == ""
+
+
+@pytest.mark.parametrize("name", ["pose_iterations", "depth", "depth_confidence", "points"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_frame_of_which_one_number_is_not_finite_is_left_out(model, monkeypatch, name, number):
+    """Whichever it is: a policy that goes by geometry would be led astray by it."""
+    step = model.step
+
+    def spoiled(*arguments):
+        predictions = step(*arguments)
+        predictions = dataclasses.replace(predictions, points=torch.ones(*predictions.depth.shape, 3))
+        getattr(predictions, name)[-1, ..., 0] = number
+        return predictions
+
+    stream = stream_of(model, policy="ghost")
+    stream.step(image(0))
+    monkeypatch.setattr(model, "step", spoiled)
+    with pytest.raises(NotFinite, match="goes on without"):
+        stream.step(image(1))
+    monkeypatch.setattr(model, "step", step)
+    assert stream.step(image(2)).index == 1
 
 
 def test_an_image_that_was_left_out_leaves_no_trace_where_nothing_had_to_go_for_it(model, poison):

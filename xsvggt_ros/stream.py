@@ -326,7 +326,13 @@ class GeometryStream:
 
         Keys that are none are seen here too: each new token attends to all of them.
         """
-        if all(np.isfinite(frame.T_first_cam).all() and np.isfinite(frame.depth).all() for frame in frames):
+        found = [
+            x
+            for frame in frames
+            for x in (frame.T_first_cam, frame.intrinsics, frame.depth, frame.confidence, frame.predicted_points)
+            if x is not None
+        ]
+        if all(np.isfinite(x).all() for x in found):
             return
         self._failures += 1
         what = f"the model's numbers for {'an image' if len(frames) == 1 else f'a chunk of {len(frames)} images'}"
