@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from support.caches import shape_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from xsvggt_ros.cache.policies import BY_NAME, PastTokens, Policy, make_policy
+from xsvggt_ros.cache.policies import BY_NAME, PastTokens, Policy, Seen, make_policy
 from xsvggt_ros.cache.policies.base import highest
+from xsvggt_ros.cache.policies.probes import attention_mass
 from xsvggt_ros.cache.policies.xstream import query_summary
 from xsvggt_ros.config import POLICIES, CacheConfig
 
@@ -91,3 +93,25 @@ def test_a_first_frame_that_was_cut_is_no_longer_protected():
     cut = PastTokens(whole.frame[1:], whole.token[1:], whole.keys[1:], 9, 4, 12)
     assert whole.in_first_frame.sum() == 4
     assert cut.in_first_frame.sum() == 0
+
+
+def test_the_keys_are_converted_once_for_all_queries():
+    shape = shape_of(205)
+    q, keys, values = torch.randn(3, 205, 2, 64, dtype=torch.bfloat16)
+    bias = torch.zeros(2, 205)
+
+    class Conversions(TorchDispatchMode):
+        """Counts copies of all keys."""
+
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            converts = func.overloadpacket is torch.ops.aten._to_copy and args[0].numel() == keys.numel()
+            self.count += converts
+            return func(*args, **(kwargs or {}))
+
+    with Conversions() as conversions:
+        old, new = attention_mass(Seen(q, keys, values, bias), 0, shape, 1)
+    assert conversions.count == 1
+    logits = torch.einsum("qhd,khd->hqk", q.float(), keys.float()) / 8
+    torch.testing.assert_close(torch.cat([old, new])[:, 0], logits.softmax(-1).sum((0, 1)))

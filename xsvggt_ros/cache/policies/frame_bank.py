@@ -50,7 +50,7 @@ class FrameBank(Policy):
         return past.protect_ends(past.recency).masked_fill(there, PROTECTED)
 
     def frames_kept(self, frames: list[int], count: int) -> list[int]:
-        """The bank's or, with a window of fewer frames, by the same rule."""
+        """By the bank's rule; the bank's own, once those are gone that another policy had left to the camera's head."""
         return self._spread(frames, min(count, self._room))
 
     @property

@@ -28,7 +28,8 @@ class OutputAware(Policy):
         frames = new // shape.tokens_per_frame
         rows, _ = probes(frames, shape.tokens_per_frame, shape.specials, self.config.probes, seen.q.device)
         lengths = seen.values.abs().sum(-1, dtype=torch.float32)  # [T + N, heads]
-        score = summed(attention(seen, rows).sum(1).T * lengths, self.lanes)
+        mass = torch.stack([part.sum(1) for part in attention(seen, rows)]).sum(0)  # [heads, T + N]
+        score = summed(mass.T * lengths, self.lanes)
         evidence["output_score"] += score[:-new]
         return {"output_score": score[-new:]}
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -42,17 +43,18 @@ def attention_mass(seen: Seen, patches: int, shape: CacheShape, lanes: int) -> t
     """
     new = seen.q.shape[0]
     per_frame = shape.tokens_per_frame
-    asked = probes(new // per_frame, per_frame, shape.specials, patches, seen.q.device)
-    parts = zip(*(x.split(AT_ONCE) for x in asked), strict=True)
-    mass = [torch.einsum("hrt,r->th", attention(seen, rows), weights) for rows, weights in parts]
+    rows, weights = probes(new // per_frame, per_frame, shape.specials, patches, seen.q.device)
+    parts = zip(attention(seen, rows), weights.split(AT_ONCE), strict=True)
+    mass = [torch.einsum("hrt,r->th", *part) for part in parts]
     old, of_new = summed(torch.stack(mass).sum(0), lanes).split([seen.keys.shape[0] - new, new])
     return old, of_new
 
 
-def attention(seen: Seen, rows: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) of the queries in rows [R], float32 [heads, R, T + N]."""
-    q = seen.q[rows].transpose(0, 1).float() / math.sqrt(seen.q.shape[-1])
-    logits = q @ seen.keys.permute(1, 2, 0).float()
-    if seen.bias is not None:
-        logits += seen.bias[:, None]
-    return logits.softmax(-1)
+def attention(seen: Seen, rows: Tensor) -> Iterator[Tensor]:
+    """softmax(q k^T / sqrt(d) + bias) of the queries in rows [R], some at a time: float32 [heads, AT_ONCE, T + N]."""
+    keys = seen.keys.permute(1, 2, 0).float()
+    for some in rows.split(AT_ONCE):
+        logits = seen.q[some].transpose(0, 1).float() / math.sqrt(seen.q.shape[-1]) @ keys
+        if seen.bias is not None:
+            logits += seen.bias[:, None]
+        yield logits.softmax(-1)
