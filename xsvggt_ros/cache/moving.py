@@ -6,10 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from xsvggt_ros.cache.lanes import at, lanes_in
 from xsvggt_ros.cache.policies import PastTokens, Policy
 from xsvggt_ros.cache.policies.base import highest
-from xsvggt_ros.cache.quantizers.base import lanes_of
-from xsvggt_ros.cache.store import Store, lanes_in
+from xsvggt_ros.cache.store import Store
 
 
 def move(old: Store, new: Store, policy: Policy, newest: int, unfinished: int, scratch: Tensor) -> None:
@@ -31,12 +31,12 @@ def move(old: Store, new: Store, policy: Policy, newest: int, unfinished: int, s
         apart = PastTokens(*old.places(), keys, newest, per_frame, new.capacity, evidence)
         policy.leave_behind(apart, lanes_in(source, old.lanes), unfinished)
     frame, token = old.places_in(lanes_in(source, new.lanes))
-    candidates = keys if new.lanes >= old.lanes else keys[source, lanes_of(source)]
+    candidates = keys if new.lanes >= old.lanes else at(keys, source)
     past = PastTokens(frame, token, candidates, newest, per_frame, new.capacity, new.of_lanes(evidence, source))
     rows = _best(policy, past, new, unfinished)
     if rows.shape[0] < source.shape[0]:
         policy.leave_behind(past, rows, unfinished)
-    kept = {name: past.evidence[name][rows, lanes_of(rows)] for name in evidence}
+    kept = {name: at(past.evidence[name], rows) for name in evidence}
     heads = rows.repeat_interleave(new.shape.heads // new.lanes, 1)
     new.take_over(old, source.gather(0, heads), keys, values, kept)
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from xsvggt_ros.cache.lanes import at, lanes_in, lanes_of
 from xsvggt_ros.cache.policies import Policy
 from xsvggt_ros.cache.quantizers import make_quantizer
-from xsvggt_ros.cache.quantizers.base import lanes_of
 from xsvggt_ros.cache.shape import CacheShape, Layout, nbytes
 from xsvggt_ros.config import CacheConfig
 
@@ -133,8 +133,7 @@ class Store:
         """
         found = {name: self.tensors[name] for name in self._of_layer}
         for name, x in evidence.items():
-            slots = lanes_in(source, x.shape[1])
-            x, adds_up = x[slots, lanes_of(slots)], name in self._adds_up
+            x, adds_up = at(x, lanes_in(source, x.shape[1])), name in self._adds_up
             if x.shape[1] > self.lanes:
                 total = x.sum(1, keepdim=True, dtype=torch.float64)
                 x = (total if adds_up else total / x.shape[1]).to(x.dtype)
@@ -162,8 +161,3 @@ class Store:
         """As `places`, of slots [n, lanes], or of more lanes than are told apart here."""
         lanes = lanes_of(slots) if self.lanes > 1 else torch.zeros_like(lanes_of(slots))
         return self.tensors["frame"][slots, lanes], self.tensors["token"][slots, lanes]
-
-
-def lanes_in(slots: Tensor, lanes: int) -> Tensor:
-    """Of slots [n, heads] those of lanes [n, lanes], whose heads have the same."""
-    return slots[:, :: slots.shape[1] // lanes]

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from xsvggt_ros.cache.lanes import by_lane
 from xsvggt_ros.cache.policies.base import PastTokens, Policy, Seen, lowest
-from xsvggt_ros.cache.policies.probes import attention_mass
+from xsvggt_ros.cache.policies.probes import attended
 from xsvggt_ros.cache.shape import Layout
 
-DECAY = 0.9  # of scores, with each step
 LEAVING = 1024  # tokens whose heirs are looked for at a time, to save memory
 
 
@@ -41,8 +41,7 @@ class Coreset(Policy):
         return evidence["left"].log1p()
 
     def observe(self, seen: Seen, evidence: dict[str, Tensor]) -> dict[str, Tensor]:
-        mass, new = attention_mass(seen, self.config.probes, self.shape, self.lanes)
-        evidence["score"].mul_(DECAY).add_(mass)
+        new = attended(seen, evidence["score"], self.config.probes, self.shape)
         return {"score": new, "left": torch.zeros_like(new)}
 
     def scores(self, past: PastTokens) -> Tensor:
@@ -72,7 +71,7 @@ def inherit(left: Tensor, keys: Tensor, slots: Tensor, count: Tensor, at_once: i
 
     keys [T, heads, d], `at_once` compared at a time; the heir is the one of the most similar key of those that stay.
     """
-    for lane, of_lane in enumerate(keys.unflatten(1, (left.shape[1], -1)).flatten(2).unbind(1)):
+    for lane, of_lane in enumerate(by_lane(keys, left.shape[1]).flatten(2).unbind(1)):
         parts, gone = of_lane.split(at_once), slots[:, lane]
         mean = (sum(part.sum(0, dtype=torch.float32) for part in parts) / of_lane.shape[0]).to(keys.dtype)
         hidden = torch.zeros_like(left[:, lane], dtype=torch.bool).index_fill_(0, gone, True).split(at_once)

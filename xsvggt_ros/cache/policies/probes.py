@@ -13,6 +13,7 @@ from torch import Tensor
 from xsvggt_ros.cache.policies.base import Seen, summed
 from xsvggt_ros.cache.shape import CacheShape
 
+DECAY = 0.9  # of scores, with each step
 AT_ONCE = 64  # queries, to save memory
 
 
@@ -34,6 +35,16 @@ def probes(
     weights[specials:] = count / max(1, chosen)
     starts = tokens_per_frame * torch.arange(frames, device=device)
     return (rows + starts[:, None]).flatten(), weights.repeat(frames)
+
+
+def attended(seen: Seen, score: Tensor, patches: int, shape: CacheShape) -> Tensor:
+    """The scores of new tokens [N, lanes], and in place those of the cached ones [T, lanes], by STAC's rule.
+
+    score <- DECAY * score + what attention a token gets in this step, as `attention_mass` says.
+    """
+    mass, new = attention_mass(seen, patches, shape, score.shape[1])
+    score.mul_(DECAY).add_(mass)
+    return new
 
 
 def attention_mass(seen: Seen, patches: int, shape: CacheShape, lanes: int) -> tuple[Tensor, Tensor]:

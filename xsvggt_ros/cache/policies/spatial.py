@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from xsvggt_ros.cache.lanes import at, by_lane, lanes_of
 from xsvggt_ros.cache.policies.base import PastTokens
 
 SIMILAR = 0.8
@@ -86,9 +87,9 @@ def merge(
     sums = _summed(weight, first)
 
     def mean(x: Tensor) -> Tensor:
-        x = x.unflatten(1, (leaving.shape[1], -1))
-        added = _summed(_at(x, leaving) * weight[..., None, None], first)
-        found = own[..., None, None] * _at(x, into) + added
+        x = by_lane(x, leaving.shape[1])
+        added = _summed(at(x, leaving) * weight[..., None, None], first)
+        found = own[..., None, None] * at(x, into) + added
         return (found / (own + sums)[..., None, None]).to(x.dtype).flatten(1, 2)
 
     count = evidence["count"]
@@ -116,21 +117,16 @@ def _most_similar(past: PastTokens, representatives: VoxelGroups) -> tuple[Tenso
 
 def _cosines(past: PastTokens, slots: Tensor) -> Tensor:
     """Of each token's key, over the heads of its lane, and that in another slot [T, lanes]."""
-    keys = past.keys.unflatten(1, (slots.shape[1], -1))  # [T, lanes, heads, d]
+    keys = by_lane(past.keys, slots.shape[1])  # [T, lanes, heads, d]
 
     def whole(x: Tensor) -> Tensor:
         return x.float().flatten(2)
 
     parts = zip(keys.split(ROWS), slots.split(ROWS), strict=True)
-    return torch.cat([cosine_similarity(whole(mine), whole(_at(keys, other)), dim=2) for mine, other in parts])
-
-
-def _at(x: Tensor, slots: Tensor) -> Tensor:
-    """x [T, lanes, ...] in slots [n, lanes]."""
-    return x[slots, torch.arange(slots.shape[1], device=x.device)]
+    return torch.cat([cosine_similarity(whole(mine), whole(at(keys, other)), dim=2) for mine, other in parts])
 
 
 def _summed(x: Tensor, rows: Tensor) -> Tensor:
     """x [n, lanes, ...], each added to what there is in a row [n, lanes]; float64, and the same on every run."""
-    lanes = torch.arange(rows.shape[1], device=x.device).expand_as(rows)
-    return torch.zeros(x.shape, dtype=torch.float64, device=x.device).index_put_((rows, lanes), x.double(), True)
+    there = rows, lanes_of(rows).expand_as(rows)
+    return torch.zeros(x.shape, dtype=torch.float64, device=x.device).index_put_(there, x.double(), True)

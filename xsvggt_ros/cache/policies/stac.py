@@ -23,12 +23,11 @@ from torch.nn.functional import pad
 
 from xsvggt_ros.cache.policies.base import Geometry, PastTokens, Policy, Rewritten, Seen, lowest
 from xsvggt_ros.cache.policies.patches import patch_points, per_patch
-from xsvggt_ros.cache.policies.probes import attention_mass
+from xsvggt_ros.cache.policies.probes import attended
 from xsvggt_ros.cache.policies.spatial import RAW_WEIGHT, merge, merges, own_slots
 from xsvggt_ros.cache.policies.voxels import NONE, among, around, voxels_of
 from xsvggt_ros.cache.shape import Layout
 
-DECAY = 0.9  # of scores, with each step
 WINDOW = 4  # frames, the newest included, where half the budget has room for them
 VOXEL = 0.05 * 37  # edge, in the first frame's median depth per column of patches; published images have 37 columns
 REACH = 2  # voxels within which a spatial token is seen from what the window sees
@@ -79,8 +78,7 @@ class Stac(Policy):
         return spatial.masked_fill(count == 0, 0.0)
 
     def observe(self, seen: Seen, evidence: dict[str, Tensor]) -> dict[str, Tensor]:
-        mass, new = attention_mass(seen, self.config.probes, self.shape, self.lanes)
-        evidence["score"].mul_(DECAY).add_(mass)
+        new = attended(seen, evidence["score"], self.config.probes, self.shape)
         return {"score": new}
 
     def learn(self, geometry: Geometry) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from xsvggt_ros.cache.lanes import at, by_lane, lanes_of
 from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
@@ -70,7 +71,7 @@ class Quantizer(ABC):
             if same:
                 self._move(other, source[rows], rows, [*self._codes("value"), *self._parameters("value")])
             else:
-                self._write_per_token("value", self._slots(rows), values[source[rows], lanes_of(source)])
+                self._write_per_token("value", self._slots(rows), at(values, source[rows]))
 
     @abstractmethod
     def _read_keys(self, rows: slice, out: Tensor) -> None: ...
@@ -140,14 +141,4 @@ class Quantizer(ABC):
 
     def _move(self, other: Quantizer, source: Tensor, rows: slice, names: list[str]) -> None:
         for name in names:
-            self.tensors[name][rows] = other.tensors[name][source, lanes_of(source)]
-
-
-def by_lane(x: Tensor, lanes: int) -> Tensor:
-    """x [n, heads, ...] as [n, lanes, heads of a lane, ...]."""
-    return x.unflatten(1, (lanes, -1))
-
-
-def lanes_of(slots: Tensor) -> Tensor:
-    """Which lane each column of slots [n, lanes] is of."""
-    return torch.arange(slots.shape[1], device=slots.device)
+            self.tensors[name][rows] = at(other.tensors[name], source)

@@ -15,8 +15,9 @@ import math
 import torch
 from torch import Tensor
 
+from xsvggt_ros.cache.lanes import at, by_lane, lanes_in, lanes_of
 from xsvggt_ros.cache.quantizers.affine import dequantize, quantize_per_channel, quantize_per_token
-from xsvggt_ros.cache.quantizers.base import Quantizer, by_lane, lanes_of
+from xsvggt_ros.cache.quantizers.base import Quantizer
 from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
@@ -97,13 +98,12 @@ class Channel(Quantizer):
         slots = self._slots(rows)
         if self._holds_all_of(other):
             self._move(other, source, rows, ["keys"])
-            lanes = source[:, :: self.shape.heads // self.lanes]
-            self.tensors["group"][rows] = other.tensors["group"][lanes, lanes_of(lanes)]
+            self.tensors["group"][rows] = at(other.tensors["group"], lanes_in(source, self.lanes))
         elif self.bits["key"] == 16:
-            self._write_per_token("key", slots, keys[source, lanes_of(source)])
+            self._write_per_token("key", slots, at(keys, source))
         else:
             entries = rows.start // self.size + torch.arange(self._needed(slots.shape[0]), device=slots.device)
-            self._encode(slots, keys[source, lanes_of(source)], entries[:, None].expand(-1, self.lanes))
+            self._encode(slots, at(keys, source), entries[:, None].expand(-1, self.lanes))
             if isinstance(other, Channel) and self.bits["key"] == other.bits["key"]:
                 self.tensors["reencoded"] += slots.numel()
 
@@ -119,7 +119,7 @@ class Channel(Quantizer):
     def _parameters_of(self, group: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and offset [n, heads, d] of tokens of groups [n, lanes]."""
         tables = (by_lane(self.tensors[name], self.lanes) for name in ("key_scale", "key_offset"))
-        scale, offset = (table[group, lanes_of(group)].flatten(1, 2) for table in tables)
+        scale, offset = (at(table, group).flatten(1, 2) for table in tables)
         return scale, offset
 
     def _fullness(self, stay: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class Channel(Quantizer):
         """Writes x [n, ...] to rows [n, lanes] in the lanes `where` it is so."""
         x, there = by_lane(x, self.lanes), by_lane(self.tensors[name], self.lanes)
         if isinstance(where, Tensor):
-            x = torch.where(where.view(-1, *[1] * (x.ndim - 2)), x, there[rows, lanes_of(rows)])
+            x = torch.where(where.view(-1, *[1] * (x.ndim - 2)), x, at(there, rows))
         there[rows, lanes_of(rows)] = x
 
     def _runs(self, keys: Tensor) -> Tensor:
@@ -171,8 +171,8 @@ class Channel(Quantizer):
 
     def _keys_in(self, slots: Tensor) -> Tensor:
         """Keys [n, heads, d], float32, unpacked from slots [n, lanes]."""
-        packed = by_lane(self.tensors["keys"], self.lanes)[slots, lanes_of(slots)].flatten(1, 2)
-        scale, offset = self._parameters_of(self.tensors["group"][slots, lanes_of(slots)])
+        packed = at(by_lane(self.tensors["keys"], self.lanes), slots).flatten(1, 2)
+        scale, offset = self._parameters_of(at(self.tensors["group"], slots))
         return dequantize(packed, scale, offset, self.bits["key"], torch.empty(scale.shape, device=packed.device))
 
 

@@ -18,7 +18,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from xsvggt_ros.cache.quantizers.base import Quantizer, by_lane, lanes_of
+from xsvggt_ros.cache.lanes import at, by_lane
+from xsvggt_ros.cache.quantizers.base import Quantizer
 from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE, joined, pack, parts_of
 from xsvggt_ros.cache.shape import Layout
 
@@ -35,39 +36,40 @@ class Rotated(Quantizer):
 
     def layout(self) -> Layout:
         size = (self.shape.heads, self.shape.head_dim), torch.float32
-        centre: Layout = {} if self.bits["key"] == 16 else {"key_centre": size}
+        centre: Layout = {"key_centre": size} if self._centred else {}
         return super().layout() | self._parameters("key") | centre
 
     def _read_keys(self, rows: slice, out: Tensor) -> None:
         self._read_per_token("key", rows, out)
 
     def _write_keys(self, slots: Tensor, keys: Tensor, in_use: int, evictions: int) -> None:
-        if not in_use:
+        if not in_use and self._centred:
             self._centre_on(keys)
         self._write_per_token("key", slots, keys)
 
+    @property
+    def _centred(self) -> bool:
+        return self.bits["key"] < 16
+
     def _centre_on(self, keys: Tensor) -> None:
-        if self.bits["key"] < 16:
-            first = keys[: self.shape.tokens_per_frame]
-            self.tensors["key_centre"].copy_(first.mean(0, dtype=torch.float32))
+        first = keys[: self.shape.tokens_per_frame]
+        self.tensors["key_centre"].copy_(first.mean(0, dtype=torch.float32))
 
     def take_over(self, other: Quantizer, source: Tensor, keys: Tensor, values: Tensor) -> None:
         if "key_centre" in self.tensors and "key_centre" in other.tensors:
             self.tensors["key_centre"].copy_(other.tensors["key_centre"])
-        else:
-            oldest = source[: self.shape.tokens_per_frame]
-            self._centre_on(keys[oldest, lanes_of(oldest)])
+        elif self._centred:
+            self._centre_on(at(keys, source[: self.shape.tokens_per_frame]))
         super().take_over(other, source, keys, values)
 
     def _take_over_keys(self, other: Quantizer, source: Tensor, rows: slice, keys: Tensor) -> None:
         if isinstance(other, Rotated) and self.bits["key"] == other.bits["key"]:
             self._move(other, source, rows, [*self._codes("key"), *self._parameters("key")])
         else:
-            self._write_per_token("key", self._slots(rows), keys[source, lanes_of(source)])
+            self._write_per_token("key", self._slots(rows), at(keys, source))
 
     def _encoded(self, kind: str, slots: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-        lanes = lanes_of(slots)
-        drawn = self._signs(self.tensors["frame"][slots, lanes], self.tensors["token"][slots, lanes])
+        drawn = self._signs(at(self.tensors["frame"], slots), at(self.tensors["token"], slots))
         x = x - self.tensors["key_centre"] if kind == "key" else x.float()
         return encoded(rotated((by_lane(x, self.lanes) * drawn).flatten(1, 2)), self.bits[kind])
 
