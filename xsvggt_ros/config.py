@@ -79,7 +79,7 @@ class CacheConfig(Checked):
         live=True,
     )
     key_bits: int = setting(2, "Bits per cached key value; 16: the compute dtype.", choices=BITS, live=True)
-    value_bits: int = setting(1, "Bits per cached value; 16: the compute dtype.", choices=BITS, live=True)
+    value_bits: int = setting(2, "Bits per cached value; 16: the compute dtype.", choices=BITS, live=True)
     quantizer: str = setting(
         "rotated",
         "How fewer than 16 bits are made: rotated (in a rotated basis, each token by itself), channel (XStreamVGGT's "
