@@ -113,7 +113,7 @@ class CacheConfig(Checked):
     pin_first_frame: bool = setting(
         True, "sliding_window: always keep the first frame, which carries the scale.", live=True
     )
-    seed: int = setting(0, "random: seed of the selection.", minimum=0, live=True)
+    seed: int = setting(0, "random: seed of the selection.", minimum=0, maximum=2**31 - 1, live=True)
     camera_window: int = setting(
         32,
         "Frames the camera head's cache keeps beside the first; 0: all (memory grows; for comparisons only).",
