@@ -79,7 +79,7 @@ class CacheConfig(Checked):
         live=True,
     )
     key_bits: int = setting(2, "Bits per cached key value; 16: the compute dtype.", choices=BITS, live=True)
-    value_bits: int = setting(1, "Bits per cached value; 16: the compute dtype.", choices=BITS, live=True)
+    value_bits: int = setting(2, "Bits per cached value; 16: the compute dtype.", choices=BITS, live=True)
     quantizer: str = setting(
         "rotated",
         "How fewer than 16 bits are made: rotated (in a rotated basis, each token by itself), channel (XStreamVGGT's "
@@ -113,7 +113,7 @@ class CacheConfig(Checked):
     pin_first_frame: bool = setting(
         True, "sliding_window: always keep the first frame, which carries the scale.", live=True
     )
-    seed: int = setting(0, "random: seed of the selection.", minimum=0, live=True)
+    seed: int = setting(0, "random: seed of the selection.", minimum=0, maximum=2**31 - 1, live=True)
     camera_window: int = setting(
         32,
         "Frames the camera head's cache keeps beside the first; 0: all (memory grows; for comparisons only).",

@@ -83,7 +83,7 @@ def test_rows_can_be_picked():
         "full, all, 1/1 bits",
         "coreset, chunks of 4, bytes / 20, 2/1 bits",
     ]
-    for pattern, reason in (("best", "is in no row's name"), ("(", "no regular expression")):
+    for pattern, reason in (("best", "is in no row's name; they are: full, all"), ("(", "no regular expression")):
         with pytest.raises(ValueError, match=reason):
             rows_like(pattern)
 
@@ -124,7 +124,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
     assert found == {seed: scores(seed) for seed in range(4)}
     run_sweep(SWEEP, range(1, 3), tmp_path, 1)
     assert len(asked) == 5
-    with pytest.raises(ValueError, match=r"made with another rate: choose another --output"):
+    with pytest.raises(ValueError, match=r"made with other settings \(rate\): choose another --output"):
         run_sweep(replace(SWEEP, rate=5.0), range(4), tmp_path, 1)
 
 
@@ -154,7 +154,7 @@ def test_tables_and_picture(tmp_path):
     text = (tmp_path / "table.md").read_text()
     assert (
         text.count("\n| ") == len(ROWS) + len([*table.minus_control()]) + 2
-        and "5 streams of 6 frames at 4 Hz: rooms 0 to 4" in text
+        and "Streams of 6 frames at 4 Hz, 5 in all, of rooms 0 to 4" in text
     )
     assert text.startswith("`xsvggt eval --sweep`\n")
     assert f"\n| xstream | bytes / 20 | 2/1 | {compared['abs_rel'].text('+.4f')} | " in text

@@ -47,7 +47,10 @@ def run(args: argparse.Namespace) -> int:
     """Exit code 0. Raises ValueError or FileNotFoundError, with the fix, for settings that cannot work."""
     if args.frames < 1 or args.warm_up < 0:
         raise ValueError(f"frames must be at least 1 and warm-up at least 0, got {args.frames} and {args.warm_up}")
-    stream = GeometryStream(changed(StreamConfig(weights=RANDOM), given_settings(args, SETTINGS)))  # time is the same
+    config = changed(StreamConfig(weights=RANDOM), given_settings(args, SETTINGS))  # time is the same
+    if config.cache.chunk > 1:
+        raise ValueError("bench times steps of single images: leave --cache.chunk at 1")
+    stream = GeometryStream(config)
     stages = time_stages(stream, args.frames, args.warm_up)
     rate = gemm_rate(stream.device, stream.dtype)
     if args.json:

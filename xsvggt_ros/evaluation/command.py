@@ -102,8 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rooms.add_argument(
         "--sweep",
         action="store_true",
-        help="compare every policy, budget and number of bits on these rooms, unaligned, into DIR; goes on where it "
-        "was stopped",
+        help="compare every policy, budget and number of bits on these rooms, unaligned, into DIR; streams that are "
+        "done there are not made again",
     )
     rooms.add_argument(
         "--rows",
@@ -123,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
     check_rate(args.rate)
     given = given_settings(args, SETTINGS)
     config = changed(StreamConfig(), given)
+    if args.rows and not args.sweep:
+        raise ValueError("--rows chooses rows of a sweep: add --sweep")
     if args.sweep:
         _check_sweep(args, given)
         rows = rows_like(args.rows) if args.rows else ROWS

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import multiprocessing
 import re
 import signal
@@ -35,6 +36,8 @@ from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.rate import check_rate
 from xsvggt_ros.settings import values
 from xsvggt_ros.stream import cache_shape
+
+log = logging.getLogger(__name__)
 
 IMAGE_SIZE = (112, 84)  # of the rooms, width and height
 PRUNING = tuple(policy for policy in POLICIES if policy != "full")
@@ -151,7 +154,7 @@ def rows_like(pattern: str) -> tuple[Row, ...]:
     except re.error as error:
         raise ValueError(f"--rows {pattern!r} is no regular expression: {error}") from None
     if not found:
-        raise ValueError(f"--rows {pattern!r} is in no row's name; names are like {ROWS[-1].key!r}")
+        raise ValueError(f"--rows {pattern!r} is in no row's name; they are: {'; '.join(row.key for row in ROWS)}")
     return (FULL, *found)
 
 
@@ -206,10 +209,14 @@ def run_sweep(sweep: Sweep, seeds: range, folder: Path, workers: int | None) -> 
     scores = read_scores(folder / "streams.csv")
     left = [seed for seed in seeds if not {row.key for row in sweep.rows} <= scores.get(seed, {}).keys()]
     with tqdm(total=len(seeds), initial=len(seeds) - len(left), unit="stream") as progress:
-        for seed, score in _score_streams(sweep, left, workers or _default_workers(sweep.config)):
-            scores[seed] = scores.get(seed, {}) | score
-            write_scores(folder / "streams.csv", scores)
-            progress.update()
+        try:
+            for seed, score in _score_streams(sweep, left, workers or _default_workers(sweep.config)):
+                scores[seed] = scores.get(seed, {}) | score
+                write_scores(folder / "streams.csv", scores)
+                progress.update()
+        except KeyboardInterrupt:
+            log.warning("%d of %d streams are done and kept; the same command goes on", progress.n, len(seeds))
+            raise
     return {seed: scores[seed] for seed in seeds}
 
 
@@ -227,7 +234,7 @@ def _check_settings(path: Path, facts: dict[str, Any]) -> None:
     there = json.loads(path.read_text())
     if different := [name for name in facts | there if facts.get(name) != there.get(name)]:
         raise ValueError(
-            f"{path.parent} holds streams made with another {', '.join(different)}: choose another --output, "
+            f"{path.parent} holds streams made with other settings ({', '.join(different)}): choose another --output, "
             f"or give the settings of {path}"
         )
 

@@ -131,14 +131,16 @@ def _markdown(table: Table, command: str, facts: dict[str, Any]) -> Iterator[str
     frames = facts["frames"]
     yield f"`{command}`\n"
     yield (
-        f"{len(table.seeds)} streams of {frames} frames at {facts['rate']:g} Hz: rooms {table.seeds[0]} to "
+        f"Streams of {frames} frames at {facts['rate']:g} Hz, {len(table.seeds)} in all, of rooms {table.seeds[0]} to "
         f"{table.seeds[-1]}, {facts['motion']} motion. Scored: frames {frames // 2} to {frames - 1}."
     )
     yield f"{EXPLANATION}\n"
     yield from _grid(_headings(), (_cells(line) for line in table.lines))
+    if not (compared := [*table.minus_control()]):
+        return
     yield f"\nMinus {CONTROL} at the same budget and bits, on the same streams; below 0 is better, for δ above 0:\n"
     headings = ["cache", "budget", "bits k/v", *(heading for heading, _ in SHOWN.values())]
-    yield from _grid(headings, (_compared_cells(*pair) for pair in table.minus_control()))
+    yield from _grid(headings, (_compared_cells(*pair) for pair in compared))
 
 
 def _headings() -> list[str]:
