@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 
-from xsvggt_ros.memory import OutOfMemory, memory_for, out_of_memory, total_memory
+from xsvggt_ros.memory import OutOfMemory, memory_for, memory_in_reach, out_of_memory
 
 
 def test_errors_that_mean_no_memory_are_known():
@@ -75,24 +75,27 @@ def test_it_is_known_without_torch():
     subprocess.run([sys.executable, "-c", code, sys.modules[memory_for.__module__].__file__], check=True)
 
 
-def test_the_memory_of_a_cpu_is_what_control_groups_leave_of_it(tmp_path, monkeypatch):
-    cpu = torch.device("cpu")
-    monkeypatch.setattr("xsvggt_ros.memory.OWN_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr("xsvggt_ros.memory.CGROUPS", tmp_path)
-    physical = total_memory(cpu)  # there is no such file
-    assert physical == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def test_the_memory_of_a_cpu_is_what_others_and_control_groups_leave_of_it(tmp_path, monkeypatch):
+    cpu, free = torch.device("cpu"), 10**9 * 1024
+    for name in ("OWN_CGROUP", "CGROUPS", "MEMINFO"):
+        monkeypatch.setattr(f"xsvggt_ros.memory.{name}", tmp_path / (name if name != "CGROUPS" else ""))
+    assert memory_in_reach(cpu) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # there are no such files
+    (tmp_path / "MEMINFO").write_text("MemTotal: 2000000000 kB\nMemAvailable: 1000000000 kB\n")
+    assert memory_in_reach(cpu) == free and memory_in_reach(cpu, held=7) == free + 7
     own = tmp_path / "machine" / "container"
     own.mkdir(parents=True)
-    (tmp_path / "cgroup").write_text("1:cpu:/elsewhere\n0::/machine/container\n")
-    for folder, limit, total in (
-        (own, "max", physical),
-        (own, str(2 * physical), physical),
-        (own, "500000000", 500_000_000),
-        (own.parent, "400000000", 400_000_000),  # that of a group around it holds too
-        (own.parent, "600000000", 500_000_000),
+    (tmp_path / "OWN_CGROUP").write_text("1:cpu:/elsewhere\n0::/machine/container\n")
+    for folder, limit, used, cached, left in (
+        (own, "max", 0, 0, free),
+        (own, str(2 * free), 0, 0, free),
+        (own, "500000000", 300_000_000, 50_000_000, 250_000_000),
+        (own.parent, "400000000", 300_000_000, 0, 100_000_000),  # that of a group around it holds too
+        (own.parent, "900000000", 300_000_000, 0, 250_000_000),
     ):
         (folder / "memory.max").write_text(limit + "\n")
-        assert total_memory(cpu) == total
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\n")
+        assert memory_in_reach(cpu) == left
 
 
 def test_memory_in_small_pieces_goes_back_to_the_system():

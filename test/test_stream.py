@@ -76,7 +76,10 @@ def test_settings_change_between_two_steps_and_the_stream_goes_on(model):
     stream.reconfigure(CacheConfig(budget_tokens=3 * TOKENS, key_bits=4, value_bits=2))
     after = stream.step(image(6))
     assert after.index == before.index + 1
-    assert after.status.event == "cache settings changed"
+    changes = "policy full -> coreset, budget_tokens 0 -> 208, key_bits 16 -> 4, value_bits 16 -> 2"
+    assert after.status.event.startswith("cache settings changed: ") and stream.cache_config.key_bits == 4
+    for change in changes.replace("208", str(3 * TOKENS)).split(", "):
+        assert change in after.status.event
     assert (after.status.policy, after.status.key_bits, after.status.value_bits) == ("coreset", 4, 2)
     assert after.status.tokens == 3 * TOKENS and after.status.evicted_tokens == 4 * TOKENS
     assert after.status.cache_bytes < before.status.cache_bytes / 3
@@ -495,7 +498,7 @@ def test_other_errors_of_a_step_are_not_taken_for_a_shortage(model, monkeypatch)
 
 
 def test_a_budget_beyond_the_memory_that_is_free_is_the_settings_fault(model, monkeypatch):
-    monkeypatch.setattr("xsvggt_ros.stream.total_memory", lambda device: 2**62)
+    monkeypatch.setattr("xsvggt_ros.stream.memory_in_reach", lambda *_: 2**62)
     stream = small_stream_of(model, budget_tokens=10**12)
     for _ in range(2):  # nothing is halved
         with pytest.raises(OutOfMemory, match=r"no memory for a cache of 1000000000000 .* lower cache\.budget_frames"):
@@ -516,8 +519,8 @@ def test_a_budget_beyond_the_memory_that_is_free_is_the_settings_fault(model, mo
     ],
 )
 def test_a_cache_larger_than_the_memory_there_is_is_refused_when_it_is_set(model, monkeypatch, change, lower, started):
-    monkeypatch.setattr("xsvggt_ros.stream.total_memory", lambda device: 2**30)
-    words = rf"takes \d+ MiB, and cpu has 1024 MiB in all; lower cache\.{lower}"
+    monkeypatch.setattr("xsvggt_ros.stream.memory_in_reach", lambda *_: 2**30)
+    words = rf"takes \d+ MiB, and cpu has room for 1024 MiB; lower cache\.{lower}"
     with pytest.raises(ValueError, match=words):
         small_stream_of(model, **change)
     stream, twin = small_stream_of(model), small_stream_of(model)
@@ -531,12 +534,32 @@ def test_a_cache_larger_than_the_memory_there_is_is_refused_when_it_is_set(model
     np.testing.assert_array_equal(frame.depth, same.depth)
 
 
+def test_a_setting_without_effect_is_named(model):
+    stream = small_stream_of(model, budget_tokens=5 * SMALL)
+    stream.step(image(0))
+    stream.reconfigure(dataclasses.replace(stream.cache_config, budget_frames=3.0))
+    event = stream.step(image(1)).status.event
+    assert event.endswith("budget_frames 16.0 -> 3.0 (no effect while budget_tokens or budget_mib is set)")
+
+
+def test_a_cache_may_grow_into_what_is_free_and_into_what_it_holds(model, monkeypatch):
+    """Of the memory that it has asked for, only what it has written to is taken."""
+    stream = small_stream_of(model, budget_tokens=400 * SMALL)
+    for i in range(3):
+        stream.step(image(i))
+    taken = stream._cache.filled_nbytes
+    assert 0 < taken < stream._cache.nbytes / 10
+    monkeypatch.setattr("xsvggt_ros.stream.memory_in_reach", lambda device, held: 2**20 + held)
+    with pytest.raises(ValueError, match="has room for"):
+        stream.reconfigure(stream.cache_config)
+
+
 def test_a_cache_that_just_fits_the_memory_there_is_is_taken(model, monkeypatch):
     status = small_stream_of(model, budget_tokens=400 * SMALL).step(image(0)).status
     needed = status.cache_bytes + status.scratch_bytes
-    monkeypatch.setattr("xsvggt_ros.stream.total_memory", lambda device: needed)
+    monkeypatch.setattr("xsvggt_ros.stream.memory_in_reach", lambda *_: needed)
     assert small_stream_of(model, budget_tokens=400 * SMALL).step(image(0)).index == 0
-    with pytest.raises(ValueError, match="in all"):
+    with pytest.raises(ValueError, match="has room for"):
         small_stream_of(model, budget_tokens=400 * SMALL + 1)
 
 

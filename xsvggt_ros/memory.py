@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory: its unit, how much of it there is, and the one error that says there was not enough."""
+"""Memory: its unit, how much of it is in reach, and the one error that says there was not enough."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIB = 2**20
 # What torch, its allocators and CUDA's libraries say in a RuntimeError.
 NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "bad_alloc", "ALLOC_FAILED")
 
-
+MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 
@@ -59,16 +59,29 @@ def _let_go(error: BaseException | None) -> None:
         error = error.__context__
 
 
-def total_memory(device: torch.device) -> int:
-    """Bytes that a device has in all, whoever uses them now; of a CPU's, those that this process may use."""
+def memory_in_reach(device: torch.device, held: int = 0) -> int:
+    """Bytes that what holds `held` bytes now may come to.
+
+    Of a CPU's memory what is free, and that, since a system kills who takes more; of a GPU's all, whoever uses it now,
+    since it refuses what is not there.
+    """
     if device.type == "cuda":
         import torch  # which those that only need a unit do not wait for
 
         return torch.cuda.mem_get_info(device)[1]
-    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_cgroup_limits()])
+    return held + min([_free(), *_cgroups_leave()])
 
 
-def _cgroup_limits() -> Iterator[int]:
+def _free() -> int:
+    """Of the machine; where it does not tell (it is no Linux), all."""
+    try:
+        (line,) = (line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _cgroups_leave() -> Iterator[int]:
     """Of the control groups (v2) that this process is in, as containers and systemd set them."""
     try:
         own = next(line for line in OWN_CGROUP.read_text().splitlines() if line.startswith("0::/"))
@@ -77,8 +90,10 @@ def _cgroup_limits() -> Iterator[int]:
     group = CGROUPS / own.removeprefix("0::/")
     for folder in (group, *group.parents):
         try:
-            yield int((folder / "memory.max").read_text())
-        except (OSError, ValueError):  # none is set: "max"
+            limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+            cached = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            yield limit - used + next(int(size) for name, size in cached if name == "inactive_file")
+        except (OSError, ValueError, StopIteration):  # none is set: "max"
             continue
 
 

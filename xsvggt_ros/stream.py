@@ -21,12 +21,13 @@ from xsvggt_ros.camera import check_camera_matrix
 from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.continuity import Continuity
 from xsvggt_ros.frame import Frame
-from xsvggt_ros.memory import MIB, OutOfMemory, give_back, memory_for, total_memory
+from xsvggt_ros.memory import MIB, OutOfMemory, give_back, memory_for, memory_in_reach
 from xsvggt_ros.model import StreamVGGT, load_model
 from xsvggt_ros.model.camera_head import ITERATIONS
 from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.model.streamvggt import Predictions
 from xsvggt_ros.preprocess import Resize
+from xsvggt_ros.settings import values
 from xsvggt_ros.status import StepStatus
 from xsvggt_ros.views import MOST, Views
 
@@ -118,18 +119,24 @@ class GeometryStream:
         self._stuck_at = MOST  # views that it has grown for
 
     def check(self, cache: CacheConfig) -> None:
-        """Raises ValueError for a cache that is larger than the memory there is in all.
+        """Raises ValueError for a cache that is larger than the memory in reach.
 
         It is measured for images like those that come or, before the first, for one of 4:3. Any thread may ask.
         """
         there = self._cache
         asked = self._new_cache(there.shape if there else self._usual_shape(), cache, torch.device("meta"))
-        needed, total = asked.nbytes + asked.scratch_nbytes, total_memory(self.device)
-        if needed > total:
+        needed = asked.nbytes + asked.scratch_nbytes
+        reach = memory_in_reach(self.device, there.filled_nbytes + there.scratch_nbytes if there else 0)
+        if needed > reach:
             raise ValueError(
-                f"a cache of these settings takes {needed / MIB:.0f} MiB, and {self.device} has {total / MIB:.0f} MiB "
-                f"in all; lower cache.{_largest_setting(asked)}"
+                f"a cache of these settings takes {needed / MIB:.0f} MiB, and {self.device} has room for "
+                f"{reach / MIB:.0f} MiB; lower cache.{_largest_setting(asked)}"
             )
+
+    @property
+    def cache_config(self) -> CacheConfig:
+        """The cache's settings, as last given or as halved since; `dataclasses.replace` of them changes some only."""
+        return self._cache_config
 
     def reconfigure(self, cache: CacheConfig) -> None:
         """Other policy, budget or bits from the next step on; the stream goes on, and a `limit` stays.
@@ -141,7 +148,7 @@ class GeometryStream:
         if self._waiting and cache.chunk != self._cache_config.chunk:
             raise ValueError(f"{self.waiting} images wait for the rest of their chunk: call flush before chunk changes")
         self.check(cache)
-        self._switch(cache, self._fraction, "cache settings changed")
+        self._switch(cache, self._fraction, f"cache settings changed: {_changes(self._cache_config, cache)}")
         self._halved = ""
         self._unstick()
 
@@ -435,6 +442,18 @@ def cache_shape(
         camera_iterations=ITERATIONS,
         dtype=dtype,
         camera_dtype=camera_dtype,
+    )
+
+
+def _changes(before: CacheConfig, after: CacheConfig) -> str:
+    """What is another setting now, and whether that has no effect."""
+    old, new = values(before), values(after)
+    other = after.budget_tokens or after.budget_mib
+    idle = " (no effect while budget_tokens or budget_mib is set)"
+    return ", ".join(
+        f"{name} {old[name]} -> {new[name]}" + idle * bool(name == "budget_frames" and other)
+        for name in new
+        if new[name] != old[name]
     )
 
 

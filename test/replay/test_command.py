@@ -197,7 +197,7 @@ def test_a_cache_that_the_machine_has_no_memory_for_costs_one_sentence(images, t
     assert run(images, tmp_path / "out", "--cache.budget_tokens", str(10**12)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("xsvggt replay: a cache of these settings takes ")
-    assert line.endswith("in all; lower cache.budget_tokens")
+    assert line.endswith("MiB; lower cache.budget_tokens")
 
 
 def test_settings_reach_the_stream(images, tmp_path):

@@ -72,6 +72,12 @@ class KVCache:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
+    def filled_nbytes(self) -> int:
+        """About as many of them as hold something by now: a CPU's memory is used as it is written to."""
+        of_layers = sum(store.nbytes * store.tokens // store.capacity for store in self.layers)
+        return of_layers + self.camera.buffer.nbytes * self.camera.frames // max(1, self.camera.buffer.shape[2])
+
+    @property
     def scratch_nbytes(self) -> int:
         """Bytes of the working memory in which one layer at a time is unpacked."""
         return self._scratch.nbytes
