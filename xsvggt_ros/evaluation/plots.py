@@ -113,12 +113,13 @@ def _draw_error(axes: Axes, table: Table, name: str) -> None:
     axes.axhspan(full.mean - (full.error or 0.0), full.mean + (full.error or 0.0), color=GREY, alpha=0.2, linewidth=0)
     colours = dict(zip((FULL.policy, *PRUNING), ["black", *(f"C{i}" for i in range(10))], strict=False))
     for policy, colour in colours.items():
-        of_policy = [line for line in lines if line.row.policy == policy]
+        if not (of_policy := [line for line in lines if line.row.policy == policy]):
+            continue
         axes.plot([], [], "o", color=colour, label=policy)
         for line in of_policy:
             _draw_point(axes, line, name, color=colour, marker=MARKERS[line.row.bits[0]])
-    for bits, marker in MARKERS.items():
-        axes.plot([], [], marker, color=GREY, label=f"keys of {bits} bits")
+    for bits in sorted({line.row.bits[0] for line in lines}, reverse=True):
+        axes.plot([], [], MARKERS[bits], color=GREY, label=f"keys of {bits} bits")
     best = [line for line in table.frontier(name) if line in lines]
     axes.plot(_mib(best), [line.mean[name].mean for line in best], ":", color=RED, label="frontier")
     axes.set_ylim(top=min(axes.get_ylim()[1], 3 * full.mean))  # what sees next to nothing is far above
