@@ -59,7 +59,7 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None) -> St
 def _load(model: StreamVGGT, path: Path, dtype: torch.dtype, device: torch.device, name: str) -> None:
     """Weights from a file into the model of that name."""
     try:
-        load_weights(model, path, lambda tensor: weight_dtype(tensor, dtype), device, _state_dict(name))
+        load_weights(model, path, lambda tensor: weight_dtype(tensor, dtype), device, named_state_dict(name))
     except DoesNotFit as error:
         raise ValueError(f"{error}; {_advice(error, path, name)}") from error
     if name == PUBLISHED and is_bidirectional(path):
@@ -71,7 +71,7 @@ def _load(model: StreamVGGT, path: Path, dtype: torch.dtype, device: torch.devic
 
 
 def _advice(error: DoesNotFit, path: Path, name: str) -> str:
-    if fitting := [other for other in MODELS if other != name and error.would_fit(_state_dict(other))]:
+    if fitting := [other for other in MODELS if other != name and error.would_fit(named_state_dict(other))]:
         return f"it fits the model {fitting[0]}: set `model` to that"
     if re.search(r"-\d+-of-\d+\.", path.name):
         return "it is one of several parts: set `weights` to their folder, with the index that names them"
@@ -91,7 +91,7 @@ def is_bidirectional(path: Path) -> bool:
     return VGGT.search(path.name) is not None
 
 
-def _state_dict(name: str) -> Mapping[str, Tensor]:
+def named_state_dict(name: str) -> Mapping[str, Tensor]:
     """Of a named model, without memory."""
     with torch.device("meta"):
         return StreamVGGT(MODELS[name]).state_dict()

@@ -143,7 +143,7 @@ def _albedo(surface: Tensor, u: Tensor, v: Tensor, footprint: Tensor) -> Tensor:
 def _light(scene: Scene, point: Tensor, normal: Tensor) -> Tensor:
     """What falls on the surface, [S, 3, N]; normals face the camera."""
     reach = scene.half[:, ROOM, :2].square().mean(1, keepdim=True)  # larger rooms have stronger lamps
-    light = AMBIENT
+    light = torch.full_like(point, AMBIENT)
     for lamp, glow in zip(scene.lamp.unbind(1), scene.glow.unbind(1), strict=True):
         rays = point - lamp[..., None]  # from the lamp, of which 1 reaches the point
         shadow = _distances(scene, scene.style.casters, lamp, rays).amin(1) < 0.999

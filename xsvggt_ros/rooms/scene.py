@@ -168,7 +168,7 @@ def _spot_on(rng: np.random.Generator, placed: list[Placed], half: np.ndarray) -
     centre, under, yaw = wide[rng.integers(len(wide))]
     along, across = rng.uniform(-1, 1, 2) * (under - half)[:2]
     shift = [np.cos(yaw) * along - np.sin(yaw) * across, np.sin(yaw) * along + np.cos(yaw) * across]
-    return centre + [*shift, under[2] + half[2]], yaw
+    return centre + np.array([*shift, under[2] + half[2]]), yaw
 
 
 def _distance(path: np.ndarray, centre: np.ndarray, half: np.ndarray, yaw: float) -> float:

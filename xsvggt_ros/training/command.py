@@ -17,7 +17,8 @@ from tqdm import tqdm
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.model.loading import open_device
 from xsvggt_ros.training.curves import draw_curves
-from xsvggt_ros.training.trainer import Run, Trainer, export
+from xsvggt_ros.training.run import Run
+from xsvggt_ros.training.trainer import Trainer, export
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, default=10_000, metavar="N", help="in all (default: %(default)s)")
     parser.add_argument("--init", type=Path, metavar="FILE", help="weights to start a new run from (default: random)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="INPUT",
+        help="recordings to learn from: folders of images, videos or rosbags; they need a --teacher (default: "
+        "synthetic rooms)",
+    )
+    parser.add_argument("--teacher", type=Path, metavar="FILE", help="weights of a bidirectional network to learn from")
+    parser.add_argument(
+        "--teacher-model", choices=MODELS, default="streamvggt", help="configuration of it (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--truth",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="beside a teacher, learn from what is true of synthetic rooms (default: yes)",
+    )
+    parser.add_argument(
+        "--bidirectional",
+        action="store_true",
+        help="frames see those that come after them: for a teacher, not for streams",
+    )
     parser.add_argument("--model", choices=MODELS, default="demo", help="named configuration (default: %(default)s)")
     parser.add_argument("--width", type=int, default=112, help="of the images, pixels (default: %(default)s)")
     parser.add_argument("--height", type=int, default=84, help="of the images, pixels (default: %(default)s)")
@@ -53,9 +78,25 @@ def run(args: argparse.Namespace) -> int:
     if workers > 1 and device.type != "cpu":
         raise ValueError("several workers are for CPUs: leave workers out")
     args.output.mkdir(parents=True, exist_ok=True)
-    run = Run(args.output, args.model, args.steps, args.width, args.height, device, args.init, workers=workers)
+    if args.teacher is None and (args.data or not args.truth):
+        raise ValueError("nothing says what is right: give a --teacher, or learn from the truth of synthetic rooms")
+    run = Run(
+        args.output,
+        args.model,
+        args.steps,
+        args.width,
+        args.height,
+        device,
+        args.init,
+        data=tuple(args.data),
+        teacher=args.teacher,
+        teacher_model=args.teacher_model,
+        truth=args.truth,
+        bidirectional=args.bidirectional,
+        workers=workers,
+    )
     trainer = _train(run)
-    export(trainer.model, args.output / "model.safetensors")
+    export(trainer.averaged, args.output / "model.safetensors")
     draw_curves(args.output)
     hours = trainer.seconds / 3600
     print(f"step {trainer.step} of {run.steps} after {hours:.2f} h: {args.output / 'model.safetensors'}")

@@ -56,7 +56,7 @@ def _project(batch: Batch, points: Tensor) -> tuple[Tensor, Tensor]:
     rotation, position = batch.T_first_cam[..., :3, :3], batch.T_first_cam[..., :3, 3]  # [B, S, 3, 3], [B, S, 3]
     in_camera = (points[:, :, None] - position[:, None, :, None]) @ rotation[:, None]
     depth = in_camera[..., 2]
-    image = in_camera @ batch.intrinsics.T
+    image = in_camera @ batch.intrinsics.mT[:, None, None]
     return image[..., :2] / depth.clamp(min=1e-3)[..., None], depth
 
 
