@@ -14,11 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.geometry import decode_pose, inverse
-from xsvggt_ros.model.config import MODELS
-from xsvggt_ros.model.loading import compute_dtype, named_state_dict, weight_dtype
-from xsvggt_ros.model.streamvggt import StreamVGGT
-from xsvggt_ros.model.weights import load_weights
+from xsvggt_ros.model import load_model
 from xsvggt_ros.training.batches import Batch, true_batch
 
 
@@ -26,11 +24,8 @@ class Teacher:
     """Frozen; its weights are a checkpoint's of this or the published form (VGGT's too)."""
 
     def __init__(self, weights: Path, model: str, device: torch.device) -> None:
-        dtype = compute_dtype("auto", device)
-        with torch.device("meta"):
-            self._model = StreamVGGT(MODELS[model], heads=())
-        load_weights(self._model, weights, lambda name: weight_dtype(name, dtype), device, named_state_dict(model))
-        self._model.eval().requires_grad_(False)
+        config = StreamConfig(weights=str(weights), model=model, device=str(device))
+        self._model = load_model(config, heads=(), causal=False)
 
     @torch.no_grad()
     def lesson(self, images: Tensor) -> Batch:
