@@ -47,7 +47,7 @@ class Recording:
         times = gaps.cumsum() - gaps[0]
         length = self.seconds[-1] - self.seconds[0]
         times *= min(1, length / max(times[-1], 1e-9))  # a short recording is seen in slow motion
-        times += self.seconds[0] + rng.uniform(0, length - times[-1])
+        times += self.seconds[0] + rng.uniform(0, max(0.0, length - times[-1]))
         index = np.searchsorted(self.seconds, times).clip(0, len(self.seconds) - 1)
         # Each frame is another image: at least one later than the one before, and early enough for those to come.
         order = np.arange(frames)
