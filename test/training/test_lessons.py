@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learning from recordings and from a teacher."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -132,4 +135,16 @@ def test_from_the_command_line(teacher, tmp_path, monkeypatch):
     command = ["train", "--output", str(tmp_path / "out"), "--steps", "1", "--workers", "1", "--width", "56"]
     command += ["--height", "42", "--teacher", str(teacher), "--teacher-model", "demo", "--data"]
     assert main([*command, str(write_images(tmp_path / "images", 30))]) == 0
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_torchrun_starts_share_the_work(teacher, tmp_path):
+    images = write_images(tmp_path / "images", 30)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command = [*launch, sys.executable, "-m", "xsvggt_ros.cli", "train", "--output", tmp_path / "out", "--steps", "2"]
+    command += ["--width", "28", "--height", "28", "--teacher", teacher, "--teacher-model", "demo", "--data", images]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 2 of 2") == 1  # the first of them keeps the books
     assert (tmp_path / "out" / "model.safetensors").exists()
