@@ -38,6 +38,9 @@ class TrackConfig:
     corr_levels: int
     corr_radius: int
     width: int
+    layers: int = 6
+    heads: int = 8
+    virtual_tracks: int = 64
 
 
 @dataclass(frozen=True)
