@@ -64,6 +64,7 @@ class Tracker(nn.Module):
         role = self.query_ref_token[0, (torch.arange(frames) > 0).long()]  # [S, token]
         pyramid, found = self._pyramid(maps), []
         for _ in range(self.iterations):
+            points = points.detach()  # an iteration learns from where it starts, not through it
             correlation = self.corr_mlp(self._correlate(pyramid, points, appearance))
             motion = motion_embedding(points - points[:1], maps.shape[1])
             tokens = torch.cat([motion, correlation, appearance], dim=-1) + place + role[:, None]  # [S, N, token]

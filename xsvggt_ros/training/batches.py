@@ -12,6 +12,8 @@ from torch import Tensor
 
 from xsvggt_ros.geometry import encode_pose, inverse
 
+OCCLUDED = 0.05  # of the depth: more between a point and what another frame sees there, and it is hidden
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -37,6 +39,24 @@ class Batch:
         height, width = self.depth.shape[-2:]
         pixels = _pixels(height, width).to(self.depth).flatten(0, 1)
         return self.points(pixels, self.depth.flatten(2)).unflatten(2, (height, width))
+
+    def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """World points [B, T, n, 3] in every camera s: pixels [B, T, S, n, 2] and depth [B, T, S, n]."""
+        rotation, position = self.T_first_cam[..., :3, :3], self.T_first_cam[..., :3, 3]  # [B, S, 3, 3], [B, S, 3]
+        in_camera = (points[:, :, None] - position[:, None, :, None]) @ rotation[:, None]
+        depth = in_camera[..., 2]
+        image = in_camera @ self.intrinsics.mT[:, None, None]
+        return image[..., :2] / depth.clamp(min=1e-3)[..., None], depth
+
+    def visible(self, pixels: Tensor, depth: Tensor) -> Tensor:
+        """1 where a projected point is in the image and not hidden, else 0; as `project` gives them [B, T, S, n]."""
+        height, width = self.depth.shape[-2:]
+        column, row = pixels.round().long().unbind(-1)
+        inside = (depth > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        flat = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)  # [B, T, S, n]
+        maps = self.depth.flatten(2)[:, None].expand(-1, flat.shape[1], -1, -1)
+        seen = maps.gather(-1, flat)
+        return (inside & ((seen - depth).abs() < OCCLUDED * seen)).float()
 
 
 def true_batch(

@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="frames see those that come after them: for a teacher, not for streams",
     )
+    parser.add_argument("--tracks", action="store_true", help="train the track head of --init, and nothing else")
     parser.add_argument("--model", choices=MODELS, default="demo", help="named configuration (default: %(default)s)")
     parser.add_argument("--width", type=int, default=112, help="of the images, pixels (default: %(default)s)")
     parser.add_argument("--height", type=int, default=84, help="of the images, pixels (default: %(default)s)")
@@ -99,6 +100,8 @@ def _run_of(args: argparse.Namespace) -> Run:
         raise ValueError(f"width and height must be multiples of {patch}, got {args.width}x{args.height}")
     if args.teacher is None and (args.data or not args.truth):
         raise ValueError("nothing says what is right: give a --teacher, or learn from the truth of synthetic rooms")
+    if args.tracks and (args.init is None or MODELS[args.model].track is None):
+        raise ValueError("--tracks needs a model that has a track head, and --init with the rest of its weights")
     return Run(
         folder=args.output,
         model=args.model,
@@ -112,6 +115,7 @@ def _run_of(args: argparse.Namespace) -> Run:
         teacher_model=args.teacher_model,
         truth=args.truth,
         bidirectional=args.bidirectional,
+        tracks=args.tracks,
         rank=int(os.environ["RANK"]) if LAUNCHED else 0,
         workers=workers,
     )

@@ -24,6 +24,7 @@ TRUNK_SCALE = 0.05  # of the camera head's residuals at first: with 1 the pose s
 RATES = {"blocks": 2e-3, "camera trunk": 5e-4, "camera": 3e-5, "dense": 5e-4}
 # The camera's is so low because tokens of all frames are alike at first: a step of every weight then adds up in the
 # pose, which with 1e-4 was noisier than if it had stayed constant.
+BY_OPTIMIZER = (("blocks", "camera trunk"), ("camera", "dense"))  # Muon's, AdamW's
 WEIGHT_DECAY = 0.01
 CODE_ERRORS = (0.365, 0.755)  # of keys at 2 bits and values at 1: an unbiased quantiser's of a normal distribution
 
@@ -71,7 +72,7 @@ def run(model: StreamVGGT, images: Tensor, chosen: Tensor, budget: Budget | None
     """
     batch, frames = images.shape[:2]
     grid = model.grid(images)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=_fast_in_bfloat16(images.device)):
+    with autocast(images.device):
         inside = WholeSequence(model.kernel)
         encoded = model.aggregator.encode(images.flatten(0, 1), inside).unflatten(0, (batch, frames))
         x = model.aggregator.with_specials(encoded, starts=True)
@@ -194,12 +195,14 @@ def optimizers(model: StreamVGGT, supervision: Supervision) -> list[torch.optim.
         raise ValueError(f"training needs PyTorch 2.9 or later, for torch.optim.Muon; this is {torch.__version__}")
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in RATES}
     for name, parameter in model.named_parameters():
-        groups[_group(name, parameter)].append(parameter)
+        if parameter.requires_grad:
+            groups[_group(name, parameter)].append(parameter)
     for name, parameter in supervision.named_parameters():
-        groups["camera" if name.startswith("cameras.") else "dense"].append(parameter)
-    blocks, trunk, *rest = ({"params": groups[name], "lr": rate} for name, rate in RATES.items())
+        if parameter.requires_grad:
+            groups["camera" if name.startswith("cameras.") else "dense"].append(parameter)
+    matrices, rest = ([{"params": groups[n], "lr": RATES[n]} for n in names if groups[n]] for names in BY_OPTIMIZER)
     return [
-        torch.optim.Muon([blocks, trunk], weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY),
     ]
 
@@ -209,6 +212,11 @@ def update(optimizers: list[torch.optim.Optimizer], device: torch.device) -> Non
     with nullcontext() if _fast_in_bfloat16(device) else _Float32():
         for optimizer in optimizers:
             optimizer.step()
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where the machine is fast in it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=_fast_in_bfloat16(device))
 
 
 def _fast_in_bfloat16(device: torch.device) -> bool:

@@ -25,6 +25,7 @@ class Run:
     teacher_model: str = "demo"
     truth: bool = True  # learn from the truth too, where it is known
     bidirectional: bool = False  # frames see those that come after them, as a teacher may
+    tracks: bool = False  # train the track head, and nothing else
     rank: int = 0  # of this worker; the first one keeps the books
     workers: int = 1  # processes that share every batch; on a CPU, one per core beats one with many threads
 

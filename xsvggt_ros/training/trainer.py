@@ -19,13 +19,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.model.streamvggt import StreamVGGT
-from xsvggt_ros.model.weights import load_weights
+from xsvggt_ros.model.weights import DoesNotFit, load_weights
 from xsvggt_ros.training.batches import Batch
 from xsvggt_ros.training.lessons import Lessons
 from xsvggt_ros.training.losses import depth_loss, motion_loss, points_loss, pose_loss
 from xsvggt_ros.training.network import Budget, Output, new_model, optimizers, run, update
 from xsvggt_ros.training.run import Run
 from xsvggt_ros.training.supervision import Matches, Supervision
+from xsvggt_ros.training.tracking import track_errors, track_losses
 from xsvggt_ros.training.validation import errors
 
 # From this share of the run on: of which shapes a batch is, sequences and frames of each.
@@ -47,6 +48,7 @@ CLIP = 1.0  # largest norm of the gradient
 WEIGHTS = {
     "pose": 0.7, "motion": 0.7, "depth": 1.0, "points": 0.5,
     "encoder match": 0.1, "attention match": 0.2, "patch readout": 0.3, "camera readout": 0.25,
+    "place": 0.3, "visibility": 1.0, "track confidence": 0.5,
 }  # fmt: skip
 SAVE_EVERY_S = 120.0
 LOG_EVERY = 10  # steps
@@ -62,9 +64,11 @@ class Trainer:
         self.model = new_model(config, seed=0)
         self.supervision = Supervision(config)
         if run.init is not None:
-            load_weights(self.model, run.init, lambda name: torch.float32, "cpu")
-        self.model.to(run.device).train().requires_grad_(True)
-        self.supervision.to(run.device)
+            _load_known(self.model, run.init)
+        self.model.to(run.device).train().requires_grad_(not run.tracks)
+        if self.model.track_head is not None:
+            self.model.track_head.requires_grad_(run.tracks)
+        self.supervision.to(run.device).requires_grad_(not run.tracks)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE), use_buffers=True)
         self.lessons = Lessons(run)
         self.optimizers = optimizers(self.model, self.supervision)
@@ -139,6 +143,8 @@ class Trainer:
 
     def losses(self, lessons: Sequence[Batch], budget: Budget | None = None) -> dict[str, Tensor]:
         """By name, the mean over what is said of the same images; budget: of what the global blocks see of the past."""
+        if self.run.tracks:
+            return track_losses(self.model, lessons[0], self.step)
         images = lessons[0].images
         chosen = self._chosen(images.shape[1])
         out = run(self.model, images, chosen, budget, causal=not self.run.bidirectional)
@@ -183,6 +189,9 @@ class Trainer:
         """Errors on what is never trained on, in the first frame's scale and pose, without alignment."""
         found = []
         for lesson in self.lessons.held_out():
+            if self.run.tracks:
+                found.append(track_errors(self.averaged, lesson))
+                continue
             everything = torch.arange(lesson.images.shape[1], device=self.run.device)
             out = run(self.averaged, lesson.images, everything, causal=not self.run.bidirectional)
             found.append(errors(out.predictions.depth, out.predictions.pose, lesson))
@@ -212,7 +221,7 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def _parameters(self) -> list[nn.Parameter]:
-        return [*self.model.parameters(), *self.supervision.parameters()]
+        return [p for part in (self.model, self.supervision) for p in part.parameters() if p.requires_grad]
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
@@ -232,6 +241,17 @@ class Trainer:
             if new:
                 writer.writeheader()
             writer.writerow(row)
+
+
+def _load_known(model: StreamVGGT, path: Path) -> None:
+    """All weights but the track head's, which start anew where the file has none."""
+    head = model.track_head
+    try:
+        load_weights(model, path, lambda name: torch.float32, "cpu")
+    except DoesNotFit:
+        model.track_head = None
+        load_weights(model, path, lambda name: torch.float32, "cpu")
+        model.track_head = head
 
 
 def export(model: StreamVGGT, path: Path) -> None:
