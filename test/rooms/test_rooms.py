@@ -2,6 +2,7 @@
 """Synthetic rooms: what it says of depth and pose is true, and the same every time."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -14,9 +15,9 @@ from xsvggt_ros.cli import main
 from xsvggt_ros.geometry import inverse, rotation_matrix, transform, unproject
 from xsvggt_ros.messages.decode import stamp_ns
 from xsvggt_ros.replay.sources import Images, open_source
-from xsvggt_ros.rooms import Scene, furnish, make_room, pinhole, render, stream, trajectory, write_folder
+from xsvggt_ros.rooms import Scene, furnish, make_room, pinhole, render, stream, texture, trajectory, write_folder
 from xsvggt_ros.rooms.bag import TOPICS, write_bag
-from xsvggt_ros.rooms.scene import BALLS, ROUNDS
+from xsvggt_ros.rooms.scene import PLAIN, VARIED
 from xsvggt_ros.rooms.texture import TEXTURES, sample
 
 SEEDS = range(8)
@@ -35,8 +36,9 @@ def clearances(scene: Scene, points: np.ndarray) -> np.ndarray:
     beyond = np.abs(np.concatenate([along, offset[..., 2:]], -1)) - half  # [N, P, 3]
     distance = box_distance(beyond)
     cylinder = np.stack([radial - half[:, 0], beyond[..., 2]], -1)
-    distance[:, ROUNDS] = box_distance(cylinder)[:, ROUNDS]
-    distance[:, BALLS] = (np.linalg.norm(offset, axis=-1) - half[:, 0])[:, BALLS]
+    rounds, balls = scene.style.rounds, scene.style.balls
+    distance[:, rounds] = box_distance(cylinder)[:, rounds]
+    distance[:, balls] = (np.linalg.norm(offset, axis=-1) - half[:, 0])[:, balls]
     distance[:, 0] *= -1
     return distance
 
@@ -45,10 +47,10 @@ def box_distance(beyond: np.ndarray) -> np.ndarray:
     return np.linalg.norm(np.maximum(beyond, 0), axis=-1) + np.minimum(beyond.max(-1), 0)
 
 
-def views(seed: int, frames: int = 6, kind: str = "robot") -> tuple[Scene, np.ndarray]:
+def views(seed: int, frames: int = 6, kind: str = "robot", style=PLAIN) -> tuple[Scene, np.ndarray]:
     """A room and views a few seconds apart."""
     room = make_room(seed)
-    return furnish(room), trajectory(room, frames, kind, rate=0.3)
+    return furnish(room, style=style), trajectory(room, frames, kind, rate=0.3)
 
 
 def points_of_room(depth: torch.Tensor, T_room_cam: np.ndarray, intrinsics: np.ndarray = K) -> np.ndarray:
@@ -58,7 +60,7 @@ def points_of_room(depth: torch.Tensor, T_room_cam: np.ndarray, intrinsics: np.n
 
 def empty(scene: Scene) -> Scene:
     keep = torch.arange(scene.half.shape[1])[:, None] == 0
-    return Scene(scene.centre, scene.half * keep, scene.heading, scene.surface, scene.lamp)
+    return replace(scene, half=scene.half * keep)
 
 
 def test_same_seed_same_bytes_and_other_seed_other_room():
@@ -104,10 +106,10 @@ def test_stream_leaves_torch_its_threads():
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "style"), [*((kind, PLAIN) for kind in KINDS), ("handheld", VARIED)])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_depth_is_that_of_the_first_surface(seed, kind):
-    scene, poses = views(seed, kind=kind)
+def test_depth_is_that_of_the_first_surface(seed, kind, style):
+    scene, poses = views(seed, kind=kind, style=style)
     _, depth = render(scene, poses, K, HEIGHT, WIDTH)
     for T_room_cam, d in zip(poses, depth, strict=True):
         points = points_of_room(d, T_room_cam)
@@ -139,6 +141,50 @@ def test_every_pixel_shows_the_mean_of_its_area():
         mean = fine_colour.unflatten(1, (HEIGHT, finer)).unflatten(3, (WIDTH, finer)).mean((2, 4))
         errors.append((colour - mean).abs().mean())
     assert np.mean(errors) < 0.013  # twice that without filtering, or with filters twice as wide
+
+
+def test_clutter_stands_on_something_and_hides_nothing_that_moves():
+    """Of the varied rooms' pieces on top, most find a place; all others are as far from the path as ever."""
+    on_top, found = 0, 0
+    for seed in SEEDS:
+        room = make_room(seed)
+        scene = furnish(room, style=VARIED)
+        tops = [k for k, piece in enumerate(VARIED.pieces, 1) if piece.place == "top"]
+        bottom = (scene.centre - scene.half)[0, tops, 2]
+        on_top, found = on_top + len(tops), found + int((bottom > 0.2).sum())
+        positions = trajectory(room, 40, rate=1)[:, :3, 3]
+        assert clearances(scene, positions).min() > 0.2
+    assert found > 0.8 * on_top
+
+
+def test_varied_rooms_have_lamps_of_their_own_colours():
+    scene, poses = views(3, style=VARIED)
+    white = replace(scene, glow=torch.ones_like(scene.glow))
+    dark = replace(scene, glow=scene.glow * torch.tensor([1.0, 0.0])[:, None])
+    colours = [render(s, poses, K, HEIGHT, WIDTH)[0].mean((0, 1, 2)) for s in (dark, scene, white)]
+    assert (colours[0] < colours[1]).all() and (colours[1] < colours[2]).all()
+    assert (colours[2] - colours[1]).std() > 1e-3
+
+
+def test_photographs_tile_and_are_missed_by_name(monkeypatch):
+    assert len(texture._photographs()) == len(texture.PHOTOGRAPHS)
+    for image in texture._photographs():
+        assert image.shape == (texture.SIZE, texture.SIZE) and 0 <= image.min() < image.max() <= 1
+        inside = np.abs(np.diff(image, axis=0)).mean()
+        assert np.abs(image[0] - image[-1]).mean() <= inside and np.abs(image[:, 0] - image[:, -1]).mean() <= inside
+    monkeypatch.setattr(texture, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'xsvggt_ros\[train\]'"):
+        furnish(make_room(0), style=VARIED)
+    furnish(make_room(0))
+
+
+def test_cameras_of_one_call_may_differ():
+    scene, poses = views(2, frames=2)
+    lenses = np.stack([pinhole(WIDTH, HEIGHT, angle) for angle in (50, 90)])
+    together = render(scene, poses, lenses, HEIGHT, WIDTH)
+    for k, lens in enumerate(lenses):
+        for both, alone in zip(together, render(scene, poses[k : k + 1], lens, HEIGHT, WIDTH), strict=True):
+            torch.testing.assert_close(both[k], alone[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -12,16 +12,17 @@ from xsvggt_ros.cli import main
 from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.geometry import decode_pose, inverse
 from xsvggt_ros.model import load_model
-from xsvggt_ros.model.attention import sdpa
+from xsvggt_ros.model.attention import WholeSequence, sdpa
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.stream import cache_shape
-from xsvggt_ros.training import network
+from xsvggt_ros.training import lessons, losses, network
 from xsvggt_ros.training import trainer as trainer_module
-from xsvggt_ros.training.batches import held_out_batch, training_batch
-from xsvggt_ros.training.losses import depth_loss, points_loss, pose_loss
-from xsvggt_ros.training.network import matmul_attention, new_model, streamed_poses
+from xsvggt_ros.training.losses import depth_loss, motion_loss, points_loss, pose_loss
+from xsvggt_ros.training.network import Bounded, Budget, matmul_attention, new_model, streamed_poses, whole_poses
+from xsvggt_ros.training.rendering import held_out_batch, training_batch
+from xsvggt_ros.training.run import Run
 from xsvggt_ros.training.supervision import Matches
-from xsvggt_ros.training.trainer import Run, Trainer, export
+from xsvggt_ros.training.trainer import Trainer, export
 from xsvggt_ros.training.validation import errors
 
 CPU = torch.device("cpu")
@@ -40,11 +41,11 @@ def run_in(folder, steps=6, **changes):
 
 @pytest.fixture
 def short_sequences(monkeypatch):
-    monkeypatch.setattr(trainer_module, "CURRICULUM", ((0.0, 2, 2), (0.5, 1, 3)))
+    monkeypatch.setattr(trainer_module, "CURRICULUM", ((0.0, ((2, 2),)), (0.5, ((1, 3), (1, 4)))))
     monkeypatch.setattr(trainer_module, "LOG_EVERY", 1)
     monkeypatch.setattr(trainer_module, "VALIDATE_EVERY", 3)
-    monkeypatch.setattr(trainer_module, "VALIDATION_SEEDS", range(900_000, 900_001))
-    monkeypatch.setattr(trainer_module, "VALIDATION_FRAMES", 2)
+    monkeypatch.setattr(lessons, "HELD_OUT_SEEDS", range(900_000, 900_001))
+    monkeypatch.setattr(lessons, "HELD_OUT_FRAMES", 2)
 
 
 def test_a_batch_is_the_same_every_time_and_no_other(batch):
@@ -64,10 +65,11 @@ def test_the_first_camera_is_the_world_and_the_mean_distance_the_unit(batch):
 
 
 def test_pose_encodings_are_those_of_the_poses(batch):
-    for pose, T in zip(batch.pose.flatten(0, 1).numpy(), batch.T_first_cam.flatten(0, 1).numpy(), strict=True):
+    lenses = batch.intrinsics.repeat_interleave(batch.pose.shape[1], 0)
+    for pose, T, lens in zip(batch.pose.flatten(0, 1).numpy(), batch.T_first_cam.flatten(0, 1), lenses, strict=True):
         decoded, K = decode_pose(pose, HEIGHT, WIDTH)
         np.testing.assert_allclose(inverse(decoded), T, atol=1e-5)
-        np.testing.assert_allclose(np.diag(K)[:2], np.diag(batch.intrinsics)[:2], rtol=1e-5)
+        np.testing.assert_allclose(K, lens, rtol=1e-5)
     T_previous_cam = torch.linalg.inv(batch.T_first_cam[:, 1]) @ batch.T_first_cam[:, 2]
     for pose, T in zip(batch.step[:, 2].numpy(), T_previous_cam.numpy(), strict=True):
         np.testing.assert_allclose(inverse(decode_pose(pose, HEIGHT, WIDTH)[0]), T, atol=1e-5)
@@ -109,6 +111,15 @@ def test_losses_are_least_at_the_truth(batch):
     assert depth_loss(batch.depth * 1.2, 1.5 * one, batch.depth) > depth_loss(batch.depth * 1.2, one, batch.depth)
 
 
+def test_motion_counts_where_it_comes_in(batch, monkeypatch):
+    monkeypatch.setattr(losses, "APART", 1)
+    assert motion_loss(batch.pose, batch.pose) == pytest.approx(0, abs=1e-4)
+    late, once = batch.pose.clone(), batch.pose.clone()
+    late[:, 2:, :3] += batch.pose.new_tensor([0.3, 0, 0])  # all cameras from the third on stand further left
+    once[:, 2, :3] += batch.pose.new_tensor([0.3, 0, 0])
+    assert 0.1 < motion_loss(late, batch.pose) < motion_loss(once, batch.pose)
+
+
 def test_poses_are_trained_as_a_stream_computes_them():
     model = new_model(MODELS["demo"], seed=0)
     head = model.camera_head
@@ -125,6 +136,52 @@ def test_poses_are_trained_as_a_stream_computes_them():
     trained = streamed_poses(head, tokens)
     torch.testing.assert_close(trained, torch.cat(streamed, 2), rtol=1e-4, atol=1e-5)
     assert trained.std(2).mean() > 1e-3  # not all the same, which would prove nothing
+
+
+def test_poses_of_a_teacher_are_those_of_the_whole_sequence():
+    model = new_model(MODELS["demo"], seed=0)
+    torch.nn.init.normal_(model.camera_head.pose_branch.fc2.weight, std=0.02)
+    model.camera_head.pose_branch.fc2.bias.data[7:] = 2.0
+    tokens = torch.randn(2, 5, 384, generator=torch.manual_seed(0))
+    trained = whole_poses(model.camera_head, tokens)
+    torch.testing.assert_close(trained, model.camera_head(tokens, WholeSequence(sdpa)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_only_a_teacher_sees_what_comes_later(causal):
+    model = new_model(MODELS["demo"], seed=0)
+    torch.nn.init.normal_(model.camera_head.pose_branch.fc2.weight, std=0.02)
+    images = torch.rand(1, 3, 3, 42, 56, generator=torch.manual_seed(0))
+    other = torch.cat([images[:, :2], images[:, :1]], 1)
+    first = torch.tensor([0, 1])
+    with torch.no_grad():
+        one, two = (network.run(model, x, first, causal=causal).predictions for x in (images, other))
+    assert torch.equal(one.pose[:, :2], two.pose[:, :2]) == causal
+    assert torch.equal(one.depth, two.depth) == causal
+
+
+def test_a_past_without_bounds_is_the_whole_past(monkeypatch):
+    monkeypatch.setattr(network, "CODE_ERRORS", (0.0, 0.0))
+    q, k, v = torch.randn(3, 2, 5 * 7, 3, 16, generator=torch.manual_seed(0))
+    everything = Bounded(matmul_attention, 7, Budget(frames=5, seed=0)).attend(0, q, k, v)
+    torch.testing.assert_close(everything, WholeSequence(matmul_attention, 7).attend(0, q, k, v))
+
+
+def test_what_a_bounded_past_keeps(monkeypatch):
+    """With values that tell tokens apart: as many as the budget has, the first and the own frame's all, none anew."""
+    monkeypatch.setattr(network, "CODE_ERRORS", (0.0, 0.0))
+    frames, size, budget = 9, 7, 2
+    q = torch.zeros(1, frames * size, 1, frames * size)
+    v = torch.eye(frames * size)[None, :, None]
+    seen = Bounded(matmul_attention, size, Budget(budget, seed=0)).attend(0, q, q, v)[0, :, 0]
+    before: set[int] = set()
+    for frame in range(frames):
+        weights = seen[frame * size]
+        kept = {i for i in range(size, frame * size) if weights[i] > 1e-3}
+        assert len(kept) <= budget * size and (frame <= budget or len(kept) == budget * size)
+        assert kept <= before | set(range((frame - 1) * size, frame * size))
+        assert weights[: frame * size].sum() == pytest.approx(frame / (frame + 1), abs=1e-3)  # as of all that were
+        before = kept
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -169,16 +226,16 @@ def test_the_loss_falls_and_the_export_loads(short_sequences, tmp_path):
     trainer = Trainer(run_in(tmp_path))
     fixed = training_batch(0, 2, 2, 56, 42, CPU)
     with torch.no_grad():
-        before = trainer.losses(fixed)
+        before = trainer.losses([fixed])
     assert list(trainer.train()) == [1, 2, 3, 4, 5, 6]
     with torch.no_grad():
-        after = trainer.losses(fixed)
+        after = trainer.losses([fixed])
     assert sum(after.values()) < 0.9 * sum(before.values())
-    export(trainer.model, tmp_path / "model.safetensors")
+    export(trainer.averaged, tmp_path / "model.safetensors")
     config = StreamConfig(weights=str(tmp_path / "model.safetensors"), dtype="float32")
     loaded = load_model(config, heads=("point",)).state_dict()
-    assert loaded.keys() == trainer.model.state_dict().keys()
-    for name, tensor in trainer.model.state_dict().items():
+    assert loaded.keys() == trainer.averaged.state_dict().keys()
+    for name, tensor in trainer.averaged.state_dict().items():
         torch.testing.assert_close(loaded[name], tensor, rtol=1e-3, atol=1e-4)
     assert (tmp_path / "validation.csv").read_text().count("\n") == 3  # header, steps 3 and 6
 
@@ -192,8 +249,9 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(short_sequences, tmp_pa
     assert parts.step == 3
     parts = Trainer(run_in(tmp_path / "parts"))
     assert parts.step == 3 and list(parts.train()) == [4, 5, 6]
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(parts.model.state_dict()[name], tensor), name
+    for one, other in ((whole.model, parts.model), (whole.averaged, parts.averaged)):
+        for name, tensor in one.state_dict().items():
+            assert torch.equal(other.state_dict()[name], tensor), name
 
 
 def test_weights_to_start_from(short_sequences, tmp_path):
@@ -212,6 +270,8 @@ def test_weights_to_start_from(short_sequences, tmp_path):
         (["--steps", "0"], "at least 1"),
         (["--device", "cuda:99"], "device cuda:99 cannot be used"),
         (["--init", "no/such.safetensors", "--workers", "1"], "no weights file"),
+        (["--data", "images"], "give a --teacher"),
+        (["--no-truth"], "give a --teacher"),
     ],
 )
 def test_bad_settings(flags, reason, tmp_path, capsys):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of the network. `streamvggt` is the published model, `demo` one that a laptop runs at camera rate."""
+"""Sizes of the network. `streamvggt` is the published model, `demo` one that a laptop runs at camera rate.
+
+Those between, `small` and `base`, are for students of a large one: no weights come with them.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,9 @@ class TrackConfig:
     corr_levels: int
     corr_radius: int
     width: int
+    layers: int = 6
+    heads: int = 8
+    virtual_tracks: int = 64
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,28 @@ MODELS = {
             corr_radius=4,
             width=384,
         ),
+    ),
+    "base": ModelConfig(
+        image_size=392,
+        width=768,
+        depth=12,
+        heads=12,
+        encoder=TransformerConfig(depth=12, heads=12),
+        camera=TransformerConfig(depth=2, heads=12),
+        dpt=DPTConfig(features=128, out_channels=(96, 192, 384, 768)),
+        taps=(2, 5, 8, 11),
+        track=None,
+    ),
+    "small": ModelConfig(
+        image_size=224,
+        width=384,
+        depth=8,
+        heads=6,
+        encoder=TransformerConfig(depth=8, heads=6),
+        camera=TransformerConfig(depth=2, heads=12),
+        dpt=DPTConfig(features=64, out_channels=(48, 96, 192, 384)),
+        taps=(1, 3, 5, 7),
+        track=None,
     ),
     "demo": ModelConfig(
         image_size=112,

@@ -34,8 +34,10 @@ RESIDUAL = re.compile(r"^aggregator\..*\.(norm[12]?\.|ls[12]\.|pos_embed$)")
 logger = logging.getLogger(__name__)
 
 
-def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None) -> StreamVGGT:
+def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None, causal: bool = True) -> StreamVGGT:
     """The model of a configuration, in evaluation mode; by default with the heads that a stream needs.
+
+    causal: it is to see the past only; warns of weights that were not trained for that.
 
     Raises ValueError or FileNotFoundError if device, attention or weights cannot be had, naming the remedy.
     """
@@ -50,19 +52,19 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None) -> St
     if config.weights == RANDOM:
         _random_weights(model, dtype, device)
     else:
-        _load(model, weights_path(config), dtype, device, config.model)
+        _load(model, weights_path(config), dtype, device, config.model, causal)
     model.kernel = kernel
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return model.eval().requires_grad_(False)
 
 
-def _load(model: StreamVGGT, path: Path, dtype: torch.dtype, device: torch.device, name: str) -> None:
+def _load(model: StreamVGGT, path: Path, dtype: torch.dtype, device: torch.device, name: str, causal: bool) -> None:
     """Weights from a file into the model of that name."""
     try:
         load_weights(model, path, lambda tensor: weight_dtype(tensor, dtype), device, _state_dict(name))
     except DoesNotFit as error:
         raise ValueError(f"{error}; {_advice(error, path, name)}") from error
-    if name == PUBLISHED and is_bidirectional(path):
+    if causal and name == PUBLISHED and is_bidirectional(path):
         logger.warning(
             "%s is called like a checkpoint of VGGT, which is bidirectional: it fits, but was not trained to see the "
             "past only, so its poses and depth drift; take StreamVGGT's checkpoint",

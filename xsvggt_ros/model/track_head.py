@@ -12,9 +12,6 @@ from xsvggt_ros.model.config import DPTConfig, TrackConfig
 from xsvggt_ros.model.dpt_head import DPTHead
 
 STRIDE = 2  # image pixels per pixel of the feature maps
-LAYERS = 6
-HEADS = 8
-VIRTUAL_TRACKS = 64
 MOTION_SCALE = 518.0
 
 
@@ -32,11 +29,12 @@ class TrackHead(nn.Module):
 
         Gives the pixels in every frame [S, N, 2], and how likely each is visible and right, both [S, N] in [0, 1].
         """
-        return self.tracker(self.feature_extractor(taps, grid), query_points)
+        tracks, visibility, confidence = self.tracker(self.feature_extractor(taps, grid), query_points)
+        return tracks[-1], visibility, confidence
 
 
 class Tracker(nn.Module):
-    """Refines all tracks together, starting from points that do not move."""
+    """Refines all tracks together, starting from points that do not move or where they are known to have been."""
 
     def __init__(self, config: TrackConfig):
         super().__init__()
@@ -45,34 +43,39 @@ class Tracker(nn.Module):
         self.levels, self.radius, self.iterations = config.corr_levels, config.corr_radius, config.iterations
         self.query_ref_token = nn.Parameter(torch.zeros(1, 2, token))  # frame 0; all others
         self.corr_mlp = Mlp(self.levels * (2 * self.radius + 1) ** 2, config.width, features)
-        self.updateformer = UpdateFormer(token, config.width, 2 + features)
+        self.updateformer = UpdateFormer(token, config, 2 + features)
         self.fmap_norm = nn.LayerNorm(features)
         self.ffeat_norm = nn.GroupNorm(1, features)
         self.ffeat_updater = nn.Sequential(nn.Linear(features, features), nn.GELU())
         self.vis_predictor = nn.Sequential(nn.Linear(features, 1))
         self.conf_predictor = nn.Sequential(nn.Linear(features, 1))
 
-    def forward(self, maps: Tensor, query_points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Feature maps [S, F, H/2, W/2] and query points [N, 2] -> as TrackHead."""
+    def forward(self, maps: Tensor, query_points: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Feature maps [S, F, H/2, W/2] and query points [N, 2] -> as TrackHead, the pixels of every iteration.
+
+        start [S, N, 2]: the pixels from which the search starts, by default the query's; of frame 0 they are that.
+        """
         maps = self.fmap_norm(maps.movedim(1, -1)).movedim(-1, 1)
         frames, _, rows, columns = maps.shape
         query = query_points.to(maps) / STRIDE
-        points = query.expand(frames, -1, -1)  # [S, N, 2]
+        points = query.expand(frames, -1, -1) if start is None else start.to(maps) / STRIDE  # [S, N, 2]
         appearance = sample(maps[:1], query[None], "border").expand(frames, -1, -1)  # [S, N, F]
         place = position_embedding(query, (columns, rows), self.query_ref_token.shape[-1])  # [N, token]
         role = self.query_ref_token[0, (torch.arange(frames) > 0).long()]  # [S, token]
-        pyramid = self._pyramid(maps)
+        pyramid, found = self._pyramid(maps), []
         for _ in range(self.iterations):
+            points = points.detach()  # an iteration learns from where it starts, not through it
             correlation = self.corr_mlp(self._correlate(pyramid, points, appearance))
             motion = motion_embedding(points - points[:1], maps.shape[1])
             tokens = torch.cat([motion, correlation, appearance], dim=-1) + place + role[:, None]  # [S, N, token]
             shift, change = self.updateformer(tokens).tensor_split([2], dim=-1)  # [S, N, 2], [S, N, F]
             appearance = appearance + self.ffeat_updater(self.ffeat_norm(change.flatten(0, 1))).view_as(change)
             points = torch.cat([query[None], (points + shift)[1:]])
+            found.append(STRIDE * points)
         visibility, confidence = (
             predictor(appearance)[..., 0].sigmoid() for predictor in (self.vis_predictor, self.conf_predictor)
         )
-        return STRIDE * points, visibility, confidence
+        return torch.stack(found), visibility, confidence
 
     def _pyramid(self, maps: Tensor) -> list[Tensor]:
         pyramid = [maps]
@@ -139,15 +142,16 @@ def _axis_embedding(position: Tensor, size: int, channels: int) -> Tensor:
 class UpdateFormer(nn.Module):
     """Attention over time for each track, and over tracks in each frame through a few virtual tracks."""
 
-    def __init__(self, width_in: int, width: int, width_out: int):
+    def __init__(self, width_in: int, config: TrackConfig, width_out: int):
         super().__init__()
+        width, heads, layers = config.width, config.heads, range(config.layers)
         self.input_norm = nn.LayerNorm(width_in)
         self.input_transform = nn.Linear(width_in, width)
-        self.virual_tracks = nn.Parameter(torch.zeros(1, VIRTUAL_TRACKS, 1, width))  # spelt as in the checkpoint
-        self.time_blocks = nn.ModuleList(SelfBlock(width) for _ in range(LAYERS))
-        self.space_virtual_blocks = nn.ModuleList(SelfBlock(width) for _ in range(LAYERS))
-        self.space_point2virtual_blocks = nn.ModuleList(CrossBlock(width) for _ in range(LAYERS))
-        self.space_virtual2point_blocks = nn.ModuleList(CrossBlock(width) for _ in range(LAYERS))
+        self.virual_tracks = nn.Parameter(torch.zeros(1, config.virtual_tracks, 1, width))  # spelt as in the checkpoint
+        self.time_blocks = nn.ModuleList(SelfBlock(width, heads) for _ in layers)
+        self.space_virtual_blocks = nn.ModuleList(SelfBlock(width, heads) for _ in layers)
+        self.space_point2virtual_blocks = nn.ModuleList(CrossBlock(width, heads) for _ in layers)
+        self.space_virtual2point_blocks = nn.ModuleList(CrossBlock(width, heads) for _ in layers)
         self.output_norm = nn.LayerNorm(width)
         self.flow_head = nn.Linear(width, width_out)
 
@@ -155,8 +159,8 @@ class UpdateFormer(nn.Module):
         """Tokens of N points in S frames [S, N, width_in] -> their updates [S, N, width_out]."""
         start = self.input_transform(self.input_norm(tokens))
         virtual = self.virual_tracks[0].transpose(0, 1).expand(start.shape[0], -1, -1)  # [S, V, width]
-        points, sizes = start, (start.shape[1], VIRTUAL_TRACKS)
-        for i in range(LAYERS):
+        points, sizes = start, (start.shape[1], virtual.shape[1])
+        for i in range(len(self.time_blocks)):
             tracks = torch.cat([points, virtual], dim=1).transpose(0, 1)  # [N + V, S, width]
             points, virtual = self.time_blocks[i](tracks).transpose(0, 1).split(sizes, dim=1)
             virtual = self.space_virtual2point_blocks[i](virtual, points)
@@ -168,11 +172,11 @@ class UpdateFormer(nn.Module):
 class SelfBlock(nn.Module):
     """Transformer block whose residual is the normalised input, as in the published model."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self.attn = nn.MultiheadAttention(width, HEADS, batch_first=True)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
         self.mlp = Mlp(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,12 +189,12 @@ class SelfBlock(nn.Module):
 class CrossBlock(nn.Module):
     """As SelfBlock, attending to another set of tokens."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.norm_context = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self.cross_attn = nn.MultiheadAttention(width, HEADS, batch_first=True)
+        self.cross_attn = nn.MultiheadAttention(width, heads, batch_first=True)
         self.mlp = Mlp(width, 4 * width)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from xsvggt_ros.rooms import texture
-from xsvggt_ros.rooms.scene import BALLS, BOXES, FACES, FURNITURE, ROOM, ROUNDS, Scene
+from xsvggt_ros.rooms.scene import FACES, ROOM, Scene
 
 RAYS = {"cpu": 10_000, "cuda": 4_000_000}  # cast at once; on a CPU the temporaries then stay in its cache
 AMBIENT, LAMP = 0.3, 2.8  # light from everywhere, and right at the lamp
 MISS = 1e30
 STAINS = list(texture.TEXTURES).index("plaster")  # over every surface, so that no two places look the same
 STAINS_METRES = 5.3
-CASTERS = [k for k, piece in enumerate(FURNITURE, 1) if piece.place in ("floor", "wall")]  # of shadows
 
 
 @torch.inference_mode()
@@ -25,36 +24,36 @@ def render(
     """Colour [S, height, width, 3] in [0, 1] and depth [S, height, width] in metres, float32, on the scene's device.
 
     scene: one room for all frames, or one for each. T_room_cam [S, 4, 4]: optical camera axes (x right, y down,
-    z forward). intrinsics [3, 3]: pixel centres at integers. Depth is the z coordinate, in camera axes, of what
-    the ray through the pixel's centre meets first.
+    z forward). intrinsics [3, 3], or [S, 3, 3]: pixel centres at integers. Depth is the z coordinate, in camera axes,
+    of what the ray through the pixel's centre meets first.
     """
     T_room_cam = torch.as_tensor(T_room_cam).to(scene.centre)
     rays_cam = _rays_cam(intrinsics, height, width).to(scene.centre)
-    blocks = rays_cam.split(max(1, RAYS[rays_cam.device.type] // len(T_room_cam)), 1)
-    pixel = 1 / float(intrinsics[0, 0])  # its width at depth 1
+    blocks = rays_cam.split(max(1, RAYS[rays_cam.device.type] // len(T_room_cam)), -1)
+    pixel = 1 / torch.as_tensor(intrinsics[..., 0, 0]).to(scene.centre)[..., None]  # their width at depth 1
     colour, depth = zip(*(_cast(scene, T_room_cam, block, pixel) for block in blocks), strict=True)
     size = (height, width)
     return torch.cat(colour, 2).unflatten(2, size).movedim(1, 3), torch.cat(depth, 1).unflatten(1, size)
 
 
 def _rays_cam(intrinsics: np.ndarray, height: int, width: int) -> Tensor:
-    """Where the pixels' rays are at z = 1, in camera axes: float32 [3, height * width]."""
+    """Where the pixels' rays are at z = 1, in camera axes: float32 [(S,) 3, height * width]."""
     v, u = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     pixels = torch.stack([u, v, torch.ones_like(u)]).flatten(1).double()
     return (torch.from_numpy(np.linalg.inv(intrinsics)) @ pixels).float()
 
 
-def _cast(scene: Scene, T_room_cam: Tensor, rays_cam: Tensor, pixel: float) -> tuple[Tensor, Tensor]:
-    """Colour [S, 3, N] and depth [S, N] along rays [3, N]."""
+def _cast(scene: Scene, T_room_cam: Tensor, rays_cam: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
+    """Colour [S, 3, N] and depth [S, N] along rays [(S,) 3, N]; width of a pixel at depth 1 [(S,) 1]."""
     origin, rays = T_room_cam[:, :3, 3], T_room_cam[:, :3, :3] @ rays_cam  # [S, 3], [S, 3, N]
-    depth, primitive = _distances(scene, BOXES + ROUNDS, origin, rays).min(1)
+    depth, primitive = _distances(scene, scene.style.boxes + scene.style.rounds, origin, rays).min(1)
     point = origin[..., None] + depth[:, None] * rays
     normal, u, v, face = _hit(scene, point, primitive)
     slope = (normal * rays).sum(1)
-    footprint = pixel * depth * rays_cam.square().sum(0).sqrt() / slope.abs().clamp(min=1e-3)  # metres on the surface
+    footprint = pixel * depth * rays_cam.square().sum(-2).sqrt() / slope.abs().clamp(min=1e-3)  # metres on the surface
     albedo = _albedo(_look_up(scene.surface, primitive * FACES + face), u, v, footprint)
     light = _light(scene, point, -normal * slope.sign()[:, None])
-    return (1 - (-albedo * light[:, None]).exp()).sqrt(), depth  # film: highlights saturate softly; display gamma
+    return (1 - (-albedo * light).exp()).sqrt(), depth  # film: highlights saturate softly; display gamma
 
 
 def _look_up(table: Tensor, index: Tensor) -> Tensor:
@@ -66,9 +65,10 @@ def _look_up(table: Tensor, index: Tensor) -> Tensor:
 def _distances(scene: Scene, primitives: list[int], origin: Tensor, rays: Tensor) -> Tensor:
     """[S, p, N]: multiples of the rays [S, 3, N] at which they enter (the room: leave) each; huge: they miss it."""
     half, offset = scene.half[:, primitives], origin[:, None] - scene.centre[:, primitives]  # [B, p, 3], [S, p, 3]
-    boxes = sum(k in BOXES for k in primitives)  # come first
+    boxes = sum(k in scene.style.boxes for k in primitives)  # come first
     box = _box_sides(half[:, :boxes], scene.heading[:, primitives[:boxes]], offset[:, :boxes], rays)
-    side = _round_sides(half[:, boxes:], primitives[boxes:], offset[:, boxes:], rays)
+    balls = [k in scene.style.balls for k in primitives[boxes:]]
+    side = _round_sides(half[:, boxes:], balls, offset[:, boxes:], rays)
     enter, leave = _slab(offset[..., 2:], rays[:, 2:], half[..., 2:])
     enter = torch.maximum(enter, torch.cat([box[0], side[0]], 1)).relu_()  # what lies behind is left before 0
     leave = torch.minimum(leave, torch.cat([box[1], side[1]], 1))
@@ -95,9 +95,9 @@ def _box_sides(half: Tensor, heading: Tensor, offset: Tensor, rays: Tensor) -> t
     return torch.maximum(x[0], y[0]), torch.minimum(x[1], y[1])
 
 
-def _round_sides(half: Tensor, rounds: list[int], offset: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
+def _round_sides(half: Tensor, balls: list[bool], offset: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
     """Where rays enter and leave spheres, or cylinders without top and bottom (which do without z)."""
-    weight = offset.new_tensor([(1, 1, k in BALLS) for k in rounds])  # [p, 3]
+    weight = offset.new_tensor([(1, 1, ball) for ball in balls])  # [p, 3]
     offset = offset * weight
     # The discriminant from the cross product (Lagrange's identity) does not cancel far from the centre.
     cross = torch.linalg.cross(offset[..., None, :], weight.diag_embed()[None]).mT  # [S, p, 3, 3]
@@ -115,7 +115,7 @@ def _hit(scene: Scene, point: Tensor, primitive: Tensor) -> tuple[Tensor, Tensor
     x, y, z = (point[:, k] - centre[k] for k in range(3))
     x, y = cos * x + sin * y, cos * y - sin * x
     out_x, out_y, out_z = x.abs() / half_x, y.abs() / half_y, z.abs() / half_z  # the largest is 1, on a box
-    ball, is_round = primitive >= BALLS[0], primitive >= ROUNDS[0]
+    ball, is_round = primitive >= scene.style.balls[0], primitive >= scene.style.rounds[0]
     side = is_round & (ball | (out_z < torch.hypot(out_x, out_y)))
     # Which components the normal has: one for a box or a cap, two for a cylinder's side, three for a ball.
     in_x = side | ~is_round & (out_x >= out_y) & (out_x >= out_z)
@@ -141,10 +141,14 @@ def _albedo(surface: Tensor, u: Tensor, v: Tensor, footprint: Tensor) -> Tensor:
 
 
 def _light(scene: Scene, point: Tensor, normal: Tensor) -> Tensor:
-    """What falls on the surface, [S, N]; normals face the camera."""
-    rays = point - scene.lamp[..., None]  # from the lamp, of which 1 reaches the point
-    shadow = _distances(scene, CASTERS, scene.lamp, rays).amin(1) < 0.999
-    square = rays.square().sum(1)
-    lambert = -(rays * normal).sum(1).clamp(max=0) * square.rsqrt()
-    reach = scene.half[:, ROOM, :2].square().mean(1, keepdim=True)  # larger rooms have a stronger lamp
-    return AMBIENT + LAMP * lambert * ~shadow / (1 + square / reach)
+    """What falls on the surface, [S, 3, N]; normals face the camera."""
+    reach = scene.half[:, ROOM, :2].square().mean(1, keepdim=True)  # larger rooms have stronger lamps
+    light = torch.full_like(point, AMBIENT)
+    for lamp, glow in zip(scene.lamp.unbind(1), scene.glow.unbind(1), strict=True):
+        rays = point - lamp[..., None]  # from the lamp, of which 1 reaches the point
+        shadow = _distances(scene, scene.style.casters, lamp, rays).amin(1) < 0.999
+        square = rays.square().sum(1)
+        lambert = -(rays * normal).sum(1).clamp(max=0) * square.rsqrt()
+        lit = LAMP * lambert * ~shadow / (1 + square / reach)
+        light = light + lit[:, None] * glow[..., None]
+    return light

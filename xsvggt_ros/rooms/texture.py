@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from importlib.util import find_spec
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -110,11 +112,47 @@ TEXTURES: dict[str, tuple[float, Callable[[np.random.Generator], np.ndarray]]] =
 }
 
 
+# Of scikit-image, which has them under free licences (skimage/data/README.txt); their numbers follow the recipes'.
+_FILES = ("astronaut", "camera", "chelsea", "coffee", "coins", "hubble_deep_field", "moon", "rocket", "page")
+_MATERIALS = ("brick", "grass", "gravel")
+PHOTOGRAPHS = tuple(f"photographed {name}" for name in (*_FILES, *_MATERIALS))
+PHOTOGRAPH_METRES = 1.6
+
+
+def metres_of(name: str) -> float:
+    """The edge of a texture before it is scaled."""
+    return TEXTURES[name][0] if name in TEXTURES else PHOTOGRAPH_METRES
+
+
+def need_photographs() -> None:
+    """Raises ValueError if the package that has them is not installed."""
+    if find_spec("skimage") is None:
+        raise ValueError("varied rooms have photographs from scikit-image: pip install 'xsvggt_ros[train]'")
+
+
+def _photographs() -> list[np.ndarray]:
+    """As they are in one corner and mirrored in the others, so that they tile; none without scikit-image."""
+    if find_spec("skimage") is None:
+        return []
+    from skimage import data
+
+    return [_tiling(getattr(data, name)()) for name in (*_FILES, *_MATERIALS)]
+
+
+def _tiling(photograph: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] or [H, W, 3] -> grey [SIZE, SIZE] in [0, 1]."""
+    grey = photograph.reshape(*photograph.shape[:2], -1).mean(-1) / 255
+    side = min(grey.shape)
+    corner = cv2.resize(grey[:side, :side], (SIZE // 2, SIZE // 2), interpolation=cv2.INTER_AREA)
+    row = np.hstack([corner, corner[:, ::-1]])
+    return np.vstack([row, row[::-1]])
+
+
 @functools.cache
 def _texels(device: torch.device) -> Tensor:
     """The pyramids of all textures one after the other, flat."""
     rng = np.random.default_rng(0)
-    images = np.stack([recipe(rng) for _, recipe in TEXTURES.values()])
+    images = np.stack([*(recipe(rng) for _, recipe in TEXTURES.values()), *_photographs()])
     levels = [torch.tensor(images, dtype=torch.float32)]
     for _ in range(LEVELS - 1):
         levels.append(torch.nn.functional.avg_pool2d(levels[-1], 2))

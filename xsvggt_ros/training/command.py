@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xsvggt train`: a small network from scratch on synthetic rooms, resumable at any moment."""
+"""`xsvggt train`: a network from rooms or a user's recordings, from a teacher too, resumable at any moment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from tqdm import tqdm
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.model.loading import open_device
 from xsvggt_ros.training.curves import draw_curves
-from xsvggt_ros.training.trainer import Run, Trainer, export
+from xsvggt_ros.training.recordings import read_recordings
+from xsvggt_ros.training.run import Run
+from xsvggt_ros.training.trainer import Trainer, export
+
+LAUNCHED = "WORLD_SIZE" in os.environ  # by torchrun, as one of several processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +33,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, default=10_000, metavar="N", help="in all (default: %(default)s)")
     parser.add_argument("--init", type=Path, metavar="FILE", help="weights to start a new run from (default: random)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="INPUT",
+        help="recordings to learn from: folders of images, videos or rosbags; they need a --teacher (default: "
+        "synthetic rooms)",
+    )
+    parser.add_argument("--teacher", type=Path, metavar="FILE", help="weights of a bidirectional network to learn from")
+    parser.add_argument(
+        "--teacher-model", choices=MODELS, default="streamvggt", help="configuration of it (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--truth",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="beside a teacher, learn from what is true of synthetic rooms (default: yes)",
+    )
+    parser.add_argument(
+        "--bidirectional",
+        action="store_true",
+        help="frames see those that come after them: for a teacher, not for streams",
+    )
+    parser.add_argument("--tracks", action="store_true", help="train the track head of --init, and nothing else")
     parser.add_argument("--model", choices=MODELS, default="demo", help="named configuration (default: %(default)s)")
     parser.add_argument("--width", type=int, default=112, help="of the images, pixels (default: %(default)s)")
     parser.add_argument("--height", type=int, default=84, help="of the images, pixels (default: %(default)s)")
@@ -43,32 +72,82 @@ def run(args: argparse.Namespace) -> int:
 
     Raises ValueError or OSError with the reason.
     """
-    device = open_device(args.device)
+    run = _run_of(args)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if run.data and run.rank == 0:
+        read_recordings(run.data, run.folder, run.width)  # the other workers find them read
+    trainer = _train(run)
+    if run.rank == 0:
+        export(trainer.averaged, run.folder / "model.safetensors")
+        draw_curves(run.folder)
+        hours = trainer.seconds / 3600
+        print(f"step {trainer.step} of {run.steps} after {hours:.2f} h: {run.folder / 'model.safetensors'}")
+    return 0
+
+
+def _run_of(args: argparse.Namespace) -> Run:
+    """Raises ValueError for settings that do not go together."""
+    device = _device(args.device)
     workers = args.workers or (torch.get_num_threads() if device.type == "cpu" else 1)
+    if LAUNCHED:
+        workers = int(os.environ["WORLD_SIZE"])
+    elif workers > 1 and device.type != "cpu":
+        raise ValueError("workers are for CPUs: for several GPUs start `torchrun --nproc-per-node N -m xsvggt_ros.cli`")
     if min(args.steps, workers) < 1:
         raise ValueError("steps and workers must be at least 1")
     patch = MODELS[args.model].patch_size
     if min(args.width, args.height) < patch or args.width % patch or args.height % patch:
         raise ValueError(f"width and height must be multiples of {patch}, got {args.width}x{args.height}")
-    if workers > 1 and device.type != "cpu":
-        raise ValueError("several workers are for CPUs: leave workers out")
-    args.output.mkdir(parents=True, exist_ok=True)
-    run = Run(args.output, args.model, args.steps, args.width, args.height, device, args.init, workers=workers)
-    trainer = _train(run)
-    export(trainer.model, args.output / "model.safetensors")
-    draw_curves(args.output)
-    hours = trainer.seconds / 3600
-    print(f"step {trainer.step} of {run.steps} after {hours:.2f} h: {args.output / 'model.safetensors'}")
-    return 0
+    if args.teacher is None and (args.data or not args.truth):
+        raise ValueError("nothing says what is right: give a --teacher, or learn from the truth of synthetic rooms")
+    if args.tracks and (args.init is None or MODELS[args.model].track is None):
+        raise ValueError("--tracks needs a model that has a track head, and --init with the rest of its weights")
+    return Run(
+        folder=args.output,
+        model=args.model,
+        steps=args.steps,
+        width=args.width,
+        height=args.height,
+        device=device,
+        init=args.init,
+        data=tuple(args.data),
+        teacher=args.teacher,
+        teacher_model=args.teacher_model,
+        truth=args.truth,
+        bidirectional=args.bidirectional,
+        tracks=args.tracks,
+        rank=int(os.environ["RANK"]) if LAUNCHED else 0,
+        workers=workers,
+    )
+
+
+def _device(name: str) -> torch.device:
+    device = open_device(name)
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if LAUNCHED and device.type == "cuda" else device
 
 
 def _train(run: Run) -> Trainer:
-    """This process is the first worker; the others are its children."""
-    if run.workers > 1:
-        meeting = run.folder / ".workers"
-        meeting.unlink(missing_ok=True)
-        others = multiprocessing.spawn(_other_worker, (run, meeting), run.workers - 1, join=False)
-        _join(run, meeting)
+    """This process is the first worker, whose children the others are, or one of those that torchrun has started."""
+    if run.workers == 1:
+        return _work(run)
+    if LAUNCHED:
+        dist.init_process_group("nccl" if run.device.type == "cuda" else "gloo")
+        dist.barrier()  # until the recordings are read
+        trainer = _work(run)
+        dist.destroy_process_group()
+        return trainer
+    meeting = run.folder / ".workers"
+    meeting.unlink(missing_ok=True)
+    others = multiprocessing.spawn(_other_worker, (run, meeting), run.workers - 1, join=False)
+    _join(run, meeting)
+    trainer = _work(run)
+    others.join()
+    dist.destroy_process_group()
+    meeting.unlink(missing_ok=True)
+    return trainer
+
+
+def _work(run: Run) -> Trainer:
     trainer = Trainer(run)
 
     def stop(*_: object) -> None:
@@ -76,13 +155,9 @@ def _train(run: Run) -> Trainer:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    with tqdm(trainer.train(), initial=trainer.step, total=run.steps, unit="step") as steps:
+    with tqdm(trainer.train(), initial=trainer.step, total=run.steps, unit="step", disable=run.rank > 0) as steps:
         for _ in steps:
             pass
-    if run.workers > 1:
-        others.join()
-        dist.destroy_process_group()
-        meeting.unlink(missing_ok=True)
     return trainer
 
 

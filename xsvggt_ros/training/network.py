@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from xsvggt_ros.model.attention import WholeSequence
+from xsvggt_ros.model.attention import Kernel, WholeSequence
 from xsvggt_ros.model.camera_head import ITERATIONS, CameraHead, activate_pose
 from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.model.loading import FIELD_OF_VIEW, compute_dtype
@@ -23,7 +24,9 @@ TRUNK_SCALE = 0.05  # of the camera head's residuals at first: with 1 the pose s
 RATES = {"blocks": 2e-3, "camera trunk": 5e-4, "camera": 3e-5, "dense": 5e-4}
 # The camera's is so low because tokens of all frames are alike at first: a step of every weight then adds up in the
 # pose, which with 1e-4 was noisier than if it had stayed constant.
+BY_OPTIMIZER = (("blocks", "camera trunk"), ("camera", "dense"))  # Muon's, AdamW's
 WEIGHT_DECAY = 0.01
+CODE_ERRORS = (0.365, 0.755)  # of keys at 2 bits and values at 1: an unbiased quantiser's of a normal distribution
 
 
 @dataclass
@@ -57,23 +60,76 @@ def matmul_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
     """softmax(q k^T / sqrt(d)) v. For few tokens the plain products train faster on a CPU than PyTorch's kernel."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     scores = q @ k.mT * q.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias[:, None]
     return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2)
 
 
-def run(model: StreamVGGT, images: Tensor, chosen: Tensor) -> Output:
-    """Whole sequences [B, S, 3, H, W] as a stream sees them; the dense heads run on `chosen` frames [s] only."""
+def run(model: StreamVGGT, images: Tensor, chosen: Tensor, budget: Budget | None = None, causal: bool = True) -> Output:
+    """Whole sequences [B, S, 3, H, W] as a stream sees them; the dense heads run on `chosen` frames [s] only.
+
+    budget: of what the global blocks see of the past; None: everything. causal: otherwise frames see all others.
+    """
     batch, frames = images.shape[:2]
     grid = model.grid(images)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=_fast_in_bfloat16(images.device)):
+    with autocast(images.device):
         inside = WholeSequence(model.kernel)
         encoded = model.aggregator.encode(images.flatten(0, 1), inside).unflatten(0, (batch, frames))
         x = model.aggregator.with_specials(encoded, starts=True)
         attention: list[tuple[Tensor, Tensor]] = []
-        across = Recording(WholeSequence(model.kernel, x.shape[2]), attention)
+        size = x.shape[2] if causal else None
+        seen = Bounded(model.kernel, x.shape[2], budget) if budget else WholeSequence(model.kernel, size)
+        across = Recording(seen, attention)
         taps = model.aggregator(x, grid, inside, across)
         predictions = model.dense([tap[:, chosen] for tap in taps], grid, torch.empty(0))
-    predictions.pose_iterations = streamed_poses(model.camera_head, taps[-1][:, :, 0].float())
+    poses = streamed_poses if causal else whole_poses
+    predictions.pose_iterations = poses(model.camera_head, taps[-1][:, :, 0].float())
     return Output(predictions, encoded, attention, taps)
+
+
+class Budget(NamedTuple):
+    """What a stream keeps of its past in training, by chance."""
+
+    frames: int  # of tokens, beside the first and the newest frame's
+    seed: int
+
+
+class Bounded(NamedTuple):
+    """WholeSequence of frames that see the first one, themselves, and a part of what lies between, as from a cache.
+
+    A token that is gone for one frame is gone for all later ones. Those that are left stand for those that are not,
+    and are as noisy as the cache's default codes make them.
+    """
+
+    kernel: Kernel
+    tokens_per_frame: int
+    budget: Budget
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As Context."""
+        size, total = self.tokens_per_frame, q.shape[1]
+        generator = torch.Generator().manual_seed(self.budget.seed + layer)
+        chance = torch.rand(total, generator=generator)
+        stored = [_noisy(x, error, generator) for x, error in zip((k, v), CODE_ERRORS, strict=True)]
+        seen = [self.kernel(q[:, :size], k[:, :size], v[:, :size])]
+        for start in range(size, total, size):
+            kept = size + chance[size:start].topk(min(self.budget.frames * size, start - size)).indices.sort().values
+            rows = torch.cat([torch.arange(size), kept]).to(q.device)
+            own = slice(start, start + size)
+            keys, values = (torch.cat([old[:, rows], x[:, own]], 1) for old, x in zip(stored, (k, v), strict=True))
+            bias = q.new_zeros(q.shape[2], keys.shape[1])
+            bias[:, size : size + len(kept)] = math.log(max(1, start - size) / max(1, len(kept)))
+            seen.append(self.kernel(q[:, own], keys, values, bias))
+        return torch.cat(seen, 1)
+
+    def added(self, layer: int, scale: Tensor, residual: Tensor) -> None:
+        """As Context: of no interest here."""
+
+
+def _noisy(x: Tensor, error: float, generator: torch.Generator) -> Tensor:
+    """x [..., d] and noise of `error` times its length."""
+    noise = torch.randn(x.shape, generator=generator).to(x)
+    return x + noise * x.detach().norm(dim=-1, keepdim=True) * (error * x.shape[-1] ** -0.5)
 
 
 def streamed_poses(head: CameraHead, tokens: Tensor) -> Tensor:
@@ -90,6 +146,17 @@ def streamed_poses(head: CameraHead, tokens: Tensor) -> Tensor:
     delta = head.delta(repeated, given, WholeSequence(_causal)).unflatten(1, (-1, ITERATIONS))
     poses = torch.cat([delta[:, :, :1], delta[:, :, 1:] + before], 2)
     return activate_pose(poses).movedim(2, 0)
+
+
+def whole_poses(head: CameraHead, tokens: Tensor) -> Tensor:
+    """As `streamed_poses`, of frames that all see each other."""
+    normalised, context = head.token_norm(tokens), WholeSequence(matmul_attention)
+    pose, poses = head.empty_pose_tokens.expand(*tokens.shape[:2], -1), []
+    for iteration in range(ITERATIONS):
+        given = pose.detach() if iteration else pose
+        pose = head.delta(normalised, given, context) + (given if iteration else 0)
+        poses.append(activate_pose(pose))
+    return torch.stack(poses)
 
 
 @torch.no_grad()
@@ -128,12 +195,14 @@ def optimizers(model: StreamVGGT, supervision: Supervision) -> list[torch.optim.
         raise ValueError(f"training needs PyTorch 2.9 or later, for torch.optim.Muon; this is {torch.__version__}")
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in RATES}
     for name, parameter in model.named_parameters():
-        groups[_group(name, parameter)].append(parameter)
+        if parameter.requires_grad:
+            groups[_group(name, parameter)].append(parameter)
     for name, parameter in supervision.named_parameters():
-        groups["camera" if name.startswith("cameras.") else "dense"].append(parameter)
-    blocks, trunk, *rest = ({"params": groups[name], "lr": rate} for name, rate in RATES.items())
+        if parameter.requires_grad:
+            groups["camera" if name.startswith("cameras.") else "dense"].append(parameter)
+    matrices, rest = ([{"params": groups[n], "lr": RATES[n]} for n in names if groups[n]] for names in BY_OPTIMIZER)
     return [
-        torch.optim.Muon([blocks, trunk], weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY),
     ]
 
@@ -143,6 +212,11 @@ def update(optimizers: list[torch.optim.Optimizer], device: torch.device) -> Non
     with nullcontext() if _fast_in_bfloat16(device) else _Float32():
         for optimizer in optimizers:
             optimizer.step()
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where the machine is fast in it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=_fast_in_bfloat16(device))
 
 
 def _fast_in_bfloat16(device: torch.device) -> bool:

@@ -23,7 +23,6 @@ MATCHING_BLOCKS = (1, 2, 3)  # global blocks
 MATCHING_HEAD = 0
 DESCRIPTOR = 64  # channels that tell patches apart
 SHARPNESS = 10.0  # of the comparison of two descriptors, at first
-OCCLUDED = 0.05  # of the depth: more between a point and what the other frame sees there, and it is hidden
 POINT, FLOW, POSE = 3, 2, 7  # channels of a readout
 
 
@@ -37,9 +36,9 @@ class Matches:
         middle = (torch.stack([u, v], -1).flatten(0, 1) * patch + patch // 2).to(batch.depth)  # [n, 2]
         index = middle.long()
         self.points = batch.points(middle, batch.depth[..., index[:, 1], index[:, 0]])  # [B, S, n, 3]
-        pixels, depth = _project(batch, self.points)  # [B, S, S, n, 2], [B, S, S, n]: of frame t in frame s
+        pixels, depth = batch.project(self.points)  # [B, S, S, n, 2], [B, S, S, n]: of frame t in frame s
         self.place = (pixels - patch // 2) / patch  # column and row in s, of patches of t
-        self.visible = _visible(batch, pixels, depth)  # [B, S, S, n]
+        self.visible = batch.visible(pixels, depth)  # [B, S, S, n]
         seen_before = torch.ones(self.visible.shape[1:3], device=device).tril(-1)  # t sees s < t only
         self.weight = self.visible * seen_before[:, :, None]
         self.target = _hats(self.place, rows, columns)  # [B, S, S, n, rows * columns]
@@ -49,26 +48,6 @@ class Matches:
         logits = torch.einsum("btnd,bsmd->btsnm", queries.float(), keys.float())
         entropy = -(self.target * logits.log_softmax(-1)).sum(-1)
         return (entropy * self.weight).sum() / self.weight.sum().clamp(min=1)
-
-
-def _project(batch: Batch, points: Tensor) -> tuple[Tensor, Tensor]:
-    """World points [B, T, n, 3] in every camera s: pixels [B, T, S, n, 2] and depth [B, T, S, n]."""
-    rotation, position = batch.T_first_cam[..., :3, :3], batch.T_first_cam[..., :3, 3]  # [B, S, 3, 3], [B, S, 3]
-    in_camera = (points[:, :, None] - position[:, None, :, None]) @ rotation[:, None]
-    depth = in_camera[..., 2]
-    image = in_camera @ batch.intrinsics.T
-    return image[..., :2] / depth.clamp(min=1e-3)[..., None], depth
-
-
-def _visible(batch: Batch, pixels: Tensor, depth: Tensor) -> Tensor:
-    """1 where a projected point is in the image and not hidden, else 0; [B, T, S, n]."""
-    height, width = batch.depth.shape[-2:]
-    column, row = pixels.round().long().unbind(-1)
-    inside = (depth > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    flat = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)  # [B, T, S, n]
-    maps = batch.depth.flatten(2)[:, None].expand(-1, flat.shape[1], -1, -1)
-    seen = maps.gather(-1, flat)
-    return (inside & ((seen - depth).abs() < OCCLUDED * seen)).float()
 
 
 def _hats(place: Tensor, rows: int, columns: int) -> Tensor:

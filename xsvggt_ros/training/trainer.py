@@ -6,57 +6,53 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.model.streamvggt import StreamVGGT
-from xsvggt_ros.model.weights import load_weights
-from xsvggt_ros.training.batches import Batch, held_out_batch, training_batch
-from xsvggt_ros.training.losses import depth_loss, points_loss, pose_loss
-from xsvggt_ros.training.network import new_model, optimizers, run, update
+from xsvggt_ros.model.weights import DoesNotFit, load_weights
+from xsvggt_ros.training.batches import Batch
+from xsvggt_ros.training.lessons import Lessons
+from xsvggt_ros.training.losses import depth_loss, motion_loss, points_loss, pose_loss
+from xsvggt_ros.training.network import Budget, Output, new_model, optimizers, run, update
+from xsvggt_ros.training.run import Run
 from xsvggt_ros.training.supervision import Matches, Supervision
+from xsvggt_ros.training.tracking import track_errors, track_losses
 from xsvggt_ros.training.validation import errors
 
-# From this share of the run on: sequences, frames of each. Long sequences teach little before short ones are learned.
-CURRICULUM = ((0.0, 24, 2), (0.1, 12, 4), (0.25, 8, 6), (0.4, 4, 12), (0.55, 4, 16), (0.75, 4, 24))
+# From this share of the run on: of which shapes a batch is, sequences and frames of each.
+# Long sequences teach little before short ones are learned.
+CURRICULUM: tuple[tuple[float, tuple[tuple[int, int], ...]], ...] = (
+    (0.0, ((24, 2),)),
+    (0.03, ((12, 4),)),
+    (0.08, ((8, 6),)),
+    (0.15, ((4, 12), (4, 16))),
+    (0.3, ((8, 12), (4, 24), (4, 24), (2, 48), (2, 48), (2, 96))),
+)
+LEARNED = 0.3  # share of the curriculum that weights to start from have behind them
+DENSE = 3  # one of so many frames is seen by the dense heads, which cost as much as all the rest
+BOUNDED, BUDGETS = 0.3, (6, 20)  # share of the batches whose past is cut to a budget, frames
 WARM_UP = 100  # steps
 DECAY = 0.4  # of the run, over which the learning rate falls to 0
+AVERAGE = 0.998  # of the weights that are validated and exported, with each step
 CLIP = 1.0  # largest norm of the gradient
 WEIGHTS = {
-    "pose": 0.7, "depth": 1.0, "points": 0.5,
+    "pose": 0.7, "motion": 0.7, "depth": 1.0, "points": 0.5,
     "encoder match": 0.1, "attention match": 0.2, "patch readout": 0.3, "camera readout": 0.25,
+    "place": 0.3, "visibility": 1.0, "track confidence": 0.5,
 }  # fmt: skip
 SAVE_EVERY_S = 120.0
 LOG_EVERY = 10  # steps
 VALIDATE_EVERY = 150  # steps
-VALIDATION_SEEDS, VALIDATION_FRAMES, VALIDATION_INTERVAL = range(900_000, 900_012), 16, 0.25
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is to be trained, and where it is kept."""
-
-    folder: Path
-    model: str
-    steps: int
-    width: int
-    height: int
-    device: torch.device
-    init: Path | None = None  # weights to start from
-    rank: int = 0  # of this worker; the first one keeps the books
-    workers: int = 1  # processes that share every batch; on a CPU, one per core beats one with many threads
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
 
 
 class Trainer:
@@ -68,9 +64,13 @@ class Trainer:
         self.model = new_model(config, seed=0)
         self.supervision = Supervision(config)
         if run.init is not None:
-            load_weights(self.model, run.init, lambda name: torch.float32, "cpu")
-        self.model.to(run.device).train().requires_grad_(True)
-        self.supervision.to(run.device)
+            _load_known(self.model, run.init)
+        self.model.to(run.device).train().requires_grad_(not run.tracks)
+        if self.model.track_head is not None:
+            self.model.track_head.requires_grad_(run.tracks)
+        self.supervision.to(run.device).requires_grad_(not run.tracks)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE), use_buffers=True)
+        self.lessons = Lessons(run)
         self.optimizers = optimizers(self.model, self.supervision)
         self.rates = [group["lr"] for group in self._groups()]
         self.step = 0
@@ -80,6 +80,13 @@ class Trainer:
         run.folder.mkdir(parents=True, exist_ok=True)
         if run.checkpoint.exists():
             self._load()
+
+    @property
+    def averaged(self) -> StreamVGGT:
+        """The network to use: the mean of the last steps' weights."""
+        model = self.average.module
+        assert isinstance(model, StreamVGGT)
+        return model
 
     def train(self) -> Iterator[int]:
         """Runs to the last step, or until one worker is asked to stop, yielding after each step.
@@ -103,12 +110,12 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """One optimizer step; the losses by name."""
         run, share = self.run, self.step / self.run.steps
-        sequences, frames = next(size for start, *size in reversed(CURRICULUM) if share >= start)
+        sequences, frames = self._batch_shape(share)
         number = self.step // 2 * run.workers + run.rank  # every batch serves twice: rendering takes its time
         mirrored = bool(self.step % 2)
         each = max(1, sequences // run.workers)
-        batch = training_batch(number, each, frames, run.width, run.height, run.device, mirrored)
-        losses = self.losses(batch)
+        lessons = self.lessons.training(number, each, frames, mirrored)
+        losses = self.losses(lessons, self._budget())
         total = torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
         for group, rate in zip(self._groups(), self.rates, strict=True):
             group["lr"] = rate * min(1, (self.step + 1) / WARM_UP, max(0, 1 - share) / DECAY)
@@ -118,23 +125,46 @@ class Trainer:
         self._average_gradients()
         norm = nn.utils.clip_grad_norm_(self._parameters(), CLIP)
         update(self.optimizers, self.run.device)
+        self.average.update_parameters(self.model)
         self.step += 1
         return {name: loss.item() for name, loss in losses.items()} | {"total": total.item(), "gradient": norm.item()}
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        chosen = self._chosen(batch.images.shape[1])
-        out = run(self.model, batch.images, chosen)
+    def _batch_shape(self, share: float) -> tuple[int, int]:
+        """Sequences and frames of a batch at this share of the run."""
+        learned = 0.0 if self.run.init is None else LEARNED
+        shapes = next(shapes for start, shapes in reversed(CURRICULUM) if learned + (1 - learned) * share >= start)
+        return shapes[np.random.default_rng([self.step // 2, 0]).integers(len(shapes))]
+
+    def _budget(self) -> Budget | None:
+        rng = np.random.default_rng([self.step, 1])
+        if self.run.bidirectional:
+            return None
+        return Budget(int(rng.integers(*BUDGETS)), self.step) if rng.random() < BOUNDED else None
+
+    def losses(self, lessons: Sequence[Batch], budget: Budget | None = None) -> dict[str, Tensor]:
+        """By name, the mean over what is said of the same images; budget: of what the global blocks see of the past."""
+        if self.run.tracks:
+            return track_losses(self.model, lessons[0], self.step)
+        images = lessons[0].images
+        chosen = self._chosen(images.shape[1])
+        out = run(self.model, images, chosen, budget, causal=not self.run.bidirectional)
+        each = [self._losses(out, lesson, chosen) for lesson in lessons]
+        return {name: torch.stack([losses[name] for losses in each]).mean() for name in each[0]}
+
+    def _losses(self, out: Output, lesson: Batch, chosen: Tensor) -> dict[str, Tensor]:
         predictions = out.predictions
-        depth = batch.depth[:, chosen]
-        matches = Matches(batch, self.model.grid(batch.images), self.model.config.patch_size)
+        taught = None if lesson.confidence is None else lesson.confidence[:, chosen]
+        matches = Matches(lesson, self.model.grid(lesson.images), self.model.config.patch_size)
+        depth = (predictions.depth.float(), predictions.depth_confidence.float())
         losses = {
-            "pose": pose_loss(predictions.pose_iterations, batch.pose),
-            "depth": depth_loss(predictions.depth.float(), predictions.depth_confidence.float(), depth),
+            "pose": pose_loss(predictions.pose_iterations, lesson.pose),
+            "motion": motion_loss(predictions.pose, lesson.pose),
+            "depth": depth_loss(*depth, lesson.depth[:, chosen], taught),
         }
         if predictions.points is not None and predictions.points_confidence is not None:
-            truth = batch.point_maps()[:, chosen]
-            losses["points"] = points_loss(predictions.points.float(), predictions.points_confidence.float(), truth)
-        return losses | self.supervision.losses(batch, matches, out.encoded, out.attention, out.taps)
+            points = (predictions.points.float(), predictions.points_confidence.float())
+            losses["points"] = points_loss(*points, lesson.point_maps()[:, chosen], taught)
+        return losses | self.supervision.losses(lesson, matches, out.encoded, out.attention, out.taps)
 
     def _average_gradients(self) -> None:
         """Of all workers, who so also learn that one of them is to stop."""
@@ -150,22 +180,28 @@ class Trainer:
         self.stopped = stop.item() > 0
 
     def _chosen(self, frames: int) -> Tensor:
-        """Half of the frames, on which the dense heads run: they cost as much as all the rest."""
+        """The frames on which the dense heads run."""
         generator = torch.Generator().manual_seed(self.step)
-        return torch.randperm(frames, generator=generator)[: (frames + 1) // 2].sort().values.to(self.run.device)
+        return torch.randperm(frames, generator=generator)[: -(-frames // DENSE)].sort().values.to(self.run.device)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Errors on rooms that are never trained on, in the first frame's scale and pose, without alignment."""
-        r = self.run
-        batch = held_out_batch(VALIDATION_SEEDS, VALIDATION_FRAMES, VALIDATION_INTERVAL, r.width, r.height, r.device)
-        predictions = run(self.model, batch.images, torch.arange(VALIDATION_FRAMES, device=r.device)).predictions
-        return errors(predictions.depth, predictions.pose, batch)
+        """Errors on what is never trained on, in the first frame's scale and pose, without alignment."""
+        found = []
+        for lesson in self.lessons.held_out():
+            if self.run.tracks:
+                found.append(track_errors(self.averaged, lesson))
+                continue
+            everything = torch.arange(lesson.images.shape[1], device=self.run.device)
+            out = run(self.averaged, lesson.images, everything, causal=not self.run.bidirectional)
+            found.append(errors(out.predictions.depth, out.predictions.pose, lesson))
+        return {name: float(np.mean([errors[name] for errors in found])) for name in found[0]}
 
     def save(self) -> None:
         """Writes the checkpoint; a crash in the middle leaves the one before."""
         state = {
             "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
             "supervision": self.supervision.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
@@ -178,13 +214,14 @@ class Trainer:
     def _load(self) -> None:
         state = torch.load(self.run.checkpoint, map_location=self.run.device, weights_only=True)
         self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
         self.supervision.load_state_dict(state["supervision"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
 
     def _parameters(self) -> list[nn.Parameter]:
-        return [*self.model.parameters(), *self.supervision.parameters()]
+        return [p for part in (self.model, self.supervision) for p in part.parameters() if p.requires_grad]
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
@@ -204,6 +241,17 @@ class Trainer:
             if new:
                 writer.writeheader()
             writer.writerow(row)
+
+
+def _load_known(model: StreamVGGT, path: Path) -> None:
+    """All weights but the track head's, which start anew where the file has none."""
+    head = model.track_head
+    try:
+        load_weights(model, path, lambda name: torch.float32, "cpu")
+    except DoesNotFit:
+        model.track_head = None
+        load_weights(model, path, lambda name: torch.float32, "cpu")
+        model.track_head = head
 
 
 def export(model: StreamVGGT, path: Path) -> None:

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be trained, on what, and where it is kept."""
+
+    folder: Path
+    model: str
+    steps: int
+    width: int
+    height: int
+    device: torch.device
+    init: Path | None = None  # weights to start from
+    data: tuple[Path, ...] = ()  # recordings to learn from; none: synthetic rooms
+    teacher: Path | None = None  # weights of a network to learn from
+    teacher_model: str = "demo"
+    truth: bool = True  # learn from the truth too, where it is known
+    bidirectional: bool = False  # frames see those that come after them, as a teacher may
+    tracks: bool = False  # train the track head, and nothing else
+    rank: int = 0  # of this worker; the first one keeps the books
+    workers: int = 1  # processes that share every batch; on a CPU, one per core beats one with many threads
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of the track head alone, on features of a network that stays as it is (CoTracker, arXiv 2307.07635)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from xsvggt_ros.model.attention import WholeSequence
+from xsvggt_ros.model.streamvggt import StreamVGGT
+from xsvggt_ros.model.track_head import TrackHead
+from xsvggt_ros.training.batches import Batch
+from xsvggt_ros.training.network import autocast
+
+QUERIES = 64
+ITERATION_WEIGHT = 0.8  # of an iteration's places, for each that follows it
+UNSEEN = 0.2  # weight of places that are hidden
+CLOSE = 2.0  # pixels: places so near the truth are to be trusted
+BETA = 1.0  # pixels from which the loss of a place grows linearly
+
+
+class Truth(NamedTuple):
+    """Of one sequence."""
+
+    pixels: Tensor  # [S, N, 2]
+    visible: Tensor  # [S, N], 0 or 1
+    ahead: Tensor  # [S, N], 0 where a point is behind the camera
+
+
+def true_tracks(batch: Batch, queries: Tensor) -> list[Truth]:
+    """Of whole pixels (x, y) of the first frames, [N, 2], in each sequence."""
+    column, row = queries.long().unbind(-1)
+    pixels, depth = batch.project(batch.points(queries, batch.depth[..., row, column])[:, :1])
+    each = zip(pixels[:, 0], batch.visible(pixels, depth)[:, 0], (depth[:, 0] > 0).float(), strict=True)
+    return [Truth(*parts) for parts in each]
+
+
+def random_queries(batch: Batch, seed: int) -> Tensor:
+    """Pixels (x, y) [QUERIES, 2]."""
+    height, width = batch.depth.shape[-2:]
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(QUERIES, 2, generator=generator) * torch.tensor([width, height])).floor().to(batch.depth)
+
+
+def track_losses(model: StreamVGGT, batch: Batch, seed: int) -> dict[str, Tensor]:
+    """By name. Every other seed follows the points as a stream does, the others through whole sequences."""
+    queries = random_queries(batch, seed)
+    follow = streamed if seed % 2 else whole
+    head = model.track_head
+    assert head is not None
+    each = []
+    for truth, maps in zip(true_tracks(batch, queries), feature_maps(model, batch.images), strict=True):
+        with autocast(batch.images.device):
+            each.append(_losses(*follow(head, maps, queries), truth))
+    return {name: torch.stack([losses[name] for losses in each]).mean() for name in each[0]}
+
+
+def feature_maps(model: StreamVGGT, images: Tensor) -> Tensor:
+    """Of the track head for images [B, S, 3, H, W], on what a stream sees: [B, S, F, H/2, W/2]."""
+    head = model.track_head
+    assert head is not None
+    grid = model.grid(images)
+    with autocast(images.device):
+        with torch.no_grad():
+            inside = WholeSequence(model.kernel)
+            encoded = model.aggregator.encode(images.flatten(0, 1), inside).unflatten(0, images.shape[:2])
+            x = model.aggregator.with_specials(encoded, starts=True)
+            taps = model.aggregator(x, grid, inside, WholeSequence(model.kernel, x.shape[2]))
+        patches = [tap[:, :, model.config.specials :].flatten(0, 1) for tap in taps]
+        return head.feature_extractor(patches, grid).unflatten(0, images.shape[:2])
+
+
+def whole(head: TrackHead, maps: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As Tracker, of maps [S, F, h, w]."""
+    return head.tracker(maps, queries)
+
+
+def streamed(head: TrackHead, maps: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `whole`, each frame matched with the first and the one before, from where the points were there."""
+    found = [head.tracker(maps[:1], queries)]
+    for t in range(1, len(maps)):
+        before = found[-1][0][-1, -1].detach()
+        window = maps[:1], maps[max(1, t - 1) : t + 1]
+        start = torch.stack([queries, *[before] * len(window[1])])
+        found.append(head.tracker(torch.cat(window), queries, start))
+    tracks, visibility, confidence = zip(*found, strict=True)
+    newest = torch.stack([of_window[:, -1] for of_window in tracks], 1)
+    return newest, torch.stack([x[-1] for x in visibility]), torch.stack([x[-1] for x in confidence])
+
+
+def _losses(tracks: Tensor, visibility: Tensor, confidence: Tensor, truth: Truth) -> dict[str, Tensor]:
+    """tracks [iterations, S, N, 2], visibility and confidence [S, N]; the first frame is given."""
+    weight = (truth.visible + UNSEEN * (1 - truth.visible)) * truth.ahead
+    error = F.smooth_l1_loss(tracks.float(), truth.pixels.expand_as(tracks), beta=BETA, reduction="none").sum(-1)
+    iterations = ITERATION_WEIGHT ** torch.arange(len(tracks) - 1, -1, -1, device=error.device)
+    place = (iterations[:, None, None] * error * weight)[:, 1:].sum() / (
+        iterations.sum() * weight[1:].sum().clamp(min=1)
+    )
+    close = ((tracks[-1].detach() - truth.pixels).norm(dim=-1) < CLOSE).float() * truth.visible
+    return {
+        "place": place,
+        "visibility": _entropy(visibility[1:], truth.visible[1:]),
+        "track confidence": _entropy(confidence[1:], close[1:]),
+    }
+
+
+def _entropy(chance: Tensor, truth: Tensor) -> Tensor:
+    with torch.autocast(chance.device.type, enabled=False):
+        return F.binary_cross_entropy(chance.float().clamp(1e-4, 1 - 1e-4), truth)
+
+
+@torch.no_grad()
+def track_errors(model: StreamVGGT, batch: Batch) -> dict[str, float]:
+    """TAP-Vid's measures (arXiv 2211.03726) of streamed tracks, the first frame left out.
+
+    Mean error in pixels where visible; the mean share within 1, 2, 4, 8 and 16 pixels of an image of 256x256, where
+    visible; how often visibility is right.
+    """
+    head = model.track_head
+    assert head is not None
+    height, width = batch.depth.shape[-2:]
+    to_256 = torch.tensor([256 / width, 256 / height], device=batch.depth.device)
+    queries = random_queries(batch, 0)
+    rows = []
+    for truth, maps in zip(true_tracks(batch, queries), feature_maps(model, batch.images), strict=True):
+        with autocast(maps.device):
+            tracks, visibility, _ = streamed(head, maps, queries)
+        seen = truth.visible[1:] > 0
+        error = tracks[-1, 1:].float() - truth.pixels[1:]
+        far = (error * to_256).norm(dim=-1)[seen]
+        shares = torch.stack([(far < limit).float().mean() for limit in (1, 2, 4, 8, 16)])
+        right = ((visibility[1:] > 0.5) == seen).float().mean()
+        rows.append(torch.stack([error.norm(dim=-1)[seen].mean(), shares.mean(), right]))
+    names = ("track_error", "delta_average", "occlusion_accuracy")
+    return dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
