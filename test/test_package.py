@@ -38,6 +38,7 @@ PYTHON_PACKAGES = {
     "ruamel.yaml": ("ruamel.yaml", "python3-ruamel.yaml"),
     "safetensors": ("safetensors", ""),
     "scipy": ("scipy", "python3-scipy"),
+    "skimage": ("scikit-image", ""),
     "simplejpeg": ("simplejpeg", "python3-simplejpeg-pip"),
     "torch": ("torch", "python3-torch"),
     "tqdm": ("tqdm", "python3-tqdm"),

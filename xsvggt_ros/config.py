@@ -165,7 +165,9 @@ class StreamConfig(Checked):
         "Checkpoint (torch or safetensors), or a folder with one; empty: the one that comes with the model, which only "
         "`demo` has; random: random weights, which see nothing.",
     )
-    model: str = setting("demo", "Named model configuration the weights belong to.", choices=("streamvggt", "demo"))
+    model: str = setting(
+        "demo", "Named model configuration the weights belong to.", choices=("streamvggt", "base", "small", "demo")
+    )
     device: str = setting("auto", "torch device; auto: cuda if there is one, else cpu.")
     dtype: str = setting(
         "auto",
