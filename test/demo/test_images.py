@@ -6,7 +6,7 @@ import pytest
 from support.recordings import encoded, picture, write_folder
 
 from xsvggt_ros.demo.images import FEWEST_IMAGES, MOTION_RATE, SEED, demo_sequence
-from xsvggt_ros.training.batches import FIRST_SEED, INTERVALS
+from xsvggt_ros.training.rendering import FIRST_SEED, INTERVALS
 from xsvggt_ros.training.trainer import VALIDATION_SEEDS
 
 

@@ -8,8 +8,8 @@ import torch
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig
 from xsvggt_ros.model import load_model
 from xsvggt_ros.model.loading import weights_path
-from xsvggt_ros.training.batches import FIRST_SEED, held_out_batch
 from xsvggt_ros.training.network import run
+from xsvggt_ros.training.rendering import FIRST_SEED, held_out_batch
 from xsvggt_ros.training.validation import errors
 
 CPU = torch.device("cpu")
