@@ -6,8 +6,8 @@ import pytest
 from support.recordings import encoded, picture, write_folder
 
 from xsvggt_ros.demo.images import FEWEST_IMAGES, MOTION_RATE, SEED, demo_sequence
+from xsvggt_ros.training.lessons import HELD_OUT_SEEDS
 from xsvggt_ros.training.rendering import FIRST_SEED, INTERVALS
-from xsvggt_ros.training.trainer import VALIDATION_SEEDS
 
 
 def test_the_default_is_a_room_with_its_truth():
@@ -22,7 +22,7 @@ def test_the_default_is_a_room_with_its_truth():
 
 def test_the_room_and_its_motion_are_none_that_was_trained_on_but_as_those():
     assert SEED < FIRST_SEED
-    assert SEED not in VALIDATION_SEEDS
+    assert SEED not in HELD_OUT_SEEDS
     assert INTERVALS[0] <= 1 / MOTION_RATE <= INTERVALS[1]
 
 
