@@ -108,10 +108,10 @@ def test_without_a_target_nothing_is_given_up_any_more(user):
 def test_diagnostics_come_each_second_and_agree_with_the_status(user, verdicts, figures):
     status = exchange(user, 5)[-1]
     seen = len(verdicts())
-    user.until(lambda: len(verdicts()) >= seen + 5)
+    user.until(lambda: len(verdicts()) >= seen + 4)  # one more, and no image may have come for long
     latest = verdicts()[seen:]
     period = (latest[-1][0] - latest[0][0]) / (len(latest) - 1)
-    figures("period of /diagnostics, over four", f"{period:.3f} s")
+    figures("period of /diagnostics, over three", f"{period:.3f} s")
     assert period == pytest.approx(1, abs=0.3)
     assert {verdict.level for _, verdict in latest} == {DiagnosticStatus.OK}
     assert latest[-1][1].name == "/stream"
