@@ -30,6 +30,7 @@ class StepStatus:
     value_bits: int = 16
     cache_bytes: int = 0
     scratch_bytes: int = 0
+    track_bytes: int = 0
     camera_frames: int = 0
     seconds: dict[str, float] = field(
         default_factory=dict
