@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Points followed through a stream: the books that are kept of them. How well, test/weights says."""
 
+import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from xsvggt_ros import tracks as tracks_module
-from xsvggt_ros.config import CacheConfig, StreamConfig
+from xsvggt_ros.config import CacheConfig, NodeConfig, StreamConfig
+from xsvggt_ros.messages.topics import TRACK_POINTS
 from xsvggt_ros.model.config import MODELS, TrackConfig
 from xsvggt_ros.model.streamvggt import StreamVGGT
+from xsvggt_ros.pipeline import Pipeline
+from xsvggt_ros.replay.sources.source import image_message
 from xsvggt_ros.stream import GeometryStream
 from xsvggt_ros.tracks import PointTracker
 
@@ -180,3 +185,30 @@ def test_points_in_space_are_where_their_pixels_are(stream):
     found = replace(frame, tracks=here).tracked_points()
     np.testing.assert_array_equal(found[0], frame.points_world()[20, 10])
     assert np.isnan(found[1]).all()
+
+
+def test_points_of_the_cameras_image_come_by_message(model, caplog):
+    """In pixels of an image twice as large as the network's."""
+    caplog.set_level("INFO")
+    config = NodeConfig(stream=StreamConfig(image_width=WIDTH, dtype="float32", track_groups=1))
+    pipeline = Pipeline(GeometryStream(config.stream, model), config, logging.getLogger("test"))
+
+    def shown(i):
+        large = np.random.default_rng(i).integers(0, 256, (2 * HEIGHT, 2 * WIDTH, 3), dtype=np.uint8)
+        (answer,) = pipeline.process(image_message(large, "rgb8", i * 10**8), config)
+        return answer.result.frame
+
+    def ask(*pixels):
+        pipeline.receive(TRACK_POINTS, SimpleNamespace(points=[SimpleNamespace(x=x, y=y, z=0.0) for x, y in pixels]))
+
+    ask((1.0, 1.0))
+    assert shown(0).tracks.ids.size == 0 and "~/track_points ignored: there is no frame yet" in caplog.text
+    ask((20.5, 40.5), (100.0, 80.0))
+    frame = shown(1)
+    assert frame.tracks.ids.tolist() == [0, 1] and "following 2 points, from id 0" in caplog.text
+    queries = pipeline._stream._tracker._groups[0].queries.numpy()
+    np.testing.assert_allclose(queries, [[10, 20], [49.75, 39.75]], atol=1e-5)
+    np.testing.assert_allclose(frame.resize.to_image(queries), [[20.5, 40.5], [100, 80]], atol=1e-4)
+    ask((1000.0, 0.0))
+    shown(2)
+    assert "~/track_points ignored: points must lie in the image" in caplog.text

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xsvggt_ros import geometry
+from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.status import StepStatus
 
 
@@ -49,6 +50,7 @@ class Frame:
     status: StepStatus
     predicted_points: NDArray[np.float32] | None = None  # [h, w, 3], first camera's frame; by the point head if it runs
     tracks: Tracks | None = None  # where the stream follows points
+    resize: Resize | None = None  # how the camera's image became `image`; None: it is as it was
 
     def points_cam(self) -> NDArray[np.float32]:
         """Points [h, w, 3] in the camera's optical frame."""

@@ -45,6 +45,7 @@ class _Waiting:
     """An image that is taken in with the others of its chunk."""
 
     seen: NDArray[np.uint8]  # [h, w, 3], as the network sees it
+    resize: Resize  # how it became so
     intrinsics: NDArray[np.float64] | None  # [3, 3] of that, where they are known
     event: str  # what its stamp has to say
     seconds: float  # that making it took
@@ -252,7 +253,7 @@ class GeometryStream:
                 self.reset(reason)
             gap = self._continuity.accept(image.shape, stamp_ns)
             seen = resize.image(Image.fromarray(image))
-            self._waiting.append(_Waiting(seen, known, gap, time.perf_counter() - started))
+            self._waiting.append(_Waiting(seen, resize, known, gap, time.perf_counter() - started))
         return frames if self.waiting < self._cache_config.chunk else frames + self.flush()
 
     @torch.inference_mode()
@@ -319,6 +320,7 @@ class GeometryStream:
                 image=image.seen,
                 status=self.status,
                 predicted_points=points[i],
+                resize=image.resize,
             )
             for i, (image, (T_cam_model, predicted)) in enumerate(zip(images, poses, strict=True))
         ]
