@@ -202,6 +202,18 @@ class StreamConfig(Checked):
         minimum=0.0,
     )
     point_head: bool = setting(False, "Predict points with the point head instead of unprojecting the depth.")
+    track_groups: int = setting(
+        0,
+        "How many times points may be given to be followed; each time keeps a feature map. 0: no track head.",
+        minimum=0,
+        maximum=16,
+    )
+    track_grid: int = setting(
+        0,
+        "Points a side of a grid that is followed and begins anew when half of it is out of sight; one of the groups.",
+        minimum=0,
+        maximum=16,
+    )
     cache: CacheConfig = group(CacheConfig, "cache.")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xsvggt_ros import geometry
+from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.status import StepStatus
 
 
@@ -20,6 +21,16 @@ class InputImage:
     image: NDArray[np.uint8]  # [H, W, 3], RGB
     intrinsics: NDArray[np.float64] | None  # [3, 3] of that image, where they are known
     frame_id: str
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Where the points that are followed are in one frame, in the order in which they were given."""
+
+    ids: NDArray[np.int64]  # [N]
+    pixels: NDArray[np.float32]  # [N, 2], x y in the frame's image; anywhere where not visible
+    visible: NDArray[np.bool_]  # [N]
+    confidence: NDArray[np.float32]  # [N] in [0, 1]: how likely the place is right
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,8 @@ class Frame:
     image: NDArray[np.uint8]  # [h, w, 3], RGB, read-only
     status: StepStatus
     predicted_points: NDArray[np.float32] | None = None  # [h, w, 3], first camera's frame; by the point head if it runs
+    tracks: Tracks | None = None  # where the stream follows points
+    resize: Resize | None = None  # how the camera's image became `image`; None: it is as it was
 
     def points_cam(self) -> NDArray[np.float32]:
         """Points [h, w, 3] in the camera's optical frame."""
@@ -50,3 +63,14 @@ class Frame:
         if self.predicted_points is None:
             return geometry.transform(self.T_first_cam, self.points_cam())
         return self.predicted_points
+
+    def tracked_points(self) -> NDArray[np.float32]:
+        """Where the tracks' points are in the first camera's frame, [N, 3]; not a number where they are not visible."""
+        tracks = self.tracks
+        assert tracks is not None, "the stream follows no points"
+        column, row = np.rint(tracks.pixels).astype(int).T
+        height, width = self.depth.shape
+        inside = tracks.visible & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        points = np.full((len(tracks.ids), 3), np.nan, np.float32)
+        points[inside] = self.points_world()[row[inside], column[inside]]
+        return points

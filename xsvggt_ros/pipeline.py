@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any, Protocol
+
+import numpy as np
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.continuity import Late
 from xsvggt_ros.frame import Frame, InputImage
 from xsvggt_ros.memory import MIB, OutOfMemory
 from xsvggt_ros.messages.decode import CameraDecoder, camera_of, decode_depth, decode_pose, name_of, stamp_ns
-from xsvggt_ros.messages.topics import CAMERA_INFO, DEPTH, TF, TF_STATIC
+from xsvggt_ros.messages.topics import CAMERA_INFO, DEPTH, TF, TF_STATIC, TRACK_POINTS
 from xsvggt_ros.placement.placement import NotPlaced, Placed, Placement
+from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.status import Status, StepStatus
 from xsvggt_ros.stream import GeometryStream, NotFinite
 
@@ -101,6 +105,8 @@ class Pipeline:
         self._config = config  # in force for the newest image
         self._waiting: list[Arrival] = []  # in the stream, until their chunk is full
         self._reset_asked = Event()
+        self._points_asked: deque[Any] = deque()  # messages of topics.TRACK_POINTS
+        self._resize: Resize | None = None  # of the newest image
         self._followed = ""  # frame_id of the camera whose images are taken
         self._others = 0  # images of other cameras since its last
         self._told_cropping = False
@@ -110,10 +116,15 @@ class Pipeline:
         self.status = Status(scale=self._placement.scale)
 
     def receive(self, topic: str, message: Any) -> None:
-        """Takes a message of camera_info or of one of the topics.REFERENCES; one that cannot be used is said."""
+        """Takes a message of camera_info, of points to follow or of one of the topics.REFERENCES.
+
+        One that cannot be used is said.
+        """
         try:
             if topic == CAMERA_INFO:
                 self._camera.receive(message)
+            elif topic == TRACK_POINTS:
+                self._points_asked.append(message)
             else:
                 hand_over(self._placement, topic, message)
         except ValueError as error:
@@ -201,6 +212,8 @@ class Pipeline:
         if self._reset_asked.is_set():
             self._reset_asked.clear()
             answers = self._new_world("asked for by ~/reset")
+        while self._points_asked:
+            self._follow(self._points_asked.popleft())
         before, cache = self._config.stream.cache, config.stream.cache
         if cache.chunk != before.chunk:
             answers += self.flush()
@@ -211,6 +224,16 @@ class Pipeline:
             except (ValueError, OutOfMemory) as error:
                 self._log.error(f"cache settings not applied: {error}")
         return answers
+
+    def _follow(self, polygon: Any) -> None:
+        """Points of the newest image, in its pixels."""
+        pixels = np.array([(point.x, point.y) for point in polygon.points], np.float32).reshape(-1, 2)
+        try:
+            ids = self._stream.track(self._resize.to_input(pixels) if self._resize else pixels)
+        except ValueError as error:
+            self._log.warning(f"{TRACK_POINTS} ignored: {error}")
+        else:
+            self._log.info(f"following {len(ids)} points, from id {ids[0]}")
 
     def _left_camera(self, camera: str, wanted: str) -> str:
         """One camera makes a world: the wanted one, or else the first that came. Raises ValueError at others.
@@ -237,6 +260,7 @@ class Pipeline:
 
     def _placed(self, frame: Frame, image: Arrival) -> Answer:
         self._worlds += frame.index == 0
+        self._resize = frame.resize
         self._tell(frame.status)
         result: Placed | Unplaced
         try:

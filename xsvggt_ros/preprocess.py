@@ -64,6 +64,16 @@ class Resize:
         K[1, 2] += (self.scale_y - 1) / 2 - self.top
         return K
 
+    def to_input(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pixels [..., 2] (x, y) of the image -> of the network input. Pixel centres lie at integers."""
+        scale = np.array([self.scale_x, self.scale_y], np.float32)
+        return (pixels + 0.5) * scale - 0.5 - np.array([0, self.top], np.float32)
+
+    def to_image(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The inverse of `to_input`."""
+        scale = np.array([self.scale_x, self.scale_y], np.float32)
+        return (pixels + 0.5 + np.array([0, self.top], np.float32)) / scale - 0.5
+
 
 def stretched(samples: NDArray[np.uint16]) -> NDArray[np.uint8]:
     """16-bit samples as 8-bit ones, from the darkest to the brightest: how many of the bits are used is not known."""

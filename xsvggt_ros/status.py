@@ -30,6 +30,7 @@ class StepStatus:
     value_bits: int = 16
     cache_bytes: int = 0
     scratch_bytes: int = 0
+    track_bytes: int = 0
     camera_frames: int = 0
     seconds: dict[str, float] = field(
         default_factory=dict
@@ -91,6 +92,7 @@ class Status:
     def figures(self) -> dict[str, Any]:
         """{name: value} of everything that is counted or measured: the fields of msg/StreamStatus.msg."""
         step = asdict(self.step)
-        seconds = {f"{stage}_seconds": float(value) for stage, value in step.pop("seconds").items()}
+        seconds = {"tracks": 0.0} | step.pop("seconds")  # a stage that most streams do not have
+        seconds = {f"{stage}_seconds": float(value) for stage, value in seconds.items()}
         step |= seconds | {"calibration": self.calibration}
         return step | asdict(self.scale) | asdict(self.images) | asdict(self.performance)

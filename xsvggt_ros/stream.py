@@ -29,6 +29,7 @@ from xsvggt_ros.model.streamvggt import Predictions
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.settings import values
 from xsvggt_ros.status import StepStatus
+from xsvggt_ros.tracks import PointTracker, map_nbytes
 from xsvggt_ros.views import MOST, Views
 
 FAILURES = 3  # steps in a row whose numbers are not finite, at which a new world starts
@@ -44,6 +45,7 @@ class _Waiting:
     """An image that is taken in with the others of its chunk."""
 
     seen: NDArray[np.uint8]  # [h, w, 3], as the network sees it
+    resize: Resize  # how it became so
     intrinsics: NDArray[np.float64] | None  # [3, 3] of that, where they are known
     event: str  # what its stamp has to say
     seconds: float  # that making it took
@@ -68,6 +70,8 @@ class GeometryStream:
         self._fraction = 1.0  # of it that is in force
         self._halved = ""  # why it was, if so
         self._continuity = Continuity(self.config.max_lateness, self.config.max_gap)
+        head = self.model.track_head
+        self._tracker = head and PointTracker(head, self.config.track_groups, self.config.track_grid)
         self.reset()
         self.check(self.config.cache)
 
@@ -106,6 +110,8 @@ class GeometryStream:
         """
         self._cache: KVCache | None = None
         self._continuity.forget_world()
+        if self._tracker:
+            self._tracker.forget()
         self._waiting: list[_Waiting] = []
         self._T_first_model: NDArray[np.float64] | None = None  # until the first frame is complete
         self._failures = 0  # steps in a row whose numbers were not finite
@@ -247,7 +253,7 @@ class GeometryStream:
                 self.reset(reason)
             gap = self._continuity.accept(image.shape, stamp_ns)
             seen = resize.image(Image.fromarray(image))
-            self._waiting.append(_Waiting(seen, known, gap, time.perf_counter() - started))
+            self._waiting.append(_Waiting(seen, resize, known, gap, time.perf_counter() - started))
         return frames if self.waiting < self._cache_config.chunk else frames + self.flush()
 
     @torch.inference_mode()
@@ -280,6 +286,9 @@ class GeometryStream:
         cache.learn(Geometry(predictions.depth[0], predictions.depth_confidence[0], predictions.pose[0]))
         for frame in frames:
             self._views.add(frame)
+        if self._tracker and predictions.track_maps is not None:
+            tracks = self._tracker.update(predictions.track_maps[0])
+            frames = [replace(frame, tracks=found) for frame, found in zip(frames, tracks, strict=True)]
         status = self._status_of(cache, _share(timer.seconds(), images))
         self._T_first_model, self._failures = T_first_model, 0
         return self._told(frames, images, status)
@@ -311,6 +320,7 @@ class GeometryStream:
                 image=image.seen,
                 status=self.status,
                 predicted_points=points[i],
+                resize=image.resize,
             )
             for i, (image, (T_cam_model, predicted)) in enumerate(zip(images, poses, strict=True))
         ]
@@ -377,6 +387,19 @@ class GeometryStream:
             return False
         return self._cache.tokens > 0
 
+    # --- points -------------------------------------------------------------------------------------
+
+    def track(self, pixels: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Follows points from the newest frame on, [N, 2] pixels (x, y) of its image; returns their ids [N].
+
+        Frames then say where they are (`Frame.tracks`), until a new world starts or none of them is seen for long.
+        Raises ValueError where `track_groups` is 0 or that many are followed already, before the first frame, and for
+        points outside the image.
+        """
+        if not self._tracker:
+            raise ValueError("points are followed only where track_groups is above 0: set it at the start")
+        return self._tracker.follow(pixels)
+
     # --- sizes --------------------------------------------------------------------------------------
 
     def resize(self, image: NDArray[np.uint8]) -> Resize:
@@ -389,7 +412,9 @@ class GeometryStream:
     def _shape(self, height: int, width: int) -> CacheShape:
         """Of the cache for network inputs of that size (pixels)."""
         camera_dtype = self.model.camera_head.empty_pose_tokens.dtype
-        return cache_shape(self.model.config, height, width, self.dtype, camera_dtype)
+        shape = cache_shape(self.model.config, height, width, self.dtype, camera_dtype)
+        maps = map_nbytes(self.model.config, height, width, self.dtype) if self._tracker else 0
+        return replace(shape, beside_nbytes=(1 + self.config.track_groups) * maps)
 
     def _usual_shape(self) -> CacheShape:
         """As long as none has come: of images of 4:3."""
@@ -417,6 +442,7 @@ class GeometryStream:
             value_bits=cache.config.value_bits,
             cache_bytes=cache.nbytes,
             scratch_bytes=cache.scratch_nbytes,
+            track_bytes=self._tracker.nbytes if self._tracker else 0,
             camera_frames=cache.camera.frames,
             seconds=seconds,
         )

@@ -38,7 +38,7 @@ def frame(rgb):
         image=rgb,
         status=StepStatus(
             frame=3, event="why", policy="xstream", tokens=106, budget_tokens=212, floor_tokens=106, evicted_tokens=53,
-            key_bits=2, value_bits=8, cache_bytes=2**33, scratch_bytes=7, camera_frames=4,
-            seconds=dict(preprocess=0.25, encoder=0.5, aggregator=0.75, camera=1.0, dense=1.25, step=4.0),
+            key_bits=2, value_bits=8, cache_bytes=2**33, scratch_bytes=7, track_bytes=11, camera_frames=4,
+            seconds=dict(preprocess=0.25, encoder=0.5, aggregator=0.75, camera=1.0, dense=1.25, tracks=1.5, step=4.0),
         ),
     )  # fmt: skip

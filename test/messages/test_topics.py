@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Placed frames to messages, of rclpy's classes and of rosbags'."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support.messages import COUNTS, PERFORMANCE, SCALE, STAMP, TYPES, convert, rclpy_class
 
 from xsvggt_ros.config import NodeConfig, OutputConfig
+from xsvggt_ros.frame import Tracks
 from xsvggt_ros.geometry import rigid, ros_pose, rotation_matrix
 from xsvggt_ros.messages.decode import stamp_ns
 from xsvggt_ros.messages.topics import TOPICS, FrameMessages
+from xsvggt_ros.preprocess import Resize
 
 
 def cloud_of(msg):
@@ -125,6 +129,26 @@ def test_path_is_bounded_and_ends_with_its_world(message_class, frame):
     assert len(convert(messages, frame, NodeConfig(path_length=1))["~/path"].poses) == 1
     assert len(convert(messages, frame)["~/path"].poses) == 2
     assert len(convert(messages, frame, starts=True)["~/path"].poses) == 1
+
+
+def test_tracks_are_a_cloud_that_tells_points_apart(message_class, frame):
+    assert "~/tracks" not in convert(FrameMessages(message_class), frame)
+    pixels, seen = np.array([[2, 3], [7, 5], [5, 1]], np.float32), np.array([True, False, True])
+    tracks = Tracks(np.array([4, 9, 2**31]), pixels, seen, np.array([0.5, 0.25, 1], np.float32))
+    resize = Resize(scale_x=0.5, scale_y=0.25, width=8, scaled_height=10, height=6, top=2)
+    msg = convert(FrameMessages(message_class), replace(frame, tracks=tracks, resize=resize))["~/tracks"]
+    assert (msg.header.frame_id, msg.height, msg.width, msg.row_step) == ("lens", 1, 3, 3 * msg.point_step)
+    kinds = {7: "<f4", 6: "<u4", 2: "u1"}
+    layout = {"names": [f.name for f in msg.fields], "formats": [kinds[f.datatype] for f in msg.fields]}
+    layout |= {"offsets": [f.offset for f in msg.fields], "itemsize": msg.point_step}
+    cloud = np.frombuffer(bytes(msg.data), np.dtype(layout))
+    assert cloud["id"].tolist() == [4, 9, 2**31] and cloud["visible"].tolist() == [1, 0, 1]
+    np.testing.assert_allclose(cloud["confidence"], tracks.confidence)
+    points = np.stack([cloud[axis] for axis in "xyz"], -1)
+    np.testing.assert_allclose(points[[0, 2]], frame.points_cam()[[3, 1], [2, 5]], rtol=1e-5)
+    assert np.isnan(points[1]).all()
+    shown = np.stack([cloud["u"], cloud["v"]], -1)
+    np.testing.assert_allclose((shown + 0.5) * [0.5, 0.25] - 0.5 - [0, 2], pixels, atol=1e-5)
 
 
 def test_status_carries_every_figure(message_class, frame):

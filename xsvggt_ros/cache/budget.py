@@ -23,8 +23,7 @@ def budget_in_force(shape: CacheShape, config: CacheConfig, policy: Policy) -> t
     if not (config.budget_tokens or config.budget_mib):
         limits.append(int(config.budget_frames * shape.tokens_per_frame))
     if config.budget_mib:
-        camera = nbytes(camera_layout(shape, camera_frames(config)))
-        limits.append(tokens_in(config.budget_mib * MIB - camera, shape, config, policy))
+        limits.append(tokens_in(_left_for_layers(shape, config), shape, config, policy))
     asked, floor = min(limits), policy.floor()
     return policy.usable(max(asked, floor)), asked < floor
 
@@ -41,10 +40,15 @@ def capacities(
         return [budget] * shape.layers
     weights = [math.exp((1 - m) / TEMPERATURE) for m in likeness]
     found = divided(budget * shape.layers, weights, policy.floor())
-    camera = nbytes(camera_layout(shape, camera_frames(config)))
-    while config.budget_mib and global_nbytes(shape, config, policy, found) + camera > config.budget_mib * MIB:
+    while config.budget_mib and global_nbytes(shape, config, policy, found) > _left_for_layers(shape, config):
         found[found.index(max(found))] -= 1  # parameters that tokens share make the bytes uneven
     return found
+
+
+def _left_for_layers(shape: CacheShape, config: CacheConfig) -> float:
+    """Bytes of budget_mib that the global layers may take."""
+    camera = nbytes(camera_layout(shape, camera_frames(config)))
+    return config.budget_mib * MIB - camera - shape.beside_nbytes
 
 
 def divided(total: int, weights: list[float], least: int) -> list[int]:

@@ -28,6 +28,7 @@ class CacheShape:
     camera_iterations: int
     dtype: torch.dtype
     camera_dtype: torch.dtype
+    beside_nbytes: int = 0  # of what a stream keeps beside the cache, which budget_mib holds for too
 
     @property
     def width(self) -> int:

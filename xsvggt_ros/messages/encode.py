@@ -10,9 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from xsvggt_ros.geometry import quaternion_xyzw
+from xsvggt_ros.frame import Frame
+from xsvggt_ros.geometry import inverse, quaternion_xyzw, transform
 from xsvggt_ros.placement.covariance import UNKNOWN_VARIANCE
 
+TRACK_FIELDS = {
+    "x": "<f4",
+    "y": "<f4",
+    "z": "<f4",
+    "u": "<f4",
+    "v": "<f4",
+    "id": "<u4",
+    "visible": "u1",
+    "confidence": "<f4",
+}
+FIELD_TYPES = {"<f4": "FLOAT32", "<u4": "UINT32", "u1": "UINT8"}
 ENCODINGS = {("float32", 2): "32FC1", ("uint8", 3): "rgb8"}  # dtype and dimensions of an array -> of its Image
 
 
@@ -123,6 +135,33 @@ class Encoder:
             is_bigendian=False,
             point_step=16,
             row_step=16 * width,
+            data=self._bytes(cloud),
+            is_dense=False,
+        )
+
+    def tracks(self, header: Any, frame: Frame) -> Any:
+        """PointCloud2 of a frame's tracks: x y z in its camera, NaN where it is not visible; pixel u v of the camera's
+        image, id, visible (0 or 1), confidence."""
+        tracks = frame.tracks
+        assert tracks is not None
+        cloud = np.zeros(len(tracks.ids), np.dtype(list(TRACK_FIELDS.items())))
+        cloud["x"], cloud["y"], cloud["z"] = transform(inverse(frame.T_first_cam), frame.tracked_points()).T
+        cloud["u"], cloud["v"] = (frame.resize.to_image(tracks.pixels) if frame.resize else tracks.pixels).T
+        cloud["id"], cloud["visible"], cloud["confidence"] = tracks.ids, tracks.visible, tracks.confidence
+        field, offsets = self._class("sensor_msgs/msg/PointField"), cloud.dtype.fields
+        assert offsets is not None
+        return self._make(
+            "sensor_msgs/msg/PointCloud2",
+            header=header,
+            height=1,
+            width=len(cloud),
+            fields=[
+                field(name=name, offset=offsets[name][1], datatype=getattr(field, FIELD_TYPES[kind]), count=1)
+                for name, kind in TRACK_FIELDS.items()
+            ],
+            is_bigendian=False,
+            point_step=cloud.itemsize,
+            row_step=cloud.nbytes,
             data=self._bytes(cloud),
             is_dense=False,
         )

@@ -20,6 +20,7 @@ from xsvggt_ros.status import Status
 # Names of what comes in, as before remapping. A recording's topics are given these names as they are read.
 IMAGE, CAMERA_INFO, TF, TF_STATIC = "image", "camera_info", "/tf", "/tf_static"
 ODOMETRY, DEPTH = "reference/odometry", "reference/depth"
+TRACK_POINTS, TRACK_POINTS_TYPE = "~/track_points", "geometry_msgs/msg/Polygon"  # pixels of the camera's image
 IMAGE_TYPES = {"sensor_msgs/msg/Image": "raw", "sensor_msgs/msg/CompressedImage": "compressed"}  # -> image_transport
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 REFERENCES = {  # topic -> message type of what a placement may listen to
@@ -35,6 +36,7 @@ TOPICS = {
     "~/depth/camera_info": "sensor_msgs/msg/CameraInfo",
     "~/confidence/image": "sensor_msgs/msg/Image",
     "~/points": "sensor_msgs/msg/PointCloud2",
+    "~/tracks": "sensor_msgs/msg/PointCloud2",
     "~/odometry": "nav_msgs/msg/Odometry",
     "~/path": "nav_msgs/msg/Path",
     "~/status": "xsvggt_ros/msg/StreamStatus",
@@ -76,6 +78,8 @@ class FrameMessages:
             "~/odometry": lambda: encode.odometry(world, placed.child, pose, pose_covariance(placed)),
             "~/path": lambda: encode.path(world, self._path),
         }
+        if frame.tracks is not None:
+            topics["~/tracks"] = lambda: encode.tracks(camera, frame)
         if not config.publish_tf:
             del topics["/tf"]
         return topics

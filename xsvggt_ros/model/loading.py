@@ -45,8 +45,10 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None, causa
     dtype = compute_dtype(config.dtype, device)
     kernel = attention_backend(config.attention, device, dtype)
     if heads is None:
-        heads = ("point",) if config.point_head else ()
+        heads = ("point",) * config.point_head + ("track",) * bool(config.track_groups)
     sizes = MODELS[config.model]
+    if config.track_groups and sizes.track is None:
+        raise ValueError(f"model {config.model} has no track head: set track_groups to 0")
     with torch.device("meta"):
         model = StreamVGGT(sizes, heads)
     if config.weights == RANDOM:

@@ -33,6 +33,7 @@ class Predictions:
     tracks: Tensor | None = None  # [B, S, N, 2], pixels x y
     visibility: Tensor | None = None  # [B, S, N]
     track_confidence: Tensor | None = None  # [B, S, N]
+    track_maps: Tensor | None = None  # [B, S, F, H/2, W/2], features of the track head, in a stream
 
     @property
     def pose(self) -> Tensor:
@@ -110,6 +111,10 @@ class StreamVGGT(nn.Module):
         mark("camera")
         predictions = self.dense(taps, grid, poses)
         mark("dense")
+        if self.track_head is not None:
+            of_patches = [tap[0, :, self.config.specials :] for tap in taps]
+            predictions.track_maps = self.track_head.feature_extractor(of_patches, grid)[None]
+            mark("tracks")
         return predictions
 
     def grid(self, images: Tensor) -> tuple[int, int]:
