@@ -36,11 +36,11 @@ TOPICS = {
     "~/depth/camera_info": "sensor_msgs/msg/CameraInfo",
     "~/confidence/image": "sensor_msgs/msg/Image",
     "~/points": "sensor_msgs/msg/PointCloud2",
-    "~/tracks": "sensor_msgs/msg/PointCloud2",
     "~/odometry": "nav_msgs/msg/Odometry",
     "~/path": "nav_msgs/msg/Path",
     "~/status": "xsvggt_ros/msg/StreamStatus",
 }
+TRACKS = {"~/tracks": "sensor_msgs/msg/PointCloud2"}  # as well, where points are followed
 
 
 def references(config: NodeConfig) -> list[str]:
@@ -51,7 +51,7 @@ def references(config: NodeConfig) -> list[str]:
 
 
 class FrameMessages:
-    """Makes the output messages of frames, for the topics of `TOPICS`; message_class as in Encoder."""
+    """Makes the output messages of frames, for the topics of `TOPICS` and `TRACKS`; message_class as in Encoder."""
 
     def __init__(self, message_class: Callable[[str], Any]) -> None:
         self._encoder = Encoder(message_class)
@@ -79,7 +79,7 @@ class FrameMessages:
             "~/path": lambda: encode.path(world, self._path),
         }
         if frame.tracks is not None:
-            topics["~/tracks"] = lambda: encode.tracks(camera, frame)
+            topics |= dict.fromkeys(TRACKS, lambda: encode.tracks(camera, frame))
         if not config.publish_tf:
             del topics["/tf"]
         return topics

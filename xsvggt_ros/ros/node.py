@@ -108,7 +108,7 @@ class StreamNode(LifecycleNode):
             topic: self.create_lifecycle_publisher(
                 message_class(kind), topic, QoSProfile(depth=10), qos_overriding_options=OVERRIDABLE
             )
-            for topic, kind in topics.TOPICS.items()
+            for topic, kind in (topics.TOPICS | topics.TRACKS).items()
         }
         self._diagnostics = self.create_publisher(
             DiagnosticArray, "/diagnostics", 10, qos_overriding_options=OVERRIDABLE
