@@ -15,16 +15,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.evaluation.datasets import DATASETS, EvaluationSequence, readable, room_sequences
 from xsvggt_ros.evaluation.evaluate import UNALIGNED, SequenceErrors, mean_errors, sequence_errors, standing_still
-from xsvggt_ros.evaluation.metrics import ALIGNMENTS
+from xsvggt_ros.evaluation.metrics import ALIGNMENTS, TrackErrors
 from xsvggt_ros.evaluation.plots import draw_accuracy, draw_sequence
 from xsvggt_ros.evaluation.sweep import IMAGE_SIZE, ROWS, Sweep, rows_like, run_sweep
-from xsvggt_ros.evaluation.table import Table, write_table
+from xsvggt_ros.evaluation.table import Estimate, Table, write_table
 from xsvggt_ros.evaluation.trace import Clouds, Gallery, Incomparable, Observer, Trace, follow
+from xsvggt_ros.evaluation.tracking import QUERIES, compare
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.rate import check_rate
 from xsvggt_ros.rooms.motion import MOTIONS
@@ -69,6 +71,7 @@ POINTS: Columns = {
     "completeness": ("Comp", ".4f"),
     "normal_consistency": ("NC", ".4f"),
 }
+TRACKS = {"error": "error [px]", "delta_average": "delta average", "occlusion_accuracy": "occlusion accuracy"}
 COST: Columns = {"cache_mib": ("MiB", ".2f"), "step_ms": ("ms", ".1f")}
 
 
@@ -85,6 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "compared in the scale and pose of the first frame (default: %(default)s)",
     )
     parser.add_argument("--points", action="store_true", help="errors of the point cloud too, which takes a while")
+    parser.add_argument(
+        "--tracks",
+        action="store_true",
+        help="instead, how well points are followed, beside optical flow; needs track_groups above 0",
+    )
     parser.add_argument(
         "--frames", type=int, metavar="N", help=f"most of a sequence (default: all; of synthetic rooms {ROOM_FRAMES})"
     )
@@ -125,7 +133,9 @@ def run(args: argparse.Namespace) -> int:
     config = changed(StreamConfig(), given)
     if args.rows and not args.sweep:
         raise ValueError("--rows chooses rows of a sweep: add --sweep")
-    if args.sweep:
+    if args.tracks:
+        _evaluate_tracks(args, config)
+    elif args.sweep:
         _check_sweep(args, given)
         rows = rows_like(args.rows) if args.rows else ROWS
         _sweep(Sweep(config, args.frames or ROOM_FRAMES, args.rate, args.motion, rows), args)
@@ -217,6 +227,22 @@ def _evaluate(args: argparse.Namespace, config: StreamConfig) -> None:
         print(note)
     if args.output:
         _write(args, config, evaluation)
+
+
+def _evaluate_tracks(args: argparse.Namespace, config: StreamConfig) -> None:
+    """Prints the mean over sequences and its standard error, of each way to follow points."""
+    if not config.track_groups:
+        raise ValueError("--tracks needs a stream that follows points: add --track_groups 1")
+    sequences, count = _sequences(args)
+    stream = GeometryStream(config)
+    found: dict[str, list[TrackErrors]] = {}
+    for sequence in tqdm(sequences, total=count, unit="sequence", leave=False):
+        for name, errors in compare(stream, sequence).items():
+            found.setdefault(name, []).append(errors)
+    print(f"{len(found['stream'])} sequences, {QUERIES} points each", *TRACKS.values(), sep="  ")
+    for name, of_sequences in found.items():
+        columns = (np.array([getattr(errors, column) for errors in of_sequences]) for column in TRACKS)
+        print(f"{name:<8}", *(Estimate.of(x[~np.isnan(x)]).text(".3f") for x in columns), sep="  ")
 
 
 def _sequences(args: argparse.Namespace) -> tuple[Iterable[EvaluationSequence], int]:

@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from xsvggt_ros.geometry import Array, inverse, unproject
 
+TRACK_SIDE, TRACK_LIMITS = 256, (1, 2, 4, 8, 16)  # pixels: side of the image that the limits are of
 SCALE_ROUNDS = 10  # those of the field's protocol
 SCALE_SHIFT_ROUNDS = 50  # within 1e-4 of the least mean residual
 LEAST_SCALE = 1e-3
@@ -278,3 +279,23 @@ def _degrees(T: Array) -> Array:
 
 def _rms(x: Array) -> float:
     return float(np.sqrt(np.mean(x**2)))
+
+
+@dataclass(frozen=True)
+class TrackErrors:
+    """TAP-Vid's measures (arXiv 2211.03726), the first frame left out; not a number where nothing is visible."""
+
+    error: float  # mean distance in pixels of points that are visible
+    delta_average: float  # mean share of them within 1, 2, 4, 8 and 16 pixels of an image of 256x256
+    occlusion_accuracy: float  # share of points of which it is said rightly whether they are visible
+
+
+def track_errors(
+    pixels: NDArray, visible: NDArray[np.bool_], true_pixels: NDArray, seen: NDArray[np.bool_], size: tuple[int, int]
+) -> TrackErrors:
+    """Of N points in S frames: pixels [S, N, 2] and whether they are visible [S, N]; size of the image (h, w)."""
+    off = (pixels - true_pixels)[1:]
+    far = np.linalg.norm(off * [TRACK_SIDE / size[1], TRACK_SIDE / size[0]], axis=-1)[seen[1:]]
+    shares = [(far < limit).mean() if far.size else np.nan for limit in TRACK_LIMITS]
+    error = np.linalg.norm(off, axis=-1)[seen[1:]].mean() if far.size else np.nan
+    return TrackErrors(float(error), float(np.mean(shares)), float((visible == seen)[1:].mean()))

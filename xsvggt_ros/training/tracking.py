@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from xsvggt_ros.evaluation.metrics import track_errors
 from xsvggt_ros.model.attention import WholeSequence
 from xsvggt_ros.model.streamvggt import StreamVGGT
 from xsvggt_ros.model.track_head import TrackHead
@@ -113,26 +116,15 @@ def _entropy(chance: Tensor, truth: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def track_errors(model: StreamVGGT, batch: Batch) -> dict[str, float]:
-    """TAP-Vid's measures (arXiv 2211.03726) of streamed tracks, the first frame left out.
-
-    Mean error in pixels where visible; the mean share within 1, 2, 4, 8 and 16 pixels of an image of 256x256, where
-    visible; how often visibility is right.
-    """
+def errors_of_tracks(model: StreamVGGT, batch: Batch) -> dict[str, float]:
+    """Of streamed tracks, see evaluation.metrics.TrackErrors; the mean over the sequences."""
     head = model.track_head
     assert head is not None
-    height, width = batch.depth.shape[-2:]
-    to_256 = torch.tensor([256 / width, 256 / height], device=batch.depth.device)
-    queries = random_queries(batch, 0)
-    rows = []
+    queries, size = random_queries(batch, 0), (batch.depth.shape[-2], batch.depth.shape[-1])
+    found = []
     for truth, maps in zip(true_tracks(batch, queries), feature_maps(model, batch.images), strict=True):
         with autocast(maps.device):
             tracks, visibility, _ = streamed(head, maps, queries)
-        seen = truth.visible[1:] > 0
-        error = tracks[-1, 1:].float() - truth.pixels[1:]
-        far = (error * to_256).norm(dim=-1)[seen]
-        shares = torch.stack([(far < limit).float().mean() for limit in (1, 2, 4, 8, 16)])
-        right = ((visibility[1:] > 0.5) == seen).float().mean()
-        rows.append(torch.stack([error.norm(dim=-1)[seen].mean(), shares.mean(), right]))
-    names = ("track_error", "delta_average", "occlusion_accuracy")
-    return dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
+        said = tracks[-1].float().cpu().numpy(), (visibility > 0.5).cpu().numpy()
+        found.append(asdict(track_errors(*said, truth.pixels.cpu().numpy(), truth.visible.cpu().numpy() > 0, size)))
+    return {name: float(np.nanmean([errors[name] for errors in found])) for name in found[0]}

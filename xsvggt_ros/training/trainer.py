@@ -26,7 +26,7 @@ from xsvggt_ros.training.losses import depth_loss, motion_loss, points_loss, pos
 from xsvggt_ros.training.network import Budget, Output, new_model, optimizers, run, update
 from xsvggt_ros.training.run import Run
 from xsvggt_ros.training.supervision import Matches, Supervision
-from xsvggt_ros.training.tracking import track_errors, track_losses
+from xsvggt_ros.training.tracking import errors_of_tracks, track_losses
 from xsvggt_ros.training.validation import errors
 
 # From this share of the run on: of which shapes a batch is, sequences and frames of each.
@@ -190,7 +190,7 @@ class Trainer:
         found = []
         for lesson in self.lessons.held_out():
             if self.run.tracks:
-                found.append(track_errors(self.averaged, lesson))
+                found.append(errors_of_tracks(self.averaged, lesson))
                 continue
             everything = torch.arange(lesson.images.shape[1], device=self.run.device)
             out = run(self.averaged, lesson.images, everything, causal=not self.run.bidirectional)
