@@ -105,7 +105,8 @@ class Pipeline:
         self._config = config  # in force for the newest image
         self._waiting: list[Arrival] = []  # in the stream, until their chunk is full
         self._reset_asked = Event()
-        self._points_asked: deque[Any] = deque()  # messages of topics.TRACK_POINTS
+        # Messages of topics.TRACK_POINTS: without images they wait, but no more than can be followed.
+        self._points_asked: deque[Any] = deque(maxlen=max(1, config.stream.track_groups))
         self._resize: Resize | None = None  # of the newest image
         self._followed = ""  # frame_id of the camera whose images are taken
         self._others = 0  # images of other cameras since its last

@@ -68,7 +68,7 @@ def test_batches_of_recordings_come_again_and_mirrored():
 def test_recordings_are_read_once_and_resized(tmp_path, monkeypatch):
     folder = write_images(tmp_path / "images", 25)
     (one,) = read_recordings([folder], tmp_path, 28)
-    assert one.images.shape == (25, 28, 28, 3) or one.images.shape == (25, 14, 28, 3)
+    assert one.images.shape == (25, 28, 28, 3)
     np.testing.assert_allclose(one.images[:, 5, 5, 0], np.arange(25), atol=1)
     np.testing.assert_allclose(np.diff(one.seconds), 1 / 30, rtol=1e-4)
     monkeypatch.setattr(recordings, "open_source", None)

@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from xsvggt_ros.geometry import Array, inverse, unproject
 
+OCCLUDED = 0.05  # of the depth: more between a point and what another image shows there, and it is hidden
 TRACK_SIDE, TRACK_LIMITS = 256, (1, 2, 4, 8, 16)  # pixels: side of the image that the limits are of
 SCALE_ROUNDS = 10  # those of the field's protocol
 SCALE_SHIFT_ROUNDS = 50  # within 1e-4 of the least mean residual

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xsvggt_ros.evaluation.datasets import EvaluationFrame, EvaluationSequence
-from xsvggt_ros.evaluation.metrics import TrackErrors, track_errors
+from xsvggt_ros.evaluation.metrics import OCCLUDED, TrackErrors, track_errors
 from xsvggt_ros.geometry import inverse, transform, unproject
 from xsvggt_ros.stream import GeometryStream
 
 QUERIES = 64
-OCCLUDED = 0.05  # of the depth: more between a point and what the image shows there, and it is hidden
 BACK = 1.0  # pixel: flow that does not lead back to where it came from so closely has lost its point
 
 

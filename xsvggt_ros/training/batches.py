@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xsvggt_ros.evaluation.metrics import OCCLUDED
 from xsvggt_ros.geometry import encode_pose, inverse
-
-OCCLUDED = 0.05  # of the depth: more between a point and what another frame sees there, and it is hidden
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Bounded(NamedTuple):
     """WholeSequence of frames that see the first one, themselves, and a part of what lies between, as from a cache.
 
     A token that is gone for one frame is gone for all later ones. Those that are left stand for those that are not,
-    and are as noisy as the cache's default codes make them.
+    and are as noisy as codes of CODE_ERRORS.
     """
 
     kernel: Kernel
