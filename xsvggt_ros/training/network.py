@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from xsvggt_ros.model.attention import Kernel, WholeSequence
+from xsvggt_ros.model.attention import Context, Kernel, WholeSequence
 from xsvggt_ros.model.camera_head import ITERATIONS, CameraHead, activate_pose
 from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.model.loading import FIELD_OF_VIEW, compute_dtype
 from xsvggt_ros.model.streamvggt import Predictions, StreamVGGT
+from xsvggt_ros.training.attention import CausalFrames, matmul_attention
 from xsvggt_ros.training.supervision import Recording, Supervision
 
 TRUNK_SCALE = 0.05  # of the camera head's residuals at first: with 1 the pose saturates and stays constant
@@ -26,6 +27,7 @@ RATES = {"blocks": 2e-3, "camera trunk": 5e-4, "camera": 3e-5, "dense": 5e-4}
 # pose, which with 1e-4 was noisier than if it had stayed constant.
 BY_OPTIMIZER = (("blocks", "camera trunk"), ("camera", "dense"))  # Muon's, AdamW's
 WEIGHT_DECAY = 0.01
+SWEEPS = 6  # after which poses to start from are right to 1e-3
 CODE_ERRORS = (0.365, 0.755)  # of keys at 2 bits and values at 1: an unbiased quantiser's of a normal distribution
 
 
@@ -56,15 +58,6 @@ def new_model(config: ModelConfig, seed: int) -> StreamVGGT:
     return model
 
 
-def matmul_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v. For few tokens the plain products train faster on a CPU than PyTorch's kernel."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    scores = q @ k.mT * q.shape[-1] ** -0.5
-    if bias is not None:
-        scores = scores + bias[:, None]
-    return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2)
-
-
 def run(model: StreamVGGT, images: Tensor, chosen: Tensor, budget: Budget | None = None, causal: bool = True) -> Output:
     """Whole sequences [B, S, 3, H, W] as a stream sees them; the dense heads run on `chosen` frames [s] only.
 
@@ -77,14 +70,19 @@ def run(model: StreamVGGT, images: Tensor, chosen: Tensor, budget: Budget | None
         encoded = model.aggregator.encode(images.flatten(0, 1), inside).unflatten(0, (batch, frames))
         x = model.aggregator.with_specials(encoded, starts=True)
         attention: list[tuple[Tensor, Tensor]] = []
-        size = x.shape[2] if causal else None
-        seen = Bounded(model.kernel, x.shape[2], budget) if budget else WholeSequence(model.kernel, size)
-        across = Recording(seen, attention)
+        across = Recording(_across(model.kernel, x.shape[2], budget, causal), attention)
         taps = model.aggregator(x, grid, inside, across)
         predictions = model.dense([tap[:, chosen] for tap in taps], grid, torch.empty(0))
     poses = streamed_poses if causal else whole_poses
     predictions.pose_iterations = poses(model.camera_head, taps[-1][:, :, 0].float())
     return Output(predictions, encoded, attention, taps)
+
+
+def _across(kernel: Kernel, tokens_per_frame: int, budget: Budget | None, causal: bool) -> Context:
+    """What the global blocks see."""
+    if budget is not None:
+        return Bounded(kernel, tokens_per_frame, budget)
+    return CausalFrames(tokens_per_frame) if causal else WholeSequence(kernel)
 
 
 class Budget(NamedTuple):
@@ -135,17 +133,23 @@ def _noisy(x: Tensor, error: float, generator: torch.Generator) -> Tensor:
 def streamed_poses(head: CameraHead, tokens: Tensor) -> Tensor:
     """Camera tokens [B, S, 2C] -> pose encodings [iterations, B, S, 9] as a stream computes them.
 
-    There, an iteration sees all iterations of earlier frames and its frame's earlier ones (CameraCache). Every
-    iteration's starting pose counts as given, hence one frame after the other gives those without gradient, and
-    then all iterations of all frames are one causal sequence.
+    There, an iteration sees all iterations of earlier frames and its frame's earlier ones (CameraCache). With the
+    poses that iterations start from, which count as given, all of them are one causal sequence. Those poses are what
+    such a sequence gives when it is computed again and again: early frames and iterations are right first.
     """
+    normalised = head.token_norm(tokens).repeat_interleave(ITERATIONS, 1)
     empty = head.empty_pose_tokens.expand(*tokens.shape[:2], -1)[:, :, None]
-    before = _starting_poses(head, tokens)  # [B, S, iterations - 1, 9]
-    given = torch.cat([empty, before], 2).flatten(1, 2)
-    repeated = head.token_norm(tokens).repeat_interleave(ITERATIONS, 1)
-    delta = head.delta(repeated, given, WholeSequence(_causal)).unflatten(1, (-1, ITERATIONS))
-    poses = torch.cat([delta[:, :, :1], delta[:, :, 1:] + before], 2)
-    return activate_pose(poses).movedim(2, 0)
+
+    def poses(given: Tensor) -> Tensor:  # [B, S, iterations - 1, 9] -> [B, S, iterations, 9]
+        delta = head.delta(normalised, torch.cat([empty, given], 2).flatten(1, 2), WholeSequence(_causal))
+        delta = delta.unflatten(1, (-1, ITERATIONS))
+        return torch.cat([delta[:, :, :1], delta[:, :, 1:] + given], 2)
+
+    given = tokens.new_zeros(*tokens.shape[:2], ITERATIONS - 1, head.empty_pose_tokens.shape[-1])
+    with torch.no_grad():
+        for _ in range(SWEEPS):
+            given = poses(given)[:, :, :-1]
+    return activate_pose(poses(given)).movedim(2, 0)
 
 
 def whole_poses(head: CameraHead, tokens: Tensor) -> Tensor:
@@ -157,28 +161,6 @@ def whole_poses(head: CameraHead, tokens: Tensor) -> Tensor:
         pose = head.delta(normalised, given, context) + (given if iteration else 0)
         poses.append(activate_pose(pose))
     return torch.stack(poses)
-
-
-@torch.no_grad()
-def _starting_poses(head: CameraHead, tokens: Tensor) -> Tensor:
-    """The poses from which the second and later iterations start, [B, S, iterations - 1, 9]."""
-    everything = _Everything([[] for _ in head.trunk])
-    poses = [head(tokens[:, frame : frame + 1], everything)[:-1] for frame in range(tokens.shape[1])]
-    return torch.cat(poses, 2).permute(1, 2, 0, 3)
-
-
-class _Everything(NamedTuple):
-    """The context of the camera head in a stream that forgets nothing: all keys and values so far, per block."""
-
-    seen: list[list[tuple[Tensor, Tensor]]]
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.seen[layer].append((k, v))
-        keys, values = (torch.cat(part, 1) for part in zip(*self.seen[layer], strict=True))
-        return matmul_attention(q, keys, values)
-
-    def added(self, layer: int, scale: Tensor, residual: Tensor) -> None:
-        pass
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -20,12 +20,13 @@ from xsvggt_ros.training.batches import Batch, true_batch
 
 FIRST_SEED = 1_000_000  # of the rooms trained on; those below are for evaluation and demonstration
 MOST_SEQUENCES = 100  # in a batch
-INTERVALS = (0.05, 0.6)  # seconds between frames, in the mean of a sequence
+INTERVALS = (0.08, 0.6)  # seconds between frames, in the mean of a sequence
 SKIPPED = 2  # of so many rendered instants one becomes a frame, as in a stream that drops images
 SOFTNESS = 0.5  # at most: some cameras, and all resized images, are less sharp than ray casting
-HANDHELD = 0.2  # share of the sequences; the others are a robot's
-OTHER_LENSES, FIELDS_OF_VIEW = 0.3, (50.0, 95.0)  # share of the sequences, degrees
-OTHER_SHAPES, ROWS = 0.15, (3, 9)  # share of the batches, rows of patches
+HANDHELD = 0.15  # share of the sequences; the others are a robot's
+OTHER_LENSES, FIELDS_OF_VIEW = 0.15, (50.0, 95.0)  # share of the sequences, degrees
+OTHER_SHAPES, ROWS = 0.1, (3, 9)  # share of the batches, rows of patches
+VARIED_ROOMS = 0.5  # share of the batches; the others are of plain ones
 
 
 def training_batch(
@@ -63,7 +64,8 @@ def _training_views(
         height = PATCH_SIZE * int(rng.integers(*ROWS))
     T_room_cam = np.stack([_dropping(rng, seed, frames) for seed in seeds])
     lenses = [pinhole(width, height, *_field_of_view(rng)) for _ in seeds]
-    images, depth = _views(T_room_cam, np.stack(lenses), seeds, VARIED, (height, width), device)
+    style = VARIED if rng.random() < VARIED_ROOMS else PLAIN
+    images, depth = _views(T_room_cam, np.stack(lenses), seeds, style, (height, width), device)
     return _exposed(images, rng), depth, T_room_cam, np.stack(lenses)
 
 

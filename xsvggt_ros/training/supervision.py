@@ -27,10 +27,14 @@ POINT, FLOW, POSE = 3, 2, 7  # channels of a readout
 
 
 class Matches:
-    """Where the middle of every patch of a frame lies in the patch grid of every other."""
+    """Where the middle of every patch of a frame lies in the patch grid of every other.
 
-    def __init__(self, batch: Batch, grid: tuple[int, int], patch: int):
+    asked: the frames [t] whose patches are to find themselves in all others; None: all.
+    """
+
+    def __init__(self, batch: Batch, grid: tuple[int, int], patch: int, asked: Tensor | None = None):
         rows, columns = grid
+        self.asked = torch.arange(batch.depth.shape[1]) if asked is None else asked
         device = batch.depth.device
         v, u = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
         middle = (torch.stack([u, v], -1).flatten(0, 1) * patch + patch // 2).to(batch.depth)  # [n, 2]
@@ -41,13 +45,14 @@ class Matches:
         self.visible = batch.visible(pixels, depth)  # [B, S, S, n]
         seen_before = torch.ones(self.visible.shape[1:3], device=device).tril(-1)  # t sees s < t only
         self.weight = self.visible * seen_before[:, :, None]
-        self.target = _hats(self.place, rows, columns)  # [B, S, S, n, rows * columns]
+        self.target = _hats(self.place[:, self.asked], rows, columns)  # [B, t, S, n, rows * columns]
 
     def loss(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Cross-entropy of softmax(queries keys^T) of patches, [B, S, n, d] both, against the true places."""
-        logits = torch.einsum("btnd,bsmd->btsnm", queries.float(), keys.float())
+        logits = torch.einsum("btnd,bsmd->btsnm", queries[:, self.asked].float(), keys.float())
         entropy = -(self.target * logits.log_softmax(-1)).sum(-1)
-        return (entropy * self.weight).sum() / self.weight.sum().clamp(min=1)
+        weight = self.weight[:, self.asked]
+        return (entropy * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _hats(place: Tensor, rows: int, columns: int) -> Tensor:

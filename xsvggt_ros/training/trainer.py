@@ -36,13 +36,13 @@ CURRICULUM: tuple[tuple[float, tuple[tuple[int, int], ...]], ...] = (
     (0.03, ((12, 4),)),
     (0.08, ((8, 6),)),
     (0.15, ((4, 12), (4, 16))),
-    (0.3, ((8, 12), (4, 24), (4, 24), (2, 48), (2, 48), (2, 96))),
+    (0.3, ((8, 12), (4, 24), (4, 24), (4, 24), (2, 48), (2, 48), (2, 48), (2, 96))),
 )
 LEARNED = 0.3  # share of the curriculum that weights to start from have behind them
-DENSE = 3  # one of so many frames is seen by the dense heads, which cost as much as all the rest
+DENSE = 4  # one of so many frames is seen by the dense heads and looked for in all others: both cost much
 BOUNDED, BUDGETS = 0.3, (6, 20)  # share of the batches whose past is cut to a budget, frames
 WARM_UP = 100  # steps
-DECAY = 0.4  # of the run, over which the learning rate falls to 0
+DECAY = 0.5  # of the run, over which the learning rate falls to 0
 AVERAGE = 0.998  # of the weights that are validated and exported, with each step
 CLIP = 1.0  # largest norm of the gradient
 WEIGHTS = {
@@ -154,7 +154,7 @@ class Trainer:
     def _losses(self, out: Output, lesson: Batch, chosen: Tensor) -> dict[str, Tensor]:
         predictions = out.predictions
         taught = None if lesson.confidence is None else lesson.confidence[:, chosen]
-        matches = Matches(lesson, self.model.grid(lesson.images), self.model.config.patch_size)
+        matches = Matches(lesson, self.model.grid(lesson.images), self.model.config.patch_size, chosen)
         depth = (predictions.depth.float(), predictions.depth_confidence.float())
         losses = {
             "pose": pose_loss(predictions.pose_iterations, lesson.pose),
