@@ -11,7 +11,6 @@ import torch
 
 from xsvggt_ros import tracks as tracks_module
 from xsvggt_ros.config import CacheConfig, NodeConfig, StreamConfig
-from xsvggt_ros.messages.topics import TRACK_POINTS
 from xsvggt_ros.model.config import MODELS, TrackConfig
 from xsvggt_ros.model.streamvggt import StreamVGGT
 from xsvggt_ros.pipeline import Pipeline
@@ -199,7 +198,8 @@ def test_points_of_the_cameras_image_come_by_message(model, caplog):
         return answer.result.frame
 
     def ask(*pixels):
-        pipeline.receive(TRACK_POINTS, SimpleNamespace(points=[SimpleNamespace(x=x, y=y, z=0.0) for x, y in pixels]))
+        points = [SimpleNamespace(x=x, y=y, z=0.0) for x, y in pixels]
+        pipeline.receive("~/track_points", SimpleNamespace(points=points))
 
     ask((1.0, 1.0))
     assert shown(0).tracks.ids.size == 0 and "~/track_points ignored: there is no frame yet" in caplog.text
@@ -209,6 +209,13 @@ def test_points_of_the_cameras_image_come_by_message(model, caplog):
     queries = pipeline._stream._tracker._groups[0].queries.numpy()
     np.testing.assert_allclose(queries, [[10, 20], [49.75, 39.75]], atol=1e-5)
     np.testing.assert_allclose(frame.resize.to_image(queries), [[20.5, 40.5], [100, 80]], atol=1e-4)
-    ask((1000.0, 0.0))
+    pipeline.receive("~/track_click", SimpleNamespace(x=1000.0, y=0.0, z=0.0))
     shown(2)
+    assert "~/track_click ignored: points must lie in the image" in caplog.text
+    pipeline.reset()
+    shown(3)
+    pipeline.receive("~/track_click", SimpleNamespace(x=20.5, y=40.5, z=0.0))
+    assert shown(4).tracks.ids.tolist() == [2]
+    ask((1000.0, 0.0))
+    shown(5)
     assert "~/track_points ignored: points must lie in the image" in caplog.text

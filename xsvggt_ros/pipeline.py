@@ -17,7 +17,7 @@ from xsvggt_ros.continuity import Late
 from xsvggt_ros.frame import Frame, InputImage
 from xsvggt_ros.memory import MIB, OutOfMemory
 from xsvggt_ros.messages.decode import CameraDecoder, camera_of, decode_depth, decode_pose, name_of, stamp_ns
-from xsvggt_ros.messages.topics import CAMERA_INFO, DEPTH, TF, TF_STATIC, TRACK_POINTS
+from xsvggt_ros.messages.topics import CAMERA_INFO, DEPTH, POINTS_TO_TRACK, TF, TF_STATIC
 from xsvggt_ros.placement.placement import NotPlaced, Placed, Placement
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.status import Status, StepStatus
@@ -105,8 +105,8 @@ class Pipeline:
         self._config = config  # in force for the newest image
         self._waiting: list[Arrival] = []  # in the stream, until their chunk is full
         self._reset_asked = Event()
-        # Messages of topics.TRACK_POINTS: without images they wait, but no more than can be followed.
-        self._points_asked: deque[Any] = deque(maxlen=max(1, config.stream.track_groups))
+        # Topics of POINTS_TO_TRACK and their messages: without images they wait, but no more than can be followed.
+        self._points_asked: deque[tuple[str, Any]] = deque(maxlen=max(1, config.stream.track_groups))
         self._resize: Resize | None = None  # of the newest image
         self._followed = ""  # frame_id of the camera whose images are taken
         self._others = 0  # images of other cameras since its last
@@ -124,8 +124,8 @@ class Pipeline:
         try:
             if topic == CAMERA_INFO:
                 self._camera.receive(message)
-            elif topic == TRACK_POINTS:
-                self._points_asked.append(message)
+            elif topic in POINTS_TO_TRACK:
+                self._points_asked.append((topic, message))
             else:
                 hand_over(self._placement, topic, message)
         except ValueError as error:
@@ -214,7 +214,7 @@ class Pipeline:
             self._reset_asked.clear()
             answers = self._new_world("asked for by ~/reset")
         while self._points_asked:
-            self._follow(self._points_asked.popleft())
+            self._follow(*self._points_asked.popleft())
         before, cache = self._config.stream.cache, config.stream.cache
         if cache.chunk != before.chunk:
             answers += self.flush()
@@ -226,13 +226,14 @@ class Pipeline:
                 self._log.error(f"cache settings not applied: {error}")
         return answers
 
-    def _follow(self, polygon: Any) -> None:
+    def _follow(self, topic: str, message: Any) -> None:
         """Points of the newest image, in its pixels."""
-        pixels = np.array([(point.x, point.y) for point in polygon.points], np.float32).reshape(-1, 2)
+        points = getattr(message, "points", [message])  # of a Polygon, or a Point
+        pixels = np.array([(point.x, point.y) for point in points], np.float32).reshape(-1, 2)
         try:
             ids = self._stream.track(self._resize.to_input(pixels) if self._resize else pixels)
         except ValueError as error:
-            self._log.warning(f"{TRACK_POINTS} ignored: {error}")
+            self._log.warning(f"{topic} ignored: {error}")
         else:
             self._log.info(f"following {len(ids)} points, from id {ids[0]}")
 

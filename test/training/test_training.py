@@ -276,6 +276,12 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(short_sequences, tmp_pa
             assert torch.equal(other.state_dict()[name], tensor), name
 
 
+def test_a_seed_is_another_run(short_sequences, tmp_path):
+    once, again, other = (Trainer(run_in(tmp_path / str(i), seed=n)).train_step() for i, n in enumerate((0, 0, 1)))
+    assert once == again
+    assert all(once[name] != other[name] for name in ("pose", "depth", "points"))
+
+
 def test_weights_to_start_from(short_sequences, tmp_path):
     first = Trainer(run_in(tmp_path / "first", steps=1))
     list(first.train())
@@ -290,6 +296,7 @@ def test_weights_to_start_from(short_sequences, tmp_path):
     [
         (["--width", "100"], "multiples of 14"),
         (["--steps", "0"], "at least 1"),
+        (["--seed", "1000"], "seed must be from 0 to 999"),
         (["--device", "cuda:99"], "device cuda:99 cannot be used"),
         (["--init", "no/such.safetensors", "--workers", "1"], "no weights file"),
         (["--data", "images"], "give a --teacher"),

@@ -20,7 +20,10 @@ from xsvggt_ros.status import Status
 # Names of what comes in, as before remapping. A recording's topics are given these names as they are read.
 IMAGE, CAMERA_INFO, TF, TF_STATIC = "image", "camera_info", "/tf", "/tf_static"
 ODOMETRY, DEPTH = "reference/odometry", "reference/depth"
-TRACK_POINTS, TRACK_POINTS_TYPE = "~/track_points", "geometry_msgs/msg/Polygon"  # pixels of the camera's image
+POINTS_TO_TRACK = {  # topic -> message type of pixels x y in the camera's image
+    "~/track_points": "geometry_msgs/msg/Polygon",
+    "~/track_click": "geometry_msgs/msg/Point",  # as rqt_image_view tells where its picture was clicked
+}
 IMAGE_TYPES = {"sensor_msgs/msg/Image": "raw", "sensor_msgs/msg/CompressedImage": "compressed"}  # -> image_transport
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 REFERENCES = {  # topic -> message type of what a placement may listen to

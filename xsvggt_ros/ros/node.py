@@ -165,7 +165,8 @@ class StreamNode(LifecycleNode):
         self._subscribe(topics.CAMERA_INFO_TYPE, topics.CAMERA_INFO, qos_profile_sensor_data)
         self._subscribe_to_latched()
         if config.stream.track_groups:
-            self._subscribe(topics.TRACK_POINTS_TYPE, topics.TRACK_POINTS, QoSProfile(depth=10))
+            for topic, kind in topics.POINTS_TO_TRACK.items():
+                self._subscribe(kind, topic, QoSProfile(depth=10))
         for topic in topics.references(config):
             qos = {topics.TF: TRANSFORMS, topics.TF_STATIC: STATIC_TRANSFORMS}.get(topic, qos_profile_sensor_data)
             self._subscribe(topics.REFERENCES[topic], topic, qos)

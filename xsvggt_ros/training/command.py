@@ -21,6 +21,7 @@ from xsvggt_ros.training.recordings import read_recordings
 from xsvggt_ros.training.run import Run
 from xsvggt_ros.training.trainer import Trainer, export
 
+SEEDS = 1000
 LAUNCHED = "WORLD_SIZE" in os.environ  # by torchrun, as one of several processes
 
 
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, default=10_000, metavar="N", help="in all (default: %(default)s)")
     parser.add_argument("--init", type=Path, metavar="FILE", help="weights to start a new run from (default: random)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another run (default: %(default)s)")
     parser.add_argument(
         "--data",
         type=Path,
@@ -93,6 +95,8 @@ def _run_of(args: argparse.Namespace) -> Run:
         workers = int(os.environ["WORLD_SIZE"])
     elif workers > 1 and device.type != "cpu":
         raise ValueError("workers are for CPUs: for several GPUs start `torchrun --nproc-per-node N -m xsvggt_ros.cli`")
+    if not 0 <= args.seed < SEEDS:
+        raise ValueError(f"the seed must be from 0 to {SEEDS - 1}, got {args.seed}")
     if min(args.steps, workers) < 1:
         raise ValueError("steps and workers must be at least 1")
     patch = MODELS[args.model].patch_size
@@ -109,6 +113,7 @@ def _run_of(args: argparse.Namespace) -> Run:
         width=args.width,
         height=args.height,
         device=device,
+        seed=args.seed,
         init=args.init,
         data=tuple(args.data),
         teacher=args.teacher,

@@ -19,6 +19,7 @@ class Run:
     width: int
     height: int
     device: torch.device
+    seed: int = 0  # of the random weights and of what they learn from
     init: Path | None = None  # weights to start from
     data: tuple[Path, ...] = ()  # recordings to learn from; none: synthetic rooms
     teacher: Path | None = None  # weights of a network to learn from

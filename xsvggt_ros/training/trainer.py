@@ -41,6 +41,7 @@ CURRICULUM: tuple[tuple[float, tuple[tuple[int, int], ...]], ...] = (
 LEARNED = 0.3  # share of the curriculum that weights to start from have behind them
 DENSE = 4  # one of so many frames is seen by the dense heads and looked for in all others: both cost much
 BOUNDED, BUDGETS = 0.3, (6, 20)  # share of the batches whose past is cut to a budget, frames
+MOST_BATCHES = 1_000_000  # of a run
 WARM_UP = 100  # steps
 DECAY = 0.5  # of the run, over which the learning rate falls to 0
 AVERAGE = 0.998  # of the weights that are validated and exported, with each step
@@ -61,7 +62,7 @@ class Trainer:
     def __init__(self, run: Run):
         self.run = run
         config = MODELS[run.model]
-        self.model = new_model(config, seed=0)
+        self.model = new_model(config, run.seed)
         self.supervision = Supervision(config)
         if run.init is not None:
             _load_known(self.model, run.init)
@@ -111,7 +112,8 @@ class Trainer:
         """One optimizer step; the losses by name."""
         run, share = self.run, self.step / self.run.steps
         sequences, frames = self._batch_shape(share)
-        number = self.step // 2 * run.workers + run.rank  # every batch serves twice: rendering takes its time
+        # Every batch serves twice: rendering takes its time.
+        number = run.seed * MOST_BATCHES + self.step // 2 * run.workers + run.rank
         mirrored = bool(self.step % 2)
         each = max(1, sequences // run.workers)
         lessons = self.lessons.training(number, each, frames, mirrored)
