@@ -66,6 +66,15 @@ def test_everything_is_inside(page):
     assert "url(" not in page
 
 
+def test_points_are_drawn_with_the_way_they_came_unless_they_are_hidden(recording):
+    """One of the two that every answer has moves to the right by a pixel from image to image."""
+    drawn, sent = pictures.followed(recording, 4), recording.images[recording.answers[4].image].image
+    rows, columns = np.nonzero((drawn != sent).any(-1))
+    here = recording.answers[4].image + 10
+    assert abs(rows - 20).max() <= 3
+    assert (columns.min(), columns.max()) == pytest.approx((10, here + 2), abs=1)
+
+
 def test_there_are_a_film_rows_of_pictures_and_two_figures_for_light_and_dark(recording, page):
     film, light, dark, *stills = [decode(picture) for picture in Page(page).pictures]
     assert film.n_frames == len(recording.answers)
@@ -73,7 +82,7 @@ def test_there_are_a_film_rows_of_pictures_and_two_figures_for_light_and_dark(re
     assert light.size == dark.size
     assert len(stills) == 5 * COLUMNS + 2
     assert stills[0].size == (64, 48)
-    assert np.array_equal(np.asarray(stills[0]), recording.images[0].image)
+    assert np.array_equal(np.asarray(stills[0]), pictures.followed(recording, 0))
     assert stills[2 * COLUMNS].size == (56, 42)
 
 

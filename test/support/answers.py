@@ -15,6 +15,7 @@ from xsvggt_ros.demo.errors import true_depth, unit
 from xsvggt_ros.demo.recording import Answer, Played, Recording
 from xsvggt_ros.frame import Frame, InputImage
 from xsvggt_ros.geometry import inverse, ros_pose
+from xsvggt_ros.messages.encode import TRACK
 from xsvggt_ros.rooms import RoomFrame
 from xsvggt_ros.rooms import stream as room
 from xsvggt_ros.settings import changed
@@ -76,4 +77,5 @@ def _answer(image: int, frame: Frame, stride: int) -> Answer:
         confidence=frame.confidence,
         points=points[::stride, ::stride],
         status=frame.status,
+        tracks=np.array([(0, 0, 1, 10 + image, 20, 7, 1, 0.9), (0, 0, 1, 40, 5, 8, 0, 0.1)], TRACK),
     )

@@ -8,12 +8,13 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xsvggt_ros.demo.recording import Answer, Played
 from xsvggt_ros.frame import InputImage
 from xsvggt_ros.geometry import rigid, rotation_matrix
 from xsvggt_ros.messages.decode import stamp_ns
-from xsvggt_ros.messages.topics import TOPICS
+from xsvggt_ros.messages.encode import TRACK
 from xsvggt_ros.ros.client import RESEND_S, Arrival, StreamClient, stream_client
 from xsvggt_ros.status import ImageCounts, StepStatus
 
@@ -59,7 +60,7 @@ def _answers(client: StreamClient, stamps: list[int]) -> dict[str, Any]:
     answers, incomplete = [], []
     for i, stamp in enumerate(stamps):
         messages, arrived = outputs.pop(stamp, ({}, 0))
-        missing = sorted(set(TOPICS) - set(messages))
+        missing = sorted(set(client.topics) - set(messages))
         if not missing:
             answers.append(_answer(i, (arrived - stamp) * 1e-9, messages))
         elif messages:
@@ -97,6 +98,7 @@ def _answer(image: int, latency: float, messages: dict[str, Any]) -> Answer:
         confidence=_floats(messages["~/confidence/image"]),
         points=np.frombuffer(cloud.data, "<f4").reshape(cloud.height, cloud.width, 4)[..., :3],
         status=_status(messages["~/status"]),
+        tracks=_tracks(messages.get("~/tracks")),
     )
 
 
@@ -107,6 +109,10 @@ def _matrix(position: Any, rotation: Any) -> np.ndarray:
 
 def _floats(image: Any) -> np.ndarray:
     return np.frombuffer(image.data, "<f4").reshape(image.height, image.width)
+
+
+def _tracks(cloud: Any) -> NDArray[np.void]:
+    return np.frombuffer(cloud.data if cloud else b"", TRACK)
 
 
 def _status(message: Any) -> StepStatus:

@@ -29,6 +29,7 @@ from xsvggt_ros.demo.report import headline, html
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.frame import Frame, InputImage
 from xsvggt_ros.installation import package_file
+from xsvggt_ros.messages.topics import outputs
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.rate import check_rate
@@ -41,6 +42,7 @@ SETTINGS = [setting for setting in settings(NodeConfig) if setting.name in PASSE
 START = {"frames": 32, "bits": 16}
 LATER = {"frames": 8, "bits": 4}
 STOP_S = 20.0  # from SIGINT to the node's end
+TRACKS = {"track_groups": 1, "track_grid": 4}  # where the model has a track head
 LOG_LINES = 15  # of the node, shown when it fails
 
 
@@ -70,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     Raises ValueError or OSError, before the node is started, for input or output that cannot work.
     """
     config = changed(NodeConfig(), given_settings(args, SETTINGS))
+    if MODELS[config.stream.model].track:
+        config = changed(config, TRACKS)
     check_rate(args.rate)
     ros = _ros_side()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -81,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         with (
             stop_signals() as stop,  # an exception amid rclpy's callbacks might be lost
             _stream_node(start, log) as node,
-            ros.stream_client(lambda: _check_alive(node, stop)) as client,
+            ros.stream_client(lambda: _check_alive(node, stop), outputs(start)) as client,
         ):
             client.wait_until_ready(images[0])
             print(f"playing {len(images)} images at {args.rate:g} Hz ...", flush=True)

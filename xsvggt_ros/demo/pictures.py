@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import cv2
 import matplotlib
@@ -16,6 +17,9 @@ from xsvggt_ros.demo.recording import Recording
 
 DEPTH_COLOURS = "turbo"
 SHOWN_PERCENTILES = (2, 98)  # of the values, from one end of a colour scale to the other
+TAIL, DOT = 8, 2  # answers before, pixels
+GOLDEN = 0.618034  # turns of the colour circle from one point to the next: no two near ones look alike
+SHIFT = 4  # binary places of pixels for OpenCV
 FILM_MS, FILM_QUALITY = 80, 80  # of each image; of the WebP
 
 
@@ -34,6 +38,24 @@ def colour_stops(colours: str, count: int = 12) -> list[str]:
     return [matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps[colours](np.linspace(0, 1, count))]
 
 
+def followed(recording: Recording, index: int) -> NDArray[np.uint8]:
+    """The image of an answer, with the points that the node follows and where they were in the answers before."""
+    answers = recording.answers[max(0, index - TAIL) : index + 1]
+    shown = [{p["id"]: (p["u"], p["v"]) for p in answer.tracks if p["visible"]} for answer in answers]
+    image = recording.images[answers[-1].image].image.copy()
+    for name, place in shown[-1].items():
+        colour = tuple(int(255 * c) for c in matplotlib.colormaps["hsv"](name * GOLDEN % 1)[:3])
+        way = [positions[name] for positions in shown if name in positions]
+        cv2.polylines(image, [_fixed(way)], False, colour, 1, cv2.LINE_AA, SHIFT)
+        cv2.circle(image, _fixed(place), DOT << SHIFT, colour, -1, cv2.LINE_AA, SHIFT)
+    return image
+
+
+def _fixed(pixels: Any) -> NDArray[np.int32]:
+    """Pixels [..., 2] as OpenCV takes parts of them."""
+    return np.round(np.array(pixels) * 2**SHIFT).astype(np.int32)
+
+
 def film_webp(recording: Recording) -> bytes:
     """Animated WebP of the answered images, side by side: image, true depth where it is known, the node's depth."""
     low, high = depth_range(recording)
@@ -46,7 +68,7 @@ def film_webp(recording: Recording) -> bytes:
 
 def _film_frame(r: Recording, index: int, low: float, high: float) -> NDArray[np.uint8]:
     answer = r.answers[index]
-    image = r.images[answer.image].image
+    image = followed(r, index)
     depths = [r.unit * answer.depth]
     if r.truth:
         depths.insert(0, true_depth(r.true_answers[index], answer.depth.shape))

@@ -37,6 +37,7 @@ class Answer:
     confidence: NDArray[np.float32]  # [h, w]
     points: NDArray[np.float32]  # [h / stride, w / stride, 3], optical camera frame
     status: StepStatus
+    tracks: NDArray[np.void]  # [N] of messages.encode.TRACK: where the points are that the node follows
 
 
 @dataclass(frozen=True)

@@ -146,9 +146,10 @@ def _pictures(r: Recording) -> list[Row]:
     depth = [r.unit * a.depth for a in shown]
     ends = pictures.depth_range(r)
     unit = "metres" if r.truth else "model units"
+    words = "as sent, with the points followed" if r.start.stream.track_groups else "as sent"
     rows = [
         Row("", "", [_caption(a) for a in shown]),
-        Row("Image", "as sent", [Cell(_inline(pictures.rgb_png(r.images[a.image].image))) for a in shown]),
+        Row("Image", words, [Cell(_inline(pictures.rgb_png(pictures.followed(r, i)))) for i in chosen]),
     ]
     if r.truth:
         true = [r.true_answers[i].depth for i in chosen]

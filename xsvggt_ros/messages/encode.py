@@ -24,6 +24,7 @@ TRACK_FIELDS = {
     "visible": "u1",
     "confidence": "<f4",
 }
+TRACK = np.dtype(list(TRACK_FIELDS.items()))
 FIELD_TYPES = {"<f4": "FLOAT32", "<u4": "UINT32", "u1": "UINT8"}
 ENCODINGS = {("float32", 2): "32FC1", ("uint8", 3): "rgb8"}  # dtype and dimensions of an array -> of its Image
 
@@ -144,11 +145,11 @@ class Encoder:
         image, id, visible (0 or 1), confidence."""
         tracks = frame.tracks
         assert tracks is not None
-        cloud = np.zeros(len(tracks.ids), np.dtype(list(TRACK_FIELDS.items())))
+        cloud = np.zeros(len(tracks.ids), TRACK)
         cloud["x"], cloud["y"], cloud["z"] = transform(inverse(frame.T_first_cam), frame.tracked_points()).T
         cloud["u"], cloud["v"] = (frame.resize.to_image(tracks.pixels) if frame.resize else tracks.pixels).T
         cloud["id"], cloud["visible"], cloud["confidence"] = tracks.ids, tracks.visible, tracks.confidence
-        field, offsets = self._class("sensor_msgs/msg/PointField"), cloud.dtype.fields
+        field, offsets = self._class("sensor_msgs/msg/PointField"), TRACK.fields
         assert offsets is not None
         return self._make(
             "sensor_msgs/msg/PointCloud2",

@@ -46,6 +46,11 @@ TOPICS = {
 TRACKS = {"~/tracks": "sensor_msgs/msg/PointCloud2"}  # as well, where points are followed
 
 
+def outputs(config: NodeConfig) -> dict[str, str]:
+    """The topics that frames go out on under these settings, with their message types."""
+    return TOPICS | (TRACKS if config.stream.track_groups else {})
+
+
 def references(config: NodeConfig) -> list[str]:
     """The topics of REFERENCES that the settings make necessary."""
     source = config.scale.source

@@ -26,7 +26,7 @@ from xsvggt_ros.geometry import quaternion_xyzw, transform
 from xsvggt_ros.installation import package_file
 from xsvggt_ros.memory import MIB
 from xsvggt_ros.messages.bag import NewBag
-from xsvggt_ros.messages.topics import TOPICS, TRACKS, FrameMessages
+from xsvggt_ros.messages.topics import FrameMessages, outputs
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.status import Status
 
@@ -214,8 +214,7 @@ class TopicBag:
         self._config = config
         types = _message_types()
         self._messages = FrameMessages(types.types.__getitem__)
-        topics = TOPICS | (TRACKS if config.stream.track_groups else {})
-        self._bag = NewBag(path, {_full_name(topic): kind for topic, kind in topics.items()}, types)
+        self._bag = NewBag(path, {_full_name(topic): kind for topic, kind in outputs(config).items()}, types)
 
     def write(self, placed: Placed, status: Status) -> None:
         for topic, make in self._messages.convert(placed, self._config).items():

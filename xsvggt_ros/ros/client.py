@@ -28,7 +28,6 @@ from std_srvs.srv import Trigger
 
 from xsvggt_ros.frame import InputImage
 from xsvggt_ros.messages.decode import stamp_ns
-from xsvggt_ros.messages.topics import TOPICS
 from xsvggt_ros.ros.types import message_class
 
 NODE = "stream"
@@ -44,19 +43,23 @@ class Arrival:
 
     topic: str
     time_ns: int
+    kind: str  # its message type
     data: bytes
 
     def decoded(self) -> Any:
-        return deserialize_message(self.data, message_class(TOPICS[self.topic]))
+        return deserialize_message(self.data, message_class(self.kind))
 
 
 @contextmanager
-def stream_client(alive: Callable[[], None]) -> Iterator[StreamClient]:
-    """A client in the default context. `alive` is called while waiting; it raises if the node has ended."""
+def stream_client(alive: Callable[[], None], topics: dict[str, str]) -> Iterator[StreamClient]:
+    """A client in the default context.
+
+    alive: called while waiting; it raises if the node has ended. topics: what the node sends, with its message types.
+    """
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     node = Node("client")
     try:
-        yield StreamClient(node, alive)
+        yield StreamClient(node, alive, topics)
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
@@ -68,7 +71,8 @@ class StreamClient:
     The methods raise TimeoutError, saying what did not come, where the node does not answer.
     """
 
-    def __init__(self, node: Node, alive: Callable[[], None]) -> None:
+    def __init__(self, node: Node, alive: Callable[[], None], topics: dict[str, str]) -> None:
+        self.topics = topics
         self.arrivals: list[Arrival] = []
         self.warm_up: list[int] = []  # stamps of the images sent before the node was ready
         self.status: Any = None  # the newest StreamStatus
@@ -79,16 +83,17 @@ class StreamClient:
         self._parameters = AsyncParameterClient(node, NODE)
         # Messages that were generated here come last: without introspection they leave an error behind, which rmw
         # would print at the next subscription.
-        for topic in sorted(TOPICS, key=lambda topic: topic in ("/tf", "~/status")):
-            name, keep = topic.replace("~", NODE), partial(self._on_output, topic)
-            node.create_subscription(message_class(TOPICS[topic]), name, keep, QoSProfile(depth=100), raw=True)
+        for topic in sorted(topics, key=lambda topic: topic in ("/tf", "~/status")):
+            name, kind = topic.replace("~", NODE), topics[topic]
+            keep = partial(self._on_output, topic, kind)
+            node.create_subscription(message_class(kind), name, keep, QoSProfile(depth=100), raw=True)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(node)
 
     def wait_until_ready(self, image: InputImage) -> None:
         """Sends the image until every output has come, and has the node forget it."""
         deadline = time.monotonic() + READY_S
-        while missing := set(TOPICS) - {arrival.topic for arrival in self.arrivals}:
+        while missing := set(self.topics) - {arrival.topic for arrival in self.arrivals}:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no {', '.join(sorted(missing))} from the node within {READY_S:.0f} s")
             self.warm_up.append(self.send(image))
@@ -131,8 +136,8 @@ class StreamClient:
         )
         return stamp
 
-    def _on_output(self, topic: str, data: bytes) -> None:
-        arrival = Arrival(topic, time.time_ns(), data)
+    def _on_output(self, topic: str, kind: str, data: bytes) -> None:
+        arrival = Arrival(topic, time.time_ns(), kind, data)
         self.arrivals.append(arrival)
         if topic == "~/status":
             self.status = arrival.decoded()
