@@ -346,10 +346,12 @@ class TestWorld:
             assert frame.stamp_ns == truth.stamp_ns
 
     def test_seeds_are_rendered_when_their_turn_comes(self):
-        endless = room_sequences(range(7, 1 << 60), 2, 32, 24, "handheld", 10.0)
+        endless = room_sequences(range(7, 1 << 60), 2, 32, 24, "handheld", 10.0, 90.0)
         first, second = islice(endless, 2)
         assert (first.name, second.name) == ("room 7", "room 8")
-        for frame, truth in zip(second.frames, stream(8, 2, 32, 24, "handheld", 10.0), strict=True):
+        assert second.frames[0].intrinsics[0, 0] == pytest.approx(16)  # half the width, at 90 degrees
+        truth_of_second = stream(8, 2, 32, 24, "handheld", 10.0, field_of_view=90.0)
+        for frame, truth in zip(second.frames, truth_of_second, strict=True):
             for name, true in (("depth",) * 2, ("T_world_cam", "T_room_cam"), ("intrinsics",) * 2, ("stamp_ns",) * 2):
                 np.testing.assert_array_equal(getattr(frame, name), getattr(truth, true))
             np.testing.assert_array_equal(frame.image, truth.rgb)

@@ -30,6 +30,7 @@ from xsvggt_ros.evaluation.tracking import QUERIES, compare
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.rate import check_rate
 from xsvggt_ros.rooms.motion import MOTIONS
+from xsvggt_ros.rooms.sequence import FIELD_OF_VIEW
 from xsvggt_ros.settings import changed, settings, values
 from xsvggt_ros.stream import GeometryStream
 
@@ -106,6 +107,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rooms A to B - 1; training uses those from 1,000,000 on (default: 100:148)",
     )
     rooms.add_argument("--rate", type=float, default=4.0, metavar="HZ", help="images per second (default: %(default)s)")
+    rooms.add_argument(
+        "--fov",
+        type=float,
+        default=FIELD_OF_VIEW,
+        metavar="DEG",
+        help="horizontal field of view (default: %(default)s)",
+    )
     rooms.add_argument("--motion", choices=MOTIONS, default="robot", help="of the camera (default: %(default)s)")
     rooms.add_argument(
         "--sweep",
@@ -129,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
     if args.frames is not None and args.frames < FEWEST:
         raise ValueError(f"--frames {args.frames} leaves no motion between frames to compare; give at least {FEWEST}")
     check_rate(args.rate)
+    if not 10 <= args.fov <= 150:
+        raise ValueError(f"--fov must be from 10 to 150 degrees, got {args.fov:g}")
     given = given_settings(args, SETTINGS)
     config = changed(StreamConfig(), given)
     if args.rows and not args.sweep:
@@ -157,8 +167,8 @@ def _seeds(text: str) -> range:
 
 
 def _check_sweep(args: argparse.Namespace, given: dict[str, Any]) -> None:
-    if args.dataset != ROOMS or args.root or args.stride != 1 or args.points:
-        raise ValueError("a sweep is made on synthetic rooms: leave DATASET, ROOT, --stride and --points out")
+    if args.dataset != ROOMS or args.root or args.stride != 1 or args.points or args.fov != FIELD_OF_VIEW:
+        raise ValueError("a sweep is made on synthetic rooms: leave DATASET, ROOT, --stride, --points and --fov out")
     if args.output is None:
         raise ValueError("a sweep needs a folder to write into: add --output DIR")
     if set_by_sweep := [name for name in given if name.startswith("cache.")]:
@@ -270,7 +280,7 @@ def _long_enough(sequences: list[EvaluationSequence], stride: int) -> list[Evalu
 
 def _rooms(args: argparse.Namespace) -> Iterator[EvaluationSequence]:
     frames = (args.frames or ROOM_FRAMES) * args.stride
-    for sequence in room_sequences(args.seeds, frames, *IMAGE_SIZE, args.motion, args.rate):
+    for sequence in room_sequences(args.seeds, frames, *IMAGE_SIZE, args.motion, args.rate, args.fov):
         yield replace(sequence, frames=sequence.frames[:: args.stride])
 
 

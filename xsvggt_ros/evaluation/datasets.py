@@ -34,6 +34,7 @@ from xsvggt_ros.geometry import Array, intrinsic_matrix, inverse
 from xsvggt_ros.natural_order import naturally_sorted, numbers
 from xsvggt_ros.replay.sources.folder import FOLDER_RATE, HEIF_SUFFIXES, IMAGE_SUFFIXES, read_image
 from xsvggt_ros.rooms import stream
+from xsvggt_ros.rooms.sequence import FIELD_OF_VIEW
 
 Depth = NDArray[np.float32]
 
@@ -285,11 +286,17 @@ def _rooms(folder: Path) -> LazyFrames:
 
 
 def room_sequences(
-    seeds: range, frames: int, width: int, height: int, kind: str = "robot", rate: float = 30.0
+    seeds: range,
+    frames: int,
+    width: int,
+    height: int,
+    kind: str = "robot",
+    rate: float = 30.0,
+    field_of_view: float = FIELD_OF_VIEW,
 ) -> Iterator[EvaluationSequence]:
     """The synthetic rooms of these seeds, see `rooms.stream`; a sequence is rendered when its turn comes."""
     for seed in seeds:
-        rendered = stream(seed, frames, width, height, kind, rate)
+        rendered = stream(seed, frames, width, height, kind, rate, field_of_view=field_of_view)
         yield EvaluationSequence(
             f"room {seed}", [EvaluationFrame(f.stamp_ns, f.rgb, f.depth, f.T_room_cam, f.intrinsics) for f in rendered]
         )

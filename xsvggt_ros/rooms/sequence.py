@@ -52,15 +52,18 @@ def stream(
     kind: str = "robot",
     rate: float = 30.0,
     device: str | torch.device = "cpu",
+    field_of_view: float = FIELD_OF_VIEW,
 ) -> Iterator[RoomFrame]:
     """Frames of room `seed`, `rate` per second; kind: "robot" or "handheld", see motion.trajectory.
+
+    The field of view is in degrees, over the width.
 
     The same arguments give the same bytes on the same machine, and more frames only add to fewer.
     """
     room = make_room(seed)
     scene = furnish(room, device)
     poses = trajectory(room, frames, kind, rate)
-    intrinsics = pinhole(width, height)
+    intrinsics = pinhole(width, height, field_of_view)
     rng = np.random.default_rng([seed, 3])
     noise = rng.uniform(*NOISE)
     gain = 1 + sway(rng, np.arange(frames) / rate, GAIN_SWAY, GAIN_HERTZ)
