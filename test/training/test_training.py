@@ -71,9 +71,6 @@ def test_pose_encodings_are_those_of_the_poses(batch):
         decoded, K = decode_pose(pose, HEIGHT, WIDTH)
         np.testing.assert_allclose(inverse(decoded), T, atol=1e-5)
         np.testing.assert_allclose(K, lens, rtol=1e-5)
-    T_previous_cam = torch.linalg.inv(batch.T_first_cam[:, 1]) @ batch.T_first_cam[:, 2]
-    for pose, T in zip(batch.step[:, 2].numpy(), T_previous_cam.numpy(), strict=True):
-        np.testing.assert_allclose(inverse(decode_pose(pose, HEIGHT, WIDTH)[0]), T, atol=1e-5)
 
 
 def test_matching_patches_show_the_same_place(batch):

@@ -22,7 +22,6 @@ class Batch:
     depth: Tensor  # [B, S, H, W]
     T_first_cam: Tensor  # [B, S, 4, 4], float32
     pose: Tensor  # [B, S, 9], see geometry.decode_pose
-    step: Tensor  # [B, S, 9], the same with the frame before as the world
     intrinsics: Tensor  # [B, 3, 3], pixel centres at integers
     confidence: Tensor | None = None  # [B, S, H, W], at least 1, of a teacher in its depth; None: this is the truth
 
@@ -69,15 +68,10 @@ def true_batch(
     scale = (depth[:, 0] * lengths).mean((1, 2))  # [B]
     T_first_cam = np.linalg.inv(T_world_cam[:, :1]) @ T_world_cam
     T_first_cam[..., :3, 3] /= scale.cpu().numpy()[:, None, None]
-    T_previous_cam = np.linalg.inv(np.roll(T_first_cam, 1, axis=1)) @ T_first_cam
-    T_previous_cam[:, 0] = np.eye(4)
-
-    def encoded(transforms: NDArray[np.float64]) -> Tensor:
-        pairs = zip(transforms, intrinsics, strict=True)
-        return K.new_tensor(np.array([[encode_pose(inverse(T), k, height, width) for T in Ts] for Ts, k in pairs]))
-
+    pairs = zip(T_first_cam, intrinsics, strict=True)
+    pose = np.array([[encode_pose(inverse(T), k, height, width) for T in Ts] for Ts, k in pairs])
     depth = depth / scale[:, None, None, None]
-    return Batch(images, depth, K.new_tensor(T_first_cam), encoded(T_first_cam), encoded(T_previous_cam), K)
+    return Batch(images, depth, K.new_tensor(T_first_cam), K.new_tensor(pose), K)
 
 
 def _pixels(height: int, width: int) -> Tensor:

@@ -74,8 +74,8 @@ class Supervision(nn.Module):
         width = 2 * config.width
         self.descriptor = nn.Linear(config.width, DESCRIPTOR)
         self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
-        self.patches = nn.ModuleList(nn.Linear(width, POINT + 2 * FLOW) for _ in config.taps)
-        self.cameras = nn.ModuleList(nn.Linear(width, 2 * POSE) for _ in config.taps)
+        self.patches = nn.ModuleList(nn.Linear(width, POINT + FLOW) for _ in config.taps)
+        self.cameras = nn.ModuleList(nn.Linear(width, POSE) for _ in config.taps)
 
     def losses(
         self,
@@ -95,7 +95,8 @@ class Supervision(nn.Module):
                 _patch_loss(head(x[:, :, specials:]), matches) for head, x in zip(self.patches, tokens, strict=True)
             ),
             "camera readout": _mean(
-                _camera_loss(head(x[:, :, 0]), batch) for head, x in zip(self.cameras, tokens, strict=True)
+                relative_pose_loss(head(x[:, :, 0]), batch.pose[..., :POSE]).mean()
+                for head, x in zip(self.cameras, tokens, strict=True)
             ),
         }
 
@@ -116,24 +117,16 @@ def _mean(losses: Iterable[Tensor]) -> Tensor:
 
 
 def _patch_loss(readout: Tensor, matches: Matches) -> Tensor:
-    """Readout [B, S, n, 7]: the patch's world point; its way in the grid to the first frame and to the one before."""
-    point, *flows = readout.split((POINT, FLOW, FLOW), -1)
+    """Readout [B, S, n, 5]: the patch's world point, and its way in the grid to the first frame.
+
+    Nothing is asked about the frame before: which of those it has seen that was, no token says.
+    """
+    point, flow = readout.split((POINT, FLOW), -1)
     distance = matches.points.norm(dim=-1, keepdim=True).clamp(min=1)
-    loss = ((point - matches.points) / distance).norm(dim=-1).mean()
     own = matches.place.diagonal(dim1=1, dim2=2).movedim(-1, 1)  # [B, S, n, 2]
-    frames = torch.arange(own.shape[1], device=own.device)
-    for flow, other in zip(flows, (0 * frames, (frames - 1).clamp(min=0)), strict=True):
-        moved = matches.place[:, frames, other] - own
-        weight = matches.weight[:, frames, other]
-        loss = loss + ((flow - moved).abs().sum(-1) * weight).sum() / weight.sum().clamp(min=1)
-    return loss
-
-
-def _camera_loss(readout: Tensor, batch: Batch) -> Tensor:
-    """Readout [B, S, 14]: the pose, and the pose seen from the frame before."""
-    pose, step = readout.split(POSE, -1)
-    pairs = ((pose, batch.pose), (step, batch.step))
-    return torch.stack([relative_pose_loss(said, true[..., :POSE]).mean() for said, true in pairs]).sum()
+    weight = matches.weight[:, :, 0]
+    off = (flow - (matches.place[:, :, 0] - own)).abs().sum(-1) * weight
+    return ((point - matches.points) / distance).norm(dim=-1).mean() + off.sum() / weight.sum().clamp(min=1)
 
 
 class Recording(NamedTuple):

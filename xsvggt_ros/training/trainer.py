@@ -47,7 +47,7 @@ DECAY = 0.5  # of the run, over which the learning rate falls to 0
 AVERAGE = 0.998  # of the weights that are validated and exported, with each step
 CLIP = 1.0  # largest norm of the gradient
 WEIGHTS = {
-    "pose": 0.5, "motion": 0.7, "depth": 1.0, "points": 0.5,
+    "pose": 0.5, "motion": 0.7, "depth": 2.0, "points": 1.0,
     "encoder match": 0.3, "attention match": 0.5, "patch readout": 1.0, "camera readout": 0.25,
     "place": 0.3, "visibility": 1.0, "track confidence": 0.5,
 }  # fmt: skip
