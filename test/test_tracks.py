@@ -12,6 +12,7 @@ import torch
 from xsvggt_ros import tracks as tracks_module
 from xsvggt_ros.config import CacheConfig, NodeConfig, StreamConfig
 from xsvggt_ros.model.config import MODELS, TrackConfig
+from xsvggt_ros.model.loading import weight_dtype
 from xsvggt_ros.model.streamvggt import StreamVGGT
 from xsvggt_ros.pipeline import Pipeline
 from xsvggt_ros.replay.sources.source import image_message
@@ -96,9 +97,9 @@ def test_what_cannot_be_followed_is_refused(model, stream):
         stream.track(points((1, 1)))
     stream.step(image(0))
     for wrong, reason in (
-        (points((-1, 3)), "must lie in the image, which is 56x42"),
-        (points((1, np.nan)), "must lie in the image"),
-        (points((56, 3)), "must lie in the image"),
+        (points((-1, 3)), "must lie in what the network sees of the image, 56x42"),
+        (points((1, np.nan)), "must lie in what the network sees"),
+        (points((56, 3)), "must lie in what the network sees"),
         (np.zeros((2, 3)), r"1 to 256 pixels \(x, y\), got \[2, 3\]"),
         (np.zeros((0, 2)), "1 to 256 pixels"),
         (np.zeros((257, 2)), "1 to 256 pixels"),
@@ -150,11 +151,41 @@ def test_a_grid_renews_itself(model):
         bias.fill_(100)
         first = [stream.step(image(i)).tracks for i in range(3)]
         assert [t.ids.tolist() for t in first] == [list(range(9))] * 3
-        np.testing.assert_allclose(first[0].pixels[0], [WIDTH / 6, HEIGHT / 6])
+        np.testing.assert_allclose(first[0].pixels[0], [WIDTH / 6 - 0.5, HEIGHT / 6 - 0.5])
         bias.fill_(-100)
         assert stream.step(image(4)).tracks.ids.tolist() == list(range(9, 18))
     finally:
         bias.zero_()
+
+
+def test_the_borders_of_the_cameras_image_can_be_followed(stream):
+    """Of a larger one, whose outermost pixels lie beyond the middles of the network's."""
+    large = np.zeros((10 * HEIGHT, 10 * WIDTH, 3), np.uint8)
+    resize = stream.step(large).resize
+    corners = points((0, 0), (10 * WIDTH - 1, 10 * HEIGHT - 1))
+    stream.track(resize.to_input(corners))
+    np.testing.assert_array_equal(stream._tracker._groups[0].queries, [[0, 0], [WIDTH - 1, HEIGHT - 1]])
+
+
+def test_what_cannot_be_followed_any_more_is_said(model, caplog):
+    config = NodeConfig(stream=StreamConfig(image_width=WIDTH, dtype="float32", track_groups=1))
+    pipeline = Pipeline(GeometryStream(config.stream, model), config, logging.getLogger("test"))
+    for _ in range(2):
+        pipeline.receive("~/track_click", SimpleNamespace(x=1.0, y=1.0, z=0.0))
+    assert "~/track_click ignored: points were given 1 times since the last image: raise track_groups" in caplog.text
+    with pytest.raises(ValueError, match="set track_groups above 0"):
+        StreamConfig(track_grid=3)
+
+
+def test_places_do_not_round_in_half_precision(model):
+    """Maps are in bfloat16, whose steps are 2 pixels at 500; places are not."""
+    maps = torch.randn(2, SIZES.features, 20, 280, generator=torch.manual_seed(0))
+    queries = torch.tensor([[501.25, 20.0], [333.5, 7.0]])
+    exact, _, _ = model.track_head.tracker(maps, queries)
+    rounded, _, _ = model.track_head.tracker(maps.bfloat16(), queries)
+    assert weight_dtype("track_head.tracker.corr_mlp.fc1.weight", torch.bfloat16) == torch.float32
+    torch.testing.assert_close(rounded, exact, atol=0.1, rtol=0)
+    assert torch.equal(rounded[:, 0], queries.expand(2, -1, -1))
 
 
 def test_memory_does_not_grow_and_is_told(stream):
@@ -211,11 +242,11 @@ def test_points_of_the_cameras_image_come_by_message(model, caplog):
     np.testing.assert_allclose(frame.resize.to_image(queries), [[20.5, 40.5], [100, 80]], atol=1e-4)
     pipeline.receive("~/track_click", SimpleNamespace(x=1000.0, y=0.0, z=0.0))
     shown(2)
-    assert "~/track_click ignored: points must lie in the image" in caplog.text
+    assert "~/track_click ignored: points must lie in what the network sees" in caplog.text
     pipeline.reset()
     shown(3)
     pipeline.receive("~/track_click", SimpleNamespace(x=20.5, y=40.5, z=0.0))
     assert shown(4).tracks.ids.tolist() == [2]
     ask((1000.0, 0.0))
     shown(5)
-    assert "~/track_points ignored: points must lie in the image" in caplog.text
+    assert "~/track_points ignored: points must lie in what the network sees" in caplog.text

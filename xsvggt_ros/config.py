@@ -216,6 +216,11 @@ class StreamConfig(Checked):
     )
     cache: CacheConfig = group(CacheConfig, "cache.")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.track_grid and not self.track_groups:
+            raise ValueError("track_grid is one of the groups of points: set track_groups above 0 too")
+
 
 @dataclass(frozen=True)
 class OutputConfig(Checked):

@@ -65,9 +65,13 @@ class Frame:
         return self.predicted_points
 
     def tracked_points(self) -> NDArray[np.float32]:
-        """Where the tracks' points are in the first camera's frame, [N, 3]; not a number where they are not visible."""
+        """Where the tracks' points are in the first camera's frame, [N, 3]; not a number where they are not visible.
+
+        Raises ValueError where no points are followed.
+        """
         tracks = self.tracks
-        assert tracks is not None, "the stream follows no points"
+        if tracks is None:
+            raise ValueError("the stream follows no points: set track_groups above 0 at its start")
         column, row = np.rint(tracks.pixels).astype(int).T
         height, width = self.depth.shape
         inside = tracks.visible & (column >= 0) & (column < width) & (row >= 0) & (row < height)

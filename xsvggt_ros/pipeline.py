@@ -125,7 +125,7 @@ class Pipeline:
             if topic == CAMERA_INFO:
                 self._camera.receive(message)
             elif topic in POINTS_TO_TRACK:
-                self._points_asked.append((topic, message))
+                self._ask(topic, message)
             else:
                 hand_over(self._placement, topic, message)
         except ValueError as error:
@@ -225,6 +225,12 @@ class Pipeline:
             except (ValueError, OutOfMemory) as error:
                 self._log.error(f"cache settings not applied: {error}")
         return answers
+
+    def _ask(self, topic: str, message: Any) -> None:
+        waiting = len(self._points_asked)
+        if waiting == self._points_asked.maxlen:
+            raise ValueError(f"points were given {waiting} times since the last image: raise track_groups")
+        self._points_asked.append((topic, message))
 
     def _follow(self, topic: str, message: Any) -> None:
         """Points of the newest image, in its pixels."""

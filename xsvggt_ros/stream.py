@@ -33,7 +33,7 @@ from xsvggt_ros.tracks import PointTracker, map_nbytes
 from xsvggt_ros.views import MOST, Views
 
 FAILURES = 3  # steps in a row whose numbers are not finite, at which a new world starts
-LESS = "free memory, or lower the cache's budget or image_width for good"
+LESS = "free memory, or lower the cache's budget, track_groups or image_width for good"
 
 
 class NotFinite(ValueError):
@@ -131,7 +131,7 @@ class GeometryStream:
         """
         there = self._cache
         asked = self._new_cache(there.shape if there else self._usual_shape(), cache, torch.device("meta"))
-        needed = asked.nbytes + asked.scratch_nbytes
+        needed = asked.nbytes + asked.scratch_nbytes + asked.shape.beside_nbytes
         reach = memory_in_reach(self.device, there.filled_nbytes + there.scratch_nbytes if there else 0)
         if needed > reach:
             raise ValueError(
@@ -282,13 +282,14 @@ class GeometryStream:
         predictions = self.model.step(pixels, cache, timer)
         T_first_model, frames = self._frames(predictions, cache.frames, images)
         self._check_finite(frames)
+        if self._tracker and predictions.track_maps is not None:
+            tracks = self._tracker.update(predictions.track_maps[0])
+            frames = [replace(frame, tracks=found) for frame, found in zip(frames, tracks, strict=True)]
+            timer("tracks")
         cache.end_frames(len(frames))
         cache.learn(Geometry(predictions.depth[0], predictions.depth_confidence[0], predictions.pose[0]))
         for frame in frames:
             self._views.add(frame)
-        if self._tracker and predictions.track_maps is not None:
-            tracks = self._tracker.update(predictions.track_maps[0])
-            frames = [replace(frame, tracks=found) for frame, found in zip(frames, tracks, strict=True)]
         status = self._status_of(cache, _share(timer.seconds(), images))
         self._T_first_model, self._failures = T_first_model, 0
         return self._told(frames, images, status)

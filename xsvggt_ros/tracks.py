@@ -87,8 +87,9 @@ class PointTracker:
         if pixels.ndim != 2 or pixels.shape[1] != 2 or not 0 < len(pixels) <= MOST:
             raise ValueError(f"points must be an array [N, 2] of 1 to {MOST} pixels (x, y), got {list(pixels.shape)}")
         height, width = (STRIDE * side for side in self._maps.shape[2:])
-        if not (np.isfinite(pixels).all() and (pixels >= 0).all() and (pixels <= [width - 1, height - 1]).all()):
-            raise ValueError(f"points must lie in the image, which is {width}x{height}")
+        if not ((pixels >= -0.5) & (pixels <= [width - 0.5, height - 0.5])).all():  # false of what is no number
+            raise ValueError(f"points must lie in what the network sees of the image, {width}x{height} of its pixels")
+        pixels = pixels.clip(0, [width - 1, height - 1], dtype=np.float32)
         free = set(range(1, 1 + self._size)) - {group.slot for group in self._groups}
         if not free:
             raise ValueError(f"{self._size} groups of points are followed already: raise track_groups, or reset")
@@ -133,7 +134,7 @@ class PointTracker:
             assert self._maps is not None
             height, width = (STRIDE * side for side in self._maps.shape[2:])
             steps = (np.arange(self._grid) + 0.5) / self._grid
-            places = np.stack(np.meshgrid(steps * width, steps * height), -1).reshape(-1, 2)
+            places = np.stack(np.meshgrid(steps * width, steps * height), -1).reshape(-1, 2) - 0.5
             self._follow(places.astype(np.float32), is_grid=True)
 
     def _told(self) -> Tracks:

@@ -2,6 +2,7 @@
 """Errors of tracks: on rooms, whose truth is known, and of tracks of which the errors are."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,16 @@ import pytest
 from xsvggt_ros.cli import main
 from xsvggt_ros.evaluation.datasets import room_sequences
 from xsvggt_ros.evaluation.metrics import track_errors
-from xsvggt_ros.evaluation.tracking import _queries, follow_flow, true_tracks
+from xsvggt_ros.evaluation.tracking import _queries, follow_flow, follow_stream, true_tracks
+from xsvggt_ros.frame import Tracks
+from xsvggt_ros.preprocess import Resize
+
+SURE = np.ones(2, np.float32)
+TOLD = (  # ids, pixels, visible, confidence
+    (np.zeros(0, int), np.zeros((0, 2), np.float32), np.zeros(0, bool), SURE[:0]),
+    (np.array([4, 5]), np.array([[1.5, 1], [3, 2]], np.float32), np.array([False, True]), SURE),
+    (np.array([9, 5]), np.array([[7, 5], [4, 2]], np.float32), np.array([True, True]), SURE),
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +51,18 @@ def test_flow_follows_what_moves_little(sequence):
     still = track_errors(np.broadcast_to(queries, truth.pixels.shape), truth.visible, *truth, size)
     followed = track_errors(*flow, *truth, size)
     assert followed.error < 0.5 * still.error and followed.delta_average > still.delta_average
+
+
+def test_points_that_the_stream_gives_up_stay_where_they_were():
+    """Of two points the first is given up, and another is followed in its place."""
+    size, told = (6, 8), [Tracks(*columns) for columns in TOLD]
+    frames = [SimpleNamespace(resize=Resize.of(*size, 8, 2), tracks=tracks) for tracks in told]
+    stream = SimpleNamespace(
+        reset=lambda: None, step=lambda image: frames.pop(0), track=lambda pixels: np.array([4, 5])
+    )
+    found = follow_stream(stream, [None] * 3, np.array([[1.0, 1], [2, 2]], np.float32))
+    assert found.pixels.tolist() == [[[1, 1], [2, 2]], [[1.5, 1], [3, 2]], [[1.5, 1], [4, 2]]]
+    assert found.visible.tolist() == [[True, True], [False, True], [False, True]]
 
 
 def test_measures_by_hand():

@@ -76,6 +76,16 @@ def test_recordings_are_read_once_and_resized(tmp_path, monkeypatch):
     assert np.array_equal(one.images, again.images) and np.array_equal(one.seconds, again.seconds)
 
 
+def test_a_recording_that_grew_is_read_again_and_what_does_not_fit_is_counted(tmp_path, caplog):
+    folder = write_images(tmp_path / "images", 25)
+    read_recordings([folder], tmp_path, 28)
+    Image.new("RGB", (64, 20)).save(folder / "25.png")
+    Image.new("RGB", (64, 48)).save(folder / "26.png")
+    (grown,) = read_recordings([folder], tmp_path, 28)
+    assert len(grown.images) == 26
+    assert "1 images left out, of another size than the first or not later than the last" in caplog.text
+
+
 def test_a_recording_of_few_images_is_refused(tmp_path):
     with pytest.raises(ValueError, match="3 usable images; a recording to learn from needs at least 20"):
         read_recordings([write_images(tmp_path / "images", 3)], tmp_path, 28)

@@ -2,6 +2,8 @@
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.geometry import decode_pose, inverse
 from xsvggt_ros.model import load_model
 from xsvggt_ros.model.attention import WholeSequence, sdpa
-from xsvggt_ros.model.config import MODELS
+from xsvggt_ros.model.config import MODELS, TrackConfig
 from xsvggt_ros.stream import cache_shape
 from xsvggt_ros.training import lessons, losses, network
 from xsvggt_ros.training import trainer as trainer_module
@@ -274,9 +276,63 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(short_sequences, tmp_pa
 
 
 def test_a_seed_is_another_run(short_sequences, tmp_path):
-    once, again, other = (Trainer(run_in(tmp_path / str(i), seed=n)).train_step() for i, n in enumerate((0, 0, 1)))
+    trainers = [Trainer(run_in(tmp_path / str(i), seed=n)) for i, n in enumerate((0, 0, 1))]
+    seen = []
+    same = [training_batch(0, 2, 2, 56, 42, CPU)]
+    for trainer in trainers:
+        trainer.lessons = SimpleNamespace(training=lambda number, *_: seen.append(number) or same)
+    once, again, other = (trainer.train_step() for trainer in trainers)
     assert once == again
-    assert all(once[name] != other[name] for name in ("pose", "depth", "points"))
+    assert all(once[name] != other[name] for name in ("pose", "depth", "points"))  # by other weights
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_a_run_goes_on_as_it_was_begun_or_not_at_all(short_sequences, tmp_path):
+    Trainer(run_in(tmp_path)).save()
+    with pytest.raises(ValueError, match="begun with seed 0, not 1: give the same, or another --output"):
+        Trainer(run_in(tmp_path, seed=1))
+    assert Trainer(run_in(tmp_path, steps=7)).run.steps == 7
+
+
+def test_a_step_without_finite_gradients_changes_nothing(short_sequences, tmp_path, monkeypatch):
+    trainer = Trainer(run_in(tmp_path))
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    losses = trainer.losses
+    monkeypatch.setattr(trainer, "losses", lambda *given: {n: x * torch.nan for n, x in losses(*given).items()})
+    trainer.train_step()
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())
+    monkeypatch.setattr(trainer_module, "MOST_LOST", 1)
+    with pytest.raises(ValueError, match="gradients of 2 steps in a row are not finite"):
+        trainer.train_step()
+
+
+def test_a_larger_network_sees_shorter_sequences(short_sequences, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "MOST_TOKENS", 17 * 3)
+    assert Trainer(run_in(tmp_path))._batch_shape(0.6)[1] == 3
+
+
+def test_a_track_head_that_nothing_has_trained_is_not_exported(short_sequences, tmp_path, monkeypatch):
+    sizes = TrackConfig(8, (8, 8, 16, 16), iterations=1, corr_levels=1, corr_radius=1, width=16, layers=1, heads=2)
+    monkeypatch.setitem(MODELS, "demo", replace(MODELS["demo"], track=sizes))
+    assert Trainer(run_in(tmp_path / "without")).model.track_head is None
+    without = tmp_path / "without.safetensors"
+    export(Trainer(run_in(tmp_path / "without")).model, without)
+    with_head = Trainer(run_in(tmp_path / "with", init=without, tracks=True))
+    export(with_head.model, tmp_path / "with.safetensors")
+    goes_on = Trainer(run_in(tmp_path / "on", init=tmp_path / "with.safetensors")).model.track_head
+    for one, other in zip(goes_on.parameters(), with_head.model.track_head.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+def test_a_teachers_confidence_weighs_errors_and_is_learned():
+    depth, truth = torch.ones(1, 8, 8), torch.ones(1, 8, 8)
+    truth[0, 0, 0] = 2.0
+    sure_there, sure_elsewhere = torch.ones(1, 8, 8), torch.full((1, 8, 8), 5.0)
+    sure_there[0, 0, 0], sure_elsewhere[0, 0, 0] = 5.0, 1.0
+    heavy = depth_loss(depth, sure_there, truth, sure_there)
+    light = depth_loss(depth, sure_elsewhere, truth, sure_elsewhere)
+    assert heavy > light
+    assert depth_loss(truth, sure_there, truth, sure_there) == 0 < depth_loss(truth, 2 * sure_there, truth, sure_there)
 
 
 def test_weights_to_start_from(short_sequences, tmp_path):

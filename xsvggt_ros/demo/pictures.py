@@ -51,7 +51,7 @@ def followed(recording: Recording, index: int) -> NDArray[np.uint8]:
     return image
 
 
-def _fixed(pixels: Any) -> NDArray[np.int32]:
+def _fixed(pixels: Any) -> Any:
     """Pixels [..., 2] as OpenCV takes parts of them."""
     return np.round(np.array(pixels) * 2**SHIFT).astype(np.int32)
 

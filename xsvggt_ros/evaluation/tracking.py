@@ -83,16 +83,19 @@ def _known(
 def follow_stream(
     stream: GeometryStream, images: Sequence[NDArray[np.uint8]], queries: NDArray[np.float32]
 ) -> Followed:
-    """Points of the first image, followed by a stream that starts anew."""
+    """Points of the first image, followed by a stream that starts anew. One that is given up stays where it was."""
     stream.reset()
     first = stream.step(images[0])
     assert first.resize
-    stream.track(first.resize.to_input(queries))
+    ids = stream.track(first.resize.to_input(queries))
     found = [Followed(queries, np.ones(len(queries), bool))]
     for image in images[1:]:
         frame = stream.step(image)
         assert frame.tracks and frame.resize
-        found.append(Followed(frame.resize.to_image(frame.tracks.pixels), frame.tracks.visible))
+        at, row = np.nonzero(ids[:, None] == frame.tracks.ids)
+        pixels, visible = found[-1].pixels.copy(), np.zeros(len(ids), bool)
+        pixels[at], visible[at] = frame.resize.to_image(frame.tracks.pixels)[row], frame.tracks.visible[row]
+        found.append(Followed(pixels, visible))
     return Followed(np.stack([f.pixels for f in found]), np.stack([f.visible for f in found]))
 
 

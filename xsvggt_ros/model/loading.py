@@ -29,6 +29,7 @@ VGGT_1B = re.compile(r"(?<![a-z])vggt[-_. ]?1b", re.IGNORECASE)
 VGGT = re.compile(r"(?<![a-z])vggt", re.IGNORECASE)
 
 # Weights whose type the residual stream of encoder and aggregator takes.
+EXACT = ("camera_head.", "track_head.tracker.")
 RESIDUAL = re.compile(r"^aggregator\..*\.(norm[12]?\.|ls[12]\.|pos_embed$)")
 
 logger = logging.getLogger(__name__)
@@ -121,10 +122,11 @@ def weights_path(config: StreamConfig) -> Path:
 def weight_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """The type of a weight when computing in `dtype`.
 
-    The camera head stays in float32: a robot's pose needs more than bf16's 8 bits. So do the last
-    layers of the dense heads, whose outputs are exponents, and the residual stream of the blocks, a sum of many terms.
+    The camera head stays in float32: a robot's pose needs more than bf16's 8 bits. So do the tracker, as pixels do, the
+    last layers of the dense heads, whose outputs are exponents, and the residual stream of the blocks, a sum of many
+    terms.
     """
-    exact = name.startswith("camera_head.") or ".output_conv2.2." in name or RESIDUAL.match(name)
+    exact = name.startswith(EXACT) or ".output_conv2.2." in name or RESIDUAL.match(name)
     return torch.float32 if exact else dtype
 
 

@@ -114,7 +114,6 @@ class StreamVGGT(nn.Module):
         if self.track_head is not None:
             of_patches = [tap[0, :, self.config.specials :] for tap in taps]
             predictions.track_maps = self.track_head.feature_extractor(of_patches, grid)[None]
-            mark("tracks")
         return predictions
 
     def grid(self, images: Tensor) -> tuple[int, int]:

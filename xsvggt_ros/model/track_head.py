@@ -55,7 +55,7 @@ class Tracker(nn.Module):
 
         start [S, N, 2]: the pixels from which the search starts, by default the query's; of frame 0 they are that.
         """
-        maps = self.fmap_norm(maps.movedim(1, -1)).movedim(-1, 1)
+        maps = self.fmap_norm(maps.movedim(1, -1).to(self.fmap_norm.weight.dtype)).movedim(-1, 1)
         frames, _, rows, columns = maps.shape
         query = query_points.to(maps) / STRIDE
         points = query.expand(frames, -1, -1) if start is None else start.to(maps) / STRIDE  # [S, N, 2]

@@ -7,6 +7,7 @@ import argparse
 import os
 import signal
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ from xsvggt_ros.training.run import Run
 from xsvggt_ros.training.trainer import Trainer, export
 
 SEEDS = 1000
-LAUNCHED = "WORLD_SIZE" in os.environ  # by torchrun, as one of several processes
+READING = timedelta(hours=12)  # at most, of recordings
+LAUNCHED = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()  # by torchrun, as one of several processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,10 +64,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tracks", action="store_true", help="train the track head of --init, and nothing else")
     parser.add_argument("--model", choices=MODELS, default="demo", help="named configuration (default: %(default)s)")
     parser.add_argument("--width", type=int, default=112, help="of the images, pixels (default: %(default)s)")
-    parser.add_argument("--height", type=int, default=84, help="of the images, pixels (default: %(default)s)")
+    parser.add_argument(
+        "--height",
+        type=int,
+        default=84,
+        help="of rooms' images, pixels; recordings have theirs (default: %(default)s)",
+    )
     parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that share a batch (default: one per core on a CPU, else 1)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that share a batch, each with a teacher of its own (default: one per core on a CPU, else 1)",
     )
 
 
@@ -76,8 +86,6 @@ def run(args: argparse.Namespace) -> int:
     """
     run = _run_of(args)
     run.folder.mkdir(parents=True, exist_ok=True)
-    if run.data and run.rank == 0:
-        read_recordings(run.data, run.folder, run.width)  # the other workers find them read
     trainer = _train(run)
     if run.rank == 0:
         export(trainer.averaged, run.folder / "model.safetensors")
@@ -90,7 +98,9 @@ def run(args: argparse.Namespace) -> int:
 def _run_of(args: argparse.Namespace) -> Run:
     """Raises ValueError for settings that do not go together."""
     device = _device(args.device)
-    workers = args.workers or (torch.get_num_threads() if device.type == "cpu" else 1)
+    workers = args.workers
+    if workers is None:
+        workers = torch.get_num_threads() if device.type == "cpu" else 1
     if LAUNCHED:
         workers = int(os.environ["WORLD_SIZE"])
     elif workers > 1 and device.type != "cpu":
@@ -106,6 +116,8 @@ def _run_of(args: argparse.Namespace) -> Run:
         raise ValueError("nothing says what is right: give a --teacher, or learn from the truth of synthetic rooms")
     if args.tracks and (args.init is None or MODELS[args.model].track is None):
         raise ValueError("--tracks needs a model that has a track head, and --init with the rest of its weights")
+    if args.tracks and (args.teacher or args.bidirectional):
+        raise ValueError("tracks are learned from synthetic rooms alone: leave --teacher and --bidirectional out")
     return Run(
         folder=args.output,
         model=args.model,
@@ -133,23 +145,35 @@ def _device(name: str) -> torch.device:
 
 def _train(run: Run) -> Trainer:
     """This process is the first worker, whose children the others are, or one of those that torchrun has started."""
-    if run.workers == 1:
-        return _work(run)
     if LAUNCHED:
-        dist.init_process_group("nccl" if run.device.type == "cuda" else "gloo")
-        dist.barrier()  # until the recordings are read
+        _meet(run)
+    if run.data and run.rank == 0:
+        read_recordings(run.data, run.folder, run.width)  # the other workers find them read
+    if LAUNCHED:
+        dist.barrier()
         trainer = _work(run)
         dist.destroy_process_group()
         return trainer
+    if run.workers == 1:
+        return _work(run)
     meeting = run.folder / ".workers"
     meeting.unlink(missing_ok=True)
     others = multiprocessing.spawn(_other_worker, (run, meeting), run.workers - 1, join=False)
     _join(run, meeting)
     trainer = _work(run)
-    others.join()
+    while not others.join():  # it returns as each of them ends
+        pass
     dist.destroy_process_group()
     meeting.unlink(missing_ok=True)
     return trainer
+
+
+def _meet(run: Run) -> None:
+    """The processes that torchrun has started, which wait for the first while it reads recordings."""
+    cuda = run.device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(run.device)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=READING, device_id=run.device if cuda else None)
 
 
 def _work(run: Run) -> Trainer:
@@ -167,7 +191,8 @@ def _work(run: Run) -> Trainer:
 
 
 def _other_worker(index: int, run: Run, meeting: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first worker tells when to stop
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the first worker tells when to stop
     run = replace(run, rank=index + 1)
     _join(run, meeting)
     for _ in Trainer(run).train():

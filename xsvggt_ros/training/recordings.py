@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from xsvggt_ros.training.rendering import INTERVALS
 HELD_OUT = 0.1  # share of each recording, its end, that is for validation
 FEWEST = 20  # images of a recording
 FOLDER = "recordings"  # in a run's folder
+CLOSEST = INTERVALS[0] / 3  # seconds between two images
 UNEVEN = 0.5  # gaps between frames differ by that share of their mean
 
 log = logging.getLogger(__name__)
@@ -97,32 +99,53 @@ def read_recordings(paths: Sequence[Path], folder: Path, width: int) -> list[Rec
 
 
 def _read(path: Path, kept: Path, width: int) -> Recording:
-    about, data = kept.with_suffix(".json"), kept.with_suffix(".npy")
-    facts = {"path": str(path.resolve()), "width": width}
+    about, data = kept.with_suffix(".json"), kept.with_suffix(".raw")
+    facts = {"path": str(path.resolve()), "width": width, "changed": _changed(path)}
     if not about.exists() or json.loads(about.read_text())["of"] != facts:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        images, seconds = _decode(path, width)
-        np.save(data, images)
-        about.write_text(json.dumps({"of": facts, "seconds": seconds}))
-    return Recording(np.load(data, mmap_mode="r"), np.array(json.loads(about.read_text())["seconds"]))
+        with data.open("wb") as file:
+            shape, seconds = _decode(path, width, file)
+        about.write_text(json.dumps({"of": facts, "shape": shape, "seconds": seconds}))
+    told = json.loads(about.read_text())
+    times = np.array(told["seconds"])
+    return Recording(np.memmap(data, np.uint8, "r", shape=(len(times), *told["shape"])), times)
 
 
-def _decode(path: Path, width: int) -> tuple[NDArray[np.uint8], list[float]]:
-    """Images of the size of the first, in the order of their stamps."""
-    images: list[NDArray[np.uint8]] = []
+def _changed(path: Path) -> int:
+    """When the newest of its files was written [ns]."""
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
+
+
+def _decode(path: Path, width: int, file: BinaryIO) -> tuple[list[int], list[float]]:
+    """Writes the images of the size of the first, in the order of their stamps; their shape, and the stamps.
+
+    Images closer than any cut uses are left out.
+    """
+    shape: list[int] = []
     seconds: list[float] = []
+    unfit = 0
     with open_source(path) as source:
         usable = Images(source)
         for image in tqdm(usable, f"reading {path.name}", total=source.length, unit="image"):
             resize = Resize.of(image.image.shape[0], image.image.shape[1], width, PATCH_SIZE)
             small, second = resize.image(Image.fromarray(image.image)), image.stamp_ns * 1e-9
-            if not images or (small.shape == images[0].shape and second > seconds[-1]):
-                images.append(small)
+            shape = shape or list(small.shape)
+            if list(small.shape) != shape or (seconds and second <= seconds[-1]):
+                unfit += 1
+            elif not seconds or second >= seconds[-1] + CLOSEST:
+                file.write(small.tobytes())
                 seconds.append(second)
-    if usable.skipped:
-        log.warning("%s: %d images skipped, the first: %s", path, len(usable.skipped), usable.skipped[0])
-    if source.damage:
-        log.warning("%s; what could be read is learned from", source.damage)
-    if len(images) < FEWEST:
-        raise ValueError(f"{path} has {len(images)} usable images; a recording to learn from needs at least {FEWEST}")
-    return np.stack(images), seconds
+    _say_what_is_missing(path, source.damage, usable.skipped, unfit)
+    if len(seconds) < FEWEST:
+        raise ValueError(f"{path} has {len(seconds)} usable images; a recording to learn from needs at least {FEWEST}")
+    return shape, seconds
+
+
+def _say_what_is_missing(path: Path, damage: str, skipped: Sequence[object], unfit: int) -> None:
+    if skipped:
+        log.warning("%s: %d images skipped, the first: %s", path, len(skipped), skipped[0])
+    if unfit:
+        log.warning("%s: %d images left out, of another size than the first or not later than the last", path, unfit)
+    if damage:
+        log.warning("%s; what could be read is learned from", damage)

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+
+FREE = ("folder", "steps", "device", "rank", "workers")  # what may be different when a run goes on
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Run:
     init: Path | None = None  # weights to start from
     data: tuple[Path, ...] = ()  # recordings to learn from; none: synthetic rooms
     teacher: Path | None = None  # weights of a network to learn from
-    teacher_model: str = "demo"
+    teacher_model: str = "streamvggt"
     truth: bool = True  # learn from the truth too, where it is known
     bidirectional: bool = False  # frames see those that come after them, as a teacher may
     tracks: bool = False  # train the track head, and nothing else
@@ -33,3 +35,8 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint.pt"
+
+    def settings(self) -> dict[str, str]:
+        """What stays as it is when the run goes on: not how long it is, nor where it runs."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in FREE}
+        return {name: str(value.resolve() if isinstance(value, Path) else value) for name, value in values.items()}

@@ -30,14 +30,19 @@ class Truth(NamedTuple):
 
     pixels: Tensor  # [S, N, 2]
     visible: Tensor  # [S, N], 0 or 1
-    ahead: Tensor  # [S, N], 0 where a point is behind the camera
+    near: Tensor  # [S, N], 0 where a point is behind the camera, or more than an image's side beyond the image
+
+
+Found = tuple[Tensor, Tensor, Tensor]  # tracks [iterations, S, N, 2], visibility and confidence [S, N]
 
 
 def true_tracks(batch: Batch, queries: Tensor) -> list[Truth]:
     """Of whole pixels (x, y) of the first frames, [N, 2], in each sequence."""
     column, row = queries.long().unbind(-1)
     pixels, depth = batch.project(batch.points(queries, batch.depth[..., row, column])[:, :1])
-    each = zip(pixels[:, 0], batch.visible(pixels, depth)[:, 0], (depth[:, 0] > 0).float(), strict=True)
+    size = pixels.new_tensor([batch.depth.shape[-1], batch.depth.shape[-2]])
+    near = (depth > 0) & ((pixels >= -size) & (pixels < 2 * size)).all(-1)
+    each = zip(pixels[:, 0], batch.visible(pixels, depth)[:, 0], near[:, 0].float(), strict=True)
     return [Truth(*parts) for parts in each]
 
 
@@ -49,15 +54,16 @@ def random_queries(batch: Batch, seed: int) -> Tensor:
 
 
 def track_losses(model: StreamVGGT, batch: Batch, seed: int) -> dict[str, Tensor]:
-    """By name. Every other seed follows the points as a stream does, the others through whole sequences."""
+    """By name. Two of four seeds follow the points as a stream does, the others through whole sequences."""
     queries = random_queries(batch, seed)
-    follow = streamed if seed % 2 else whole
+    in_stream = seed // 2 % 2  # of two steps in a row, one is mirrored
     head = model.track_head
     assert head is not None
     each = []
     for truth, maps in zip(true_tracks(batch, queries), feature_maps(model, batch.images), strict=True):
         with autocast(batch.images.device):
-            each.append(_losses(*follow(head, maps, queries), truth))
+            found: Found = streamed(head, maps, queries) if in_stream else head.tracker(maps, queries)
+        each.append(_losses(found, truth))
     return {name: torch.stack([losses[name] for losses in each]).mean() for name in each[0]}
 
 
@@ -76,13 +82,9 @@ def feature_maps(model: StreamVGGT, images: Tensor) -> Tensor:
         return head.feature_extractor(patches, grid).unflatten(0, images.shape[:2])
 
 
-def whole(head: TrackHead, maps: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As Tracker, of maps [S, F, h, w]."""
-    return head.tracker(maps, queries)
-
-
-def streamed(head: TrackHead, maps: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `whole`, each frame matched with the first and the one before, from where the points were there."""
+def streamed(head: TrackHead, maps: Tensor, queries: Tensor) -> Found:
+    """As the head's Tracker, of maps [S, F, h, w]: each frame is matched with the first and the one before, from where
+    the points were in that."""
     found = [head.tracker(maps[:1], queries)]
     for t in range(1, len(maps)):
         before = found[-1][0][-1, -1].detach()
@@ -94,9 +96,10 @@ def streamed(head: TrackHead, maps: Tensor, queries: Tensor) -> tuple[Tensor, Te
     return newest, torch.stack([x[-1] for x in visibility]), torch.stack([x[-1] for x in confidence])
 
 
-def _losses(tracks: Tensor, visibility: Tensor, confidence: Tensor, truth: Truth) -> dict[str, Tensor]:
-    """tracks [iterations, S, N, 2], visibility and confidence [S, N]; the first frame is given."""
-    weight = (truth.visible + UNSEEN * (1 - truth.visible)) * truth.ahead
+def _losses(found: Found, truth: Truth) -> dict[str, Tensor]:
+    """The first frame is given."""
+    tracks, visibility, confidence = found
+    weight = (truth.visible + UNSEEN * (1 - truth.visible)) * truth.near
     error = F.smooth_l1_loss(tracks.float(), truth.pixels.expand_as(tracks), beta=BETA, reduction="none").sum(-1)
     iterations = ITERATION_WEIGHT ** torch.arange(len(tracks) - 1, -1, -1, device=error.device)
     place = (iterations[:, None, None] * error * weight)[:, 1:].sum() / (

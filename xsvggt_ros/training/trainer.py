@@ -42,6 +42,7 @@ LEARNED = 0.3  # share of the curriculum that weights to start from have behind 
 DENSE = 4  # one of so many frames is seen by the dense heads and looked for in all others: both cost much
 BOUNDED, BUDGETS = 0.3, (6, 20)  # share of the batches whose past is cut to a budget, frames
 MOST_BATCHES = 1_000_000  # of a run
+MOST_TOKENS = 5200  # of a sequence: larger networks than the demo's see shorter ones
 WARM_UP = 100  # steps
 DECAY = 0.5  # of the run, over which the learning rate falls to 0
 AVERAGE = 0.998  # of the weights that are validated and exported, with each step
@@ -52,6 +53,7 @@ WEIGHTS = {
     "place": 0.3, "visibility": 1.0, "track confidence": 0.5,
 }  # fmt: skip
 SAVE_EVERY_S = 120.0
+MOST_LOST = 10  # steps in a row whose gradients are not finite
 LOG_EVERY = 10  # steps
 VALIDATE_EVERY = 150  # steps
 
@@ -64,8 +66,9 @@ class Trainer:
         config = MODELS[run.model]
         self.model = new_model(config, run.seed)
         self.supervision = Supervision(config)
-        if run.init is not None:
-            _load_known(self.model, run.init)
+        has_tracks = run.init is not None and _load_known(self.model, run.init)
+        if not (run.tracks or has_tracks):
+            self.model.track_head = None  # it would be exported as it is: random
         self.model.to(run.device).train().requires_grad_(not run.tracks)
         if self.model.track_head is not None:
             self.model.track_head.requires_grad_(run.tracks)
@@ -75,6 +78,7 @@ class Trainer:
         self.optimizers = optimizers(self.model, self.supervision)
         self.rates = [group["lr"] for group in self._groups()]
         self.step = 0
+        self.lost = 0  # steps in a row whose gradients were not finite
         self.seconds = 0.0  # spent in all sittings
         self.stop = False  # set from outside: this worker is to stop
         self.stopped = False  # all workers are to stop
@@ -126,16 +130,29 @@ class Trainer:
         total.backward()
         self._average_gradients()
         norm = nn.utils.clip_grad_norm_(self._parameters(), CLIP)
-        update(self.optimizers, self.run.device)
-        self.average.update_parameters(self.model)
+        if self._finite(norm):
+            update(self.optimizers, self.run.device)
+            self.average.update_parameters(self.model)
         self.step += 1
         return {name: loss.item() for name, loss in losses.items()} | {"total": total.item(), "gradient": norm.item()}
+
+    def _finite(self, norm: Tensor) -> bool:
+        """Whether the gradients, which are the same for all workers, can be used. Raises ValueError if none can."""
+        self.lost = 0 if norm.isfinite() else self.lost + 1
+        if self.lost > MOST_LOST:
+            raise ValueError(
+                f"the gradients of {self.lost} steps in a row are not finite: look at the teacher's and --init's "
+                f"weights; {self.run.checkpoint} is of before"
+            )
+        return not self.lost
 
     def _batch_shape(self, share: float) -> tuple[int, int]:
         """Sequences and frames of a batch at this share of the run."""
         learned = 0.0 if self.run.init is None else LEARNED
         shapes = next(shapes for start, shapes in reversed(CURRICULUM) if learned + (1 - learned) * share >= start)
-        return shapes[np.random.default_rng([self.step // 2, 0]).integers(len(shapes))]
+        sequences, frames = shapes[np.random.default_rng([self.step // 2, 0]).integers(len(shapes))]
+        tokens = self.model.config.tokens_per_frame(self.run.height, self.run.width)
+        return sequences, max(2, min(frames, MOST_TOKENS // tokens))
 
     def _budget(self) -> Budget | None:
         rng = np.random.default_rng([self.step, 1])
@@ -208,6 +225,7 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "seconds": self.seconds,
+            "settings": self.run.settings(),
         }
         partial = self.run.checkpoint.with_suffix(".part")
         torch.save(state, partial)
@@ -215,6 +233,11 @@ class Trainer:
 
     def _load(self) -> None:
         state = torch.load(self.run.checkpoint, map_location=self.run.device, weights_only=True)
+        before = state["settings"]
+        pairs = ((name, before[name], given) for name, given in self.run.settings().items())
+        begun = ", ".join(f"{name} {old}, not {given}" for name, old, given in pairs if old != given)
+        if begun:
+            raise ValueError(f"the run in {self.run.folder} was begun with {begun}: give the same, or another --output")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.supervision.load_state_dict(state["supervision"])
@@ -245,15 +268,17 @@ class Trainer:
             writer.writerow(row)
 
 
-def _load_known(model: StreamVGGT, path: Path) -> None:
-    """All weights but the track head's, which start anew where the file has none."""
+def _load_known(model: StreamVGGT, path: Path) -> bool:
+    """Loads all weights but the track head's, which start anew where the file has none; whether it has them."""
     head = model.track_head
     try:
         load_weights(model, path, lambda name: torch.float32, "cpu")
+        return head is not None
     except DoesNotFit:
         model.track_head = None
         load_weights(model, path, lambda name: torch.float32, "cpu")
         model.track_head = head
+        return False
 
 
 def export(model: StreamVGGT, path: Path) -> None:

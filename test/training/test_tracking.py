@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of the track head: what is true of points, and that a stream follows them as they are trained."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from xsvggt_ros.model.config import MODELS, TrackConfig
+from xsvggt_ros.model.streamvggt import StreamVGGT
+from xsvggt_ros.tracks import PointTracker
+from xsvggt_ros.training import tracking
+from xsvggt_ros.training.network import matmul_attention
+from xsvggt_ros.training.rendering import training_batch
+from xsvggt_ros.training.tracking import Truth, errors_of_tracks, random_queries, streamed, track_losses, true_tracks
+
+CPU = torch.device("cpu")
+SIZES = TrackConfig(8, (8, 8, 16, 16), iterations=2, corr_levels=2, corr_radius=1, width=16, layers=1, heads=2)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return training_batch(3, 2, 5, 56, 42, CPU)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = StreamVGGT(replace(MODELS["demo"], track=SIZES), heads=("track",))
+    model.kernel = matmul_attention
+    torch.nn.init.normal_(model.track_head.tracker.updateformer.flow_head.weight, std=0.05)
+    return model
+
+
+def test_true_tracks_show_the_same_colour_where_they_are_visible(batch):
+    queries = random_queries(batch, 1)
+    column, row = queries.long().T
+    for images, truth in zip(batch.images, true_tracks(batch, queries), strict=True):
+        torch.testing.assert_close(truth.pixels[0], queries, atol=1e-2, rtol=0)
+        assert truth.visible[0].all() and truth.near[0].all()
+        there = truth.pixels[-1].round().long()
+        seen = truth.visible[-1] > 0
+        colour = images[-1][:, there[seen, 1], there[seen, 0]]
+        off = (colour - images[0][:, row[seen], column[seen]]).abs().mean()
+        apart = (colour - images[0][:, row[seen], column[seen]].roll(7, 1)).abs().mean()
+        assert seen.sum() > 10 and off < 0.7 * apart
+
+
+def test_a_stream_follows_points_as_they_are_trained(model):
+    maps = torch.randn(5, SIZES.features, 21, 28, generator=torch.manual_seed(0))
+    queries = torch.tensor([[10.0, 20.0], [30.5, 7.0], [50.0, 40.0]])
+    with torch.no_grad():
+        tracks, visibility, confidence = streamed(model.track_head, maps, queries)
+    tracker = PointTracker(model.track_head, groups=1, grid=0)
+    tracker.update(maps[:1])
+    tracker.follow(queries.numpy())
+    told = tracker.update(maps[1:])
+    for i, found in enumerate(told, start=1):
+        np.testing.assert_allclose(found.pixels, tracks[-1, i], atol=1e-4)
+        np.testing.assert_allclose(found.confidence, confidence[i], atol=1e-5)
+        assert (found.visible == (visibility[i] > 0.5).numpy()).all()
+
+
+def test_losses_are_least_at_the_truth_and_far_places_do_not_count(batch):
+    truth = true_tracks(batch, random_queries(batch, 1))[0]
+    tracks = truth.pixels.expand(3, -1, -1, -1)
+    sure = truth.visible.clamp(0.01, 0.99)
+    right = tracking._losses((tracks, sure, sure), truth)
+    wrong = tracking._losses((tracks + 3, 1 - sure, 1 - sure), truth)
+    for name, loss in right.items():
+        assert loss < 0.1 * wrong[name], name
+    hidden = Truth(truth.pixels * 1e4, torch.zeros_like(truth.visible), torch.zeros_like(truth.near))
+    assert tracking._losses((tracks, sure, sure), hidden)["place"] == 0
+
+
+def test_two_of_four_steps_are_as_in_a_stream_of_them_one_mirrored(batch, model, monkeypatch):
+    monkeypatch.setattr(tracking, "streamed", lambda *given: calls.append(step) or streamed(*given))
+    calls = []
+    for step in range(4):
+        losses = track_losses(model, batch, step)
+    assert calls == [2, 2, 3, 3]  # each for two sequences
+    sum(losses.values()).backward()
+    assert model.track_head.feature_extractor.projects[0].weight.grad.abs().sum() > 0
+    assert model.aggregator.camera_token.grad is None
+
+
+def test_errors_of_tracks_that_stand_still(batch, model):
+    torch.nn.init.zeros_(model.track_head.tracker.updateformer.flow_head.weight)
+    torch.nn.init.zeros_(model.track_head.tracker.updateformer.flow_head.bias)
+    errors = errors_of_tracks(model.eval(), batch)
+    truth = true_tracks(batch, random_queries(batch, 0))
+    moved = [(t.pixels - t.pixels[:1]).norm(dim=-1)[1:][t.visible[1:] > 0].mean().item() for t in truth]
+    assert errors["error"] == pytest.approx(np.mean(moved), rel=1e-3)
