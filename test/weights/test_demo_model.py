@@ -8,6 +8,7 @@ import torch
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig
 from xsvggt_ros.model import load_model
 from xsvggt_ros.model.loading import weights_path
+from xsvggt_ros.training import network
 from xsvggt_ros.training.network import run
 from xsvggt_ros.training.rendering import FIRST_SEED, held_out_batch
 from xsvggt_ros.training.validation import errors
@@ -31,6 +32,16 @@ def test_the_file_is_small_and_described():
     path = weights_path(StreamConfig())
     assert path.stat().st_size <= 30e6
     assert (path.parent / "README.md").read_text().startswith("# Model card")
+
+
+@torch.inference_mode()
+def test_poses_that_iterations_start_from_are_found_in_few_sweeps(model, monkeypatch):
+    """Also of long sequences: as right as it is said, against what does not change any more."""
+    images = held_out_batch(range(500, 501), 48, INTERVAL, 112, 84, CPU).images
+    few = run(model, images, torch.arange(1)).predictions.pose_iterations
+    monkeypatch.setattr(network, "SWEEPS", 40)
+    exact = run(model, images, torch.arange(1)).predictions.pose_iterations
+    assert (few - exact).abs().mean() < 1e-3 and (few - exact).abs().max() < 2e-2
 
 
 @torch.inference_mode()
