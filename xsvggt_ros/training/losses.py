@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BETA = 0.05  # error from which the loss of a pose grows linearly
+LOST = 0.2  # error of a pose beyond which less and less is gained: what is lost should not drown what can be learned
 TRANSLATION = 4.0  # cameras move by less than the scene's scale, in which translations are
 ITERATION_WEIGHT = 0.6  # of an iteration of the camera head, for each that follows it
 FIELD_OF_VIEW_WEIGHT = 0.5
@@ -36,7 +37,7 @@ def motion_loss(poses: Tensor, truth: Tensor) -> Tensor:
         (turn, shift), (true_turn, true_shift) = _between(poses, apart), _between(truth, apart)
         far = true_shift.norm(dim=-1, keepdim=True).clamp(min=1)
         turned = (turn - true_turn).flatten(-2) / math.sqrt(2)  # its length is about the angle
-        losses.append((_size(turned) + _size(TRANSLATION * (shift - true_shift) / far)).mean())
+        losses.append(_robust(_size(turned) + _size(TRANSLATION * (shift - true_shift) / far)).mean())
     return torch.stack(losses).mean()
 
 
@@ -63,7 +64,12 @@ def relative_pose_loss(pose: Tensor, truth: Tensor) -> Tensor:
     sign = (pose[..., 3:] * truth[..., 3:]).sum(-1, keepdim=True).sign().detach()
     far = truth[..., :3].norm(dim=-1, keepdim=True).clamp(min=1)  # a start close to a wall makes the unit small
     translation, rotation = (pose[..., :3] - truth[..., :3]) / far, pose[..., 3:] - sign * truth[..., 3:]
-    return _size(TRANSLATION * translation) + _size(2 * rotation)
+    return _robust(_size(TRANSLATION * translation) + _size(2 * rotation))
+
+
+def _robust(error: Tensor) -> Tensor:
+    """The error where it is small, its logarithm where it is large."""
+    return LOST * (error / LOST).log1p()
 
 
 def _size(error: Tensor) -> Tensor:

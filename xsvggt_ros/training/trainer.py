@@ -44,12 +44,12 @@ BOUNDED, BUDGETS = 0.3, (6, 20)  # share of the batches whose past is cut to a b
 MOST_BATCHES = 1_000_000  # of a run
 MOST_TOKENS = 5200  # of a sequence: larger networks than the demo's see shorter ones
 WARM_UP = 100  # steps
-DECAY = 0.5  # of the run, over which the learning rate falls to 0
+DECAY = 0.55  # of the run, over which the learning rate falls to 0
 AVERAGE = 0.998  # of the weights that are validated and exported, with each step
 CLIP = 1.0  # largest norm of the gradient
 WEIGHTS = {
-    "pose": 0.5, "motion": 0.7, "depth": 2.0, "points": 1.0,
-    "encoder match": 0.3, "attention match": 0.5, "patch readout": 1.0, "camera readout": 0.25,
+    "pose": 1.0, "motion": 1.0, "depth": 2.0, "points": 1.0,
+    "encoder match": 0.3, "attention match": 0.5, "patch readout": 1.0, "camera readout": 0.5,
     "place": 0.3, "visibility": 1.0, "track confidence": 0.5,
 }  # fmt: skip
 SAVE_EVERY_S = 120.0
