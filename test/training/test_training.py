@@ -309,6 +309,7 @@ def test_a_step_without_finite_gradients_changes_nothing(short_sequences, tmp_pa
 def test_a_larger_network_sees_shorter_sequences(short_sequences, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "MOST_TOKENS", 17 * 3)
     assert Trainer(run_in(tmp_path))._batch_shape(0.6)[1] == 3
+    assert Trainer(run_in(tmp_path, batch=5))._batch_shape(0.6)[0] == 5
 
 
 def test_a_track_head_that_nothing_has_trained_is_not_exported(short_sequences, tmp_path, monkeypatch):
@@ -349,6 +350,8 @@ def test_weights_to_start_from(short_sequences, tmp_path):
     [
         (["--width", "100"], "multiples of 14"),
         (["--steps", "0"], "at least 1"),
+        (["--batch", "41"], "batch must be at most 40"),
+        (["--tracks", "--init", "x"], "needs a model that has a track head"),
         (["--seed", "1000"], "seed must be from 0 to 999"),
         (["--device", "cuda:99"], "device cuda:99 cannot be used"),
         (["--init", "no/such.safetensors", "--workers", "1"], "no weights file"),

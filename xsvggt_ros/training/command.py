@@ -23,6 +23,7 @@ from xsvggt_ros.training.run import Run
 from xsvggt_ros.training.trainer import Trainer, export
 
 SEEDS = 1000
+MOST_BATCH = 40
 READING = timedelta(hours=12)  # at most, of recordings
 LAUNCHED = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()  # by torchrun, as one of several processes
 
@@ -36,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, default=10_000, metavar="N", help="in all (default: %(default)s)")
     parser.add_argument("--init", type=Path, metavar="FILE", help="weights to start a new run from (default: random)")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="times as many sequences in every step: for GPUs, as far as their memory goes (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another run (default: %(default)s)")
     parser.add_argument(
         "--data",
@@ -107,8 +115,10 @@ def _run_of(args: argparse.Namespace) -> Run:
         raise ValueError("workers are for CPUs: for several GPUs start `torchrun --nproc-per-node N -m xsvggt_ros.cli`")
     if not 0 <= args.seed < SEEDS:
         raise ValueError(f"the seed must be from 0 to {SEEDS - 1}, got {args.seed}")
-    if min(args.steps, workers) < 1:
-        raise ValueError("steps and workers must be at least 1")
+    if min(args.steps, workers, args.batch) < 1:
+        raise ValueError("steps, batch and workers must be at least 1")
+    if args.batch > MOST_BATCH:  # more would meet the rooms of the next batch
+        raise ValueError(f"batch must be at most {MOST_BATCH}, got {args.batch}")
     patch = MODELS[args.model].patch_size
     if min(args.width, args.height) < patch or args.width % patch or args.height % patch:
         raise ValueError(f"width and height must be multiples of {patch}, got {args.width}x{args.height}")
@@ -125,6 +135,7 @@ def _run_of(args: argparse.Namespace) -> Run:
         width=args.width,
         height=args.height,
         device=device,
+        batch=args.batch,
         seed=args.seed,
         init=args.init,
         data=tuple(args.data),

@@ -19,7 +19,7 @@ from xsvggt_ros.rooms.sequence import GAIN_HERTZ, GAIN_SWAY, NOISE
 from xsvggt_ros.training.batches import Batch, true_batch
 
 FIRST_SEED = 1_000_000  # of the rooms trained on; those below are for evaluation and demonstration
-MOST_SEQUENCES = 100  # in a batch
+MOST_SEQUENCES = 1000  # in a batch
 INTERVALS = (0.08, 0.6)  # seconds between frames, in the mean of a sequence
 SKIPPED = 2  # of so many rendered instants one becomes a frame, as in a stream that drops images
 SOFTNESS = 0.5  # at most: some cameras, and all resized images, are less sharp than ray casting

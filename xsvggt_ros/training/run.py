@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-FREE = ("folder", "steps", "device", "rank", "workers")  # what may be different when a run goes on
+FREE = ("folder", "steps", "device", "batch", "rank", "workers")  # what may be different when a run goes on
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Run:
     width: int
     height: int
     device: torch.device
+    batch: int = 1  # times as many sequences at once as a small CPU can bear
     seed: int = 0  # of the random weights and of what they learn from
     init: Path | None = None  # weights to start from
     data: tuple[Path, ...] = ()  # recordings to learn from; none: synthetic rooms

@@ -152,7 +152,7 @@ class Trainer:
         shapes = next(shapes for start, shapes in reversed(CURRICULUM) if learned + (1 - learned) * share >= start)
         sequences, frames = shapes[np.random.default_rng([self.step // 2, 0]).integers(len(shapes))]
         tokens = self.model.config.tokens_per_frame(self.run.height, self.run.width)
-        return sequences, max(2, min(frames, MOST_TOKENS // tokens))
+        return self.run.batch * sequences, max(2, min(frames, MOST_TOKENS // tokens))
 
     def _budget(self) -> Budget | None:
         rng = np.random.default_rng([self.step, 1])
