@@ -350,6 +350,7 @@ def test_weights_to_start_from(short_sequences, tmp_path):
     [
         (["--width", "100"], "multiples of 14"),
         (["--steps", "0"], "at least 1"),
+        (["--rate", "0"], "rate must be above 0"),
         (["--batch", "41"], "batch must be at most 40"),
         (["--tracks", "--init", "x"], "needs a model that has a track head"),
         (["--seed", "1000"], "seed must be from 0 to 999"),

@@ -23,7 +23,7 @@ from xsvggt_ros.training.run import Run
 from xsvggt_ros.training.trainer import Trainer, export
 
 SEEDS = 1000
-MOST_BATCH = 40
+MOST_BATCH, MOST_RATE = 40, 10.0
 READING = timedelta(hours=12)  # at most, of recordings
 LAUNCHED = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()  # by torchrun, as one of several processes
 
@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="times as many sequences in every step: for GPUs, as far as their memory goes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="times the usual learning rates: less than 1 for weights that are good already (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another run (default: %(default)s)")
     parser.add_argument(
@@ -117,6 +124,8 @@ def _run_of(args: argparse.Namespace) -> Run:
         raise ValueError(f"the seed must be from 0 to {SEEDS - 1}, got {args.seed}")
     if min(args.steps, workers, args.batch) < 1:
         raise ValueError("steps, batch and workers must be at least 1")
+    if not 0 < args.rate <= MOST_RATE:
+        raise ValueError(f"rate must be above 0 and at most {MOST_RATE:g}, got {args.rate:g}")
     if args.batch > MOST_BATCH:  # more would meet the rooms of the next batch
         raise ValueError(f"batch must be at most {MOST_BATCH}, got {args.batch}")
     patch = MODELS[args.model].patch_size
@@ -136,6 +145,7 @@ def _run_of(args: argparse.Namespace) -> Run:
         height=args.height,
         device=device,
         batch=args.batch,
+        rate=args.rate,
         seed=args.seed,
         init=args.init,
         data=tuple(args.data),

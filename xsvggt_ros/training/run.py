@@ -22,6 +22,7 @@ class Run:
     height: int
     device: torch.device
     batch: int = 1  # times as many sequences at once as a small CPU can bear
+    rate: float = 1.0  # times the usual learning rates
     seed: int = 0  # of the random weights and of what they learn from
     init: Path | None = None  # weights to start from
     data: tuple[Path, ...] = ()  # recordings to learn from; none: synthetic rooms

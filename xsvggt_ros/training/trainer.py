@@ -45,7 +45,7 @@ MOST_BATCHES = 1_000_000  # of a run
 MOST_TOKENS = 5200  # of a sequence: larger networks than the demo's see shorter ones
 WARM_UP = 100  # steps
 DECAY = 0.55  # of the run, over which the learning rate falls to 0
-AVERAGE = 0.998  # of the weights that are validated and exported, with each step
+AVERAGE = 0.99  # of the weights that are validated and exported, with each step
 CLIP = 1.0  # largest norm of the gradient
 WEIGHTS = {
     "pose": 1.0, "motion": 1.0, "depth": 2.0, "points": 1.0,
@@ -76,7 +76,7 @@ class Trainer:
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE), use_buffers=True)
         self.lessons = Lessons(run)
         self.optimizers = optimizers(self.model, self.supervision)
-        self.rates = [group["lr"] for group in self._groups()]
+        self.rates = [run.rate * group["lr"] for group in self._groups()]
         self.step = 0
         self.lost = 0  # steps in a row whose gradients were not finite
         self.seconds = 0.0  # spent in all sittings
