@@ -105,7 +105,7 @@ def test_plausible_camera_infos_are_accepted(endurance):
         accepted.append(refused(Rectifier(), RAMP, info, True) is not None)
 
     fuzz.run_cases(endurance, check, fuzz.camera_infos(), 500)
-    assert np.mean(accepted) > 0.5
+    assert np.mean(accepted) > 0.3
 
 
 def window(info, matrix):

@@ -77,6 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="frames see those that come after them: for a teacher, not for streams",
     )
     parser.add_argument("--tracks", action="store_true", help="train the track head of --init, and nothing else")
+    _add_sizes(parser)
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=MODELS, default="demo", help="named configuration (default: %(default)s)")
     parser.add_argument("--width", type=int, default=112, help="of the images, pixels (default: %(default)s)")
     parser.add_argument(
