@@ -104,8 +104,8 @@ def test_plausible_camera_infos_are_accepted(endurance):
     def check(info):
         accepted.append(refused(Rectifier(), RAMP, info, True) is not None)
 
-    fuzz.run_cases(endurance, check, fuzz.camera_infos(), 500)
-    assert np.mean(accepted) > 0.3
+    fuzz.run_cases(endurance, check, fuzz.camera_infos(), 5000)  # a share of fewer would be one of chance
+    assert np.mean(accepted) > 0.5
 
 
 def window(info, matrix):

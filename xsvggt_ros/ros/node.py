@@ -31,7 +31,7 @@ from rclpy.subscription import Subscription
 from rclpy.utilities import remove_ros_args
 from std_srvs.srv import SetBool, Trigger
 
-from xsvggt_ros.memory import give_back
+from xsvggt_ros.memory import give_back, keep_one_heap
 from xsvggt_ros.messages import topics
 from xsvggt_ros.ros.calibration import CalibrationWatch
 from xsvggt_ros.ros.monitor import WINDOW_S, diagnostic
@@ -340,6 +340,7 @@ def main(stop: threading.Event) -> int:
     """Runs the node until `stop` is set, it is shut down or something fails; returns the exit code."""
     if stop.is_set():
         return 0
+    keep_one_heap()
     try:
         # The caller's signal handlers set `stop`; rclpy's would shut the context under a worker that publishes.
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
