@@ -345,6 +345,16 @@ def test_weights_to_start_from(short_sequences, tmp_path):
         torch.testing.assert_close(second.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def test_another_run_to_start_from(short_sequences, tmp_path):
+    first = Trainer(run_in(tmp_path / "first", steps=2))
+    list(first.train())
+    second = Trainer(run_in(tmp_path / "second", init=first.run.checkpoint, seed=1))
+    assert second.step == 0
+    for one, other in ((first.averaged, second.model), (first.supervision, second.supervision)):
+        for name, tensor in one.state_dict().items():
+            assert torch.equal(other.state_dict()[name], tensor), name
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [

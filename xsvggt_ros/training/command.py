@@ -36,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for checkpoint.pt, model.safetensors and the curves; a run whose checkpoint is there goes on",
     )
     parser.add_argument("--steps", type=int, default=10_000, metavar="N", help="in all (default: %(default)s)")
-    parser.add_argument("--init", type=Path, metavar="FILE", help="weights to start a new run from (default: random)")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        metavar="FILE",
+        help="weights to start a new run from, or another run's checkpoint.pt (default: random)",
+    )
     parser.add_argument(
         "--batch",
         type=int,

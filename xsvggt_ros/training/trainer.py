@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from xsvggt_ros.model.checkpoint import read_checkpoint
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.model.streamvggt import StreamVGGT
 from xsvggt_ros.model.weights import DoesNotFit, load_weights
@@ -66,7 +67,7 @@ class Trainer:
         config = MODELS[run.model]
         self.model = new_model(config, run.seed)
         self.supervision = Supervision(config)
-        has_tracks = run.init is not None and _load_known(self.model, run.init)
+        has_tracks = run.init is not None and self._start_from(run.init)
         if not (run.tracks or has_tracks):
             self.model.track_head = None  # it would be exported as it is: random
         self.model.to(run.device).train().requires_grad_(not run.tracks)
@@ -219,8 +220,9 @@ class Trainer:
     def save(self) -> None:
         """Writes the checkpoint; a crash in the middle leaves the one before."""
         state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
+            "model": self.averaged.state_dict(),  # what is taken for the weights where others load this file
+            "averaged": self.average.n_averaged,
+            "latest": self.model.state_dict(),
             "supervision": self.supervision.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
@@ -231,6 +233,14 @@ class Trainer:
         torch.save(state, partial)
         os.replace(partial, self.run.checkpoint)
 
+    def _start_from(self, path: Path) -> bool:
+        """Loads the weights, and of another run the training-only heads; whether a track head is among them."""
+        has_tracks = _load_known(self.model, path)
+        heads = read_checkpoint(path).get("supervision", {})
+        if heads.keys() == self.supervision.state_dict().keys():
+            self.supervision.load_state_dict(heads)
+        return has_tracks
+
     def _load(self) -> None:
         state = torch.load(self.run.checkpoint, map_location=self.run.device, weights_only=True)
         before = state["settings"]
@@ -238,8 +248,9 @@ class Trainer:
         begun = ", ".join(f"{name} {old}, not {given}" for name, old, given in pairs if old != given)
         if begun:
             raise ValueError(f"the run in {self.run.folder} was begun with {begun}: give the same, or another --output")
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
+        self.model.load_state_dict(state["latest"])
+        self.averaged.load_state_dict(state["model"])
+        self.average.n_averaged.copy_(state["averaged"])
         self.supervision.load_state_dict(state["supervision"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
