@@ -74,6 +74,19 @@ def test_losses_are_least_at_the_truth_and_far_places_do_not_count(batch):
     assert tracking._losses((tracks, sure, sure), hidden)["place"] == 0
 
 
+def test_features_match_where_their_points_are(model):
+    maps = torch.randn(1, SIZES.features, 21, 28, generator=torch.manual_seed(0)).repeat(3, 1, 1, 1)
+    maps = torch.stack([maps[0], maps[1].roll(2, -1), maps[2].roll(4, -1)])  # moves by four pixels a frame
+    queries = torch.tensor([[10.0, 20.0], [30.0, 8.0], [24.0, 36.0]])
+    seen = torch.ones(3, 3)
+    moving = torch.stack([queries + torch.tensor([4.0 * s, 0.0]) for s in range(3)])
+    right, wrong = (
+        tracking._match_loss(model.track_head, maps, queries, Truth(pixels, seen, seen))
+        for pixels in (moving, queries.expand(3, -1, -1))
+    )
+    assert right < 0.5 * wrong
+
+
 def test_two_of_four_steps_are_as_in_a_stream_of_them_one_mirrored(batch, model, monkeypatch):
     monkeypatch.setattr(tracking, "streamed", lambda *given: calls.append(step) or streamed(*given))
     calls = []

@@ -312,6 +312,14 @@ def test_a_larger_network_sees_shorter_sequences(short_sequences, tmp_path, monk
     assert Trainer(run_in(tmp_path, batch=5))._batch_shape(0.6)[0] == 5
 
 
+def test_points_are_followed_through_short_sequences(short_sequences, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "CURRICULUM", ((0.0, ((1, 2),)), (0.3, ((1, 96),))))
+    trainer = Trainer(run_in(tmp_path))
+    trainer.run = replace(trainer.run, tracks=True, init=tmp_path)
+    assert trainer._batch_shape(0.1) == (1, 2)  # the head starts anew, whatever the rest has learned
+    assert trainer._batch_shape(0.9) == (1, trainer_module.MOST_TRACKED)
+
+
 def test_a_track_head_that_nothing_has_trained_is_not_exported(short_sequences, tmp_path, monkeypatch):
     sizes = TrackConfig(8, (8, 8, 16, 16), iterations=1, corr_levels=1, corr_radius=1, width=16, layers=1, heads=2)
     monkeypatch.setitem(MODELS, "demo", replace(MODELS["demo"], track=sizes))

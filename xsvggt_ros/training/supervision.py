@@ -45,7 +45,7 @@ class Matches:
         self.visible = batch.visible(pixels, depth)  # [B, S, S, n]
         seen_before = torch.ones(self.visible.shape[1:3], device=device).tril(-1)  # t sees s < t only
         self.weight = self.visible * seen_before[:, :, None]
-        self.target = _hats(self.place[:, self.asked], rows, columns)  # [B, t, S, n, rows * columns]
+        self.target = hats(self.place[:, self.asked], rows, columns)  # [B, t, S, n, rows * columns]
 
     def loss(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Cross-entropy of softmax(queries keys^T) of patches, [B, S, n, d] both, against the true places."""
@@ -55,7 +55,7 @@ class Matches:
         return (entropy * weight).sum() / weight.sum().clamp(min=1)
 
 
-def _hats(place: Tensor, rows: int, columns: int) -> Tensor:
+def hats(place: Tensor, rows: int, columns: int) -> Tensor:
     """Bilinear weights of the grid's patches about each place (column, row) [..., 2] -> [..., rows * columns]."""
 
     def along(x: Tensor, count: int) -> Tensor:

@@ -14,15 +14,17 @@ from torch.nn import functional as F
 from xsvggt_ros.evaluation.metrics import track_errors
 from xsvggt_ros.model.attention import WholeSequence
 from xsvggt_ros.model.streamvggt import StreamVGGT
-from xsvggt_ros.model.track_head import TrackHead
+from xsvggt_ros.model.track_head import STRIDE, TrackHead, sample
 from xsvggt_ros.training.batches import Batch
 from xsvggt_ros.training.network import autocast
+from xsvggt_ros.training.supervision import hats
 
 QUERIES = 64
 ITERATION_WEIGHT = 0.8  # of an iteration's places, for each that follows it
 UNSEEN = 0.2  # weight of places that are hidden
 CLOSE = 2.0  # pixels: places so near the truth are to be trusted
 BETA = 1.0  # pixels from which the loss of a place grows linearly
+SHARPNESS = 4.0  # of the comparison of features
 
 
 class Truth(NamedTuple):
@@ -63,7 +65,7 @@ def track_losses(model: StreamVGGT, batch: Batch, seed: int) -> dict[str, Tensor
     for truth, maps in zip(true_tracks(batch, queries), feature_maps(model, batch.images), strict=True):
         with autocast(batch.images.device):
             found: Found = streamed(head, maps, queries) if in_stream else head.tracker(maps, queries)
-        each.append(_losses(found, truth))
+        each.append(_losses(found, truth) | {"feature match": _match_loss(head, maps, queries, truth)})
     return {name: torch.stack([losses[name] for losses in each]).mean() for name in each[0]}
 
 
@@ -111,6 +113,21 @@ def _losses(found: Found, truth: Truth) -> dict[str, Tensor]:
         "visibility": _entropy(visibility[1:], truth.visible[1:]),
         "track confidence": _entropy(confidence[1:], close[1:]),
     }
+
+
+def _match_loss(head: TrackHead, maps: Tensor, queries: Tensor, truth: Truth) -> Tensor:
+    """Cross-entropy of finding the queries' features in the other frames' maps: what the tracker searches in.
+
+    From places alone they are learned ten times as slowly: at first nothing that it sees says where to go.
+    """
+    with torch.autocast(maps.device.type, enabled=False):
+        maps = head.tracker.fmap_norm(maps.float().movedim(1, -1))  # [S, h, w, F]
+        features = sample(maps[:1].movedim(-1, 1), queries[None] / STRIDE, "border")[0]  # [N, F]
+        logits = torch.einsum("nf,shwf->snhw", features, maps[1:]) * (SHARPNESS / features.shape[-1])
+        target = hats(truth.pixels[1:] / STRIDE, *maps.shape[1:3])  # [S - 1, N, h * w]
+        entropy = -(target * logits.flatten(2).log_softmax(-1)).sum(-1)
+        visible = truth.visible[1:]
+        return (entropy * visible).sum() / visible.sum().clamp(min=1)
 
 
 def _entropy(chance: Tensor, truth: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ DENSE = 4  # one of so many frames is seen by the dense heads and looked for in 
 BOUNDED, BUDGETS = 0.3, (6, 20)  # share of the batches whose past is cut to a budget, frames
 MOST_BATCHES = 1_000_000  # of a run
 MOST_TOKENS = 5200  # of a sequence: larger networks than the demo's see shorter ones
+MOST_TRACKED = 24  # frames of a sequence in which points are followed: more show little that is new
 WARM_UP = 100  # steps
 DECAY = 0.55  # of the run, over which the learning rate falls to 0
 AVERAGE = 0.99  # of the weights that are validated and exported, with each step
@@ -51,7 +52,7 @@ CLIP = 1.0  # largest norm of the gradient
 WEIGHTS = {
     "pose": 1.0, "motion": 1.0, "depth": 2.0, "points": 1.0,
     "encoder match": 0.3, "attention match": 0.5, "patch readout": 1.0, "camera readout": 0.5,
-    "place": 0.3, "visibility": 1.0, "track confidence": 0.5,
+    "place": 0.3, "visibility": 1.0, "track confidence": 0.5, "feature match": 1.0,
 }  # fmt: skip
 SAVE_EVERY_S = 120.0
 MOST_LOST = 10  # steps in a row whose gradients are not finite
@@ -149,11 +150,12 @@ class Trainer:
 
     def _batch_shape(self, share: float) -> tuple[int, int]:
         """Sequences and frames of a batch at this share of the run."""
-        learned = 0.0 if self.run.init is None else LEARNED
+        learned = LEARNED if self.run.init and not self.run.tracks else 0.0  # a track head starts anew
         shapes = next(shapes for start, shapes in reversed(CURRICULUM) if learned + (1 - learned) * share >= start)
         sequences, frames = shapes[np.random.default_rng([self.step // 2, 0]).integers(len(shapes))]
         tokens = self.model.config.tokens_per_frame(self.run.height, self.run.width)
-        return self.run.batch * sequences, max(2, min(frames, MOST_TOKENS // tokens))
+        most = min(MOST_TOKENS // tokens, MOST_TRACKED if self.run.tracks else frames)
+        return self.run.batch * sequences, max(2, min(frames, most))
 
     def _budget(self) -> Budget | None:
         rng = np.random.default_rng([self.step, 1])
