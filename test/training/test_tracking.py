@@ -13,7 +13,15 @@ from xsvggt_ros.tracks import PointTracker
 from xsvggt_ros.training import tracking
 from xsvggt_ros.training.network import matmul_attention
 from xsvggt_ros.training.rendering import training_batch
-from xsvggt_ros.training.tracking import Truth, errors_of_tracks, random_queries, streamed, track_losses, true_tracks
+from xsvggt_ros.training.tracking import (
+    Truth,
+    errors_of_tracks,
+    random_queries,
+    streamed,
+    track_losses,
+    true_tracks,
+    windows,
+)
 
 CPU = torch.device("cpu")
 SIZES = TrackConfig(8, (8, 8, 16, 16), iterations=2, corr_levels=2, corr_radius=1, width=16, layers=1, heads=2)
@@ -87,12 +95,30 @@ def test_features_match_where_their_points_are(model):
     assert right < 0.5 * wrong
 
 
-def test_two_of_four_steps_are_as_in_a_stream_of_them_one_mirrored(batch, model, monkeypatch):
-    monkeypatch.setattr(tracking, "streamed", lambda *given: calls.append(step) or streamed(*given))
-    calls = []
-    for step in range(4):
-        losses = track_losses(model, batch, step)
-    assert calls == [2, 2, 3, 3]  # each for two sequences
+def test_windows_are_frames_of_a_stream(model):
+    maps = torch.randn(5, SIZES.features, 21, 28, generator=torch.manual_seed(0))
+    queries = torch.tensor([[10.0, 20.0], [30.5, 7.0], [50.0, 40.0]])
+    later = torch.tensor([4, 2])
+    with torch.no_grad():
+        whole = streamed(model.track_head, maps, queries)
+        shown = torch.cat([torch.tensor([0]), later, later - 1])
+        found = windows(model.track_head, maps[shown], queries, whole[0][-1, later - 1])
+    torch.testing.assert_close(found[0][:, 1:], whole[0][:, later])
+    for one, other in zip(found[1:], whole[1:], strict=True):
+        torch.testing.assert_close(one[1:], other[later])
+
+
+@pytest.mark.parametrize("frames", [5, 2])
+def test_two_of_eight_steps_see_whole_sequences_and_all_see_pairs(batch, model, monkeypatch, frames):
+    monkeypatch.setattr(tracking, "windows", lambda *given: seen.append(given) or windows(*given))
+    short = replace(batch, **{name: getattr(batch, name)[:, :frames] for name in ("images", "depth", "T_first_cam")})
+    counts = []
+    for step in range(10):
+        seen = []
+        losses = track_losses(model, short, step)
+        counts.append(len(seen))
+    in_stream = [2 * (frames > 2 and step // 2 % 4 > 0) for step in range(10)]  # each for two sequences
+    assert counts == in_stream
     sum(losses.values()).backward()
     assert model.track_head.feature_extractor.projects[0].weight.grad.abs().sum() > 0
     assert model.aggregator.camera_token.grad is None

@@ -315,8 +315,8 @@ def test_a_larger_network_sees_shorter_sequences(short_sequences, tmp_path, monk
 def test_points_are_followed_through_short_sequences(short_sequences, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "CURRICULUM", ((0.0, ((1, 2),)), (0.3, ((1, 96),))))
     trainer = Trainer(run_in(tmp_path))
-    trainer.run = replace(trainer.run, tracks=True, init=tmp_path)
-    assert trainer._batch_shape(0.1) == (1, 2)  # the head starts anew, whatever the rest has learned
+    trainer.run = replace(trainer.run, tracks=True)
+    assert trainer._batch_shape(0.1) == (1, 2)
     assert trainer._batch_shape(0.9) == (1, trainer_module.MOST_TRACKED)
 
 

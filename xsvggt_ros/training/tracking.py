@@ -20,6 +20,8 @@ from xsvggt_ros.training.network import autocast
 from xsvggt_ros.training.supervision import hats
 
 QUERIES = 64
+WINDOWS = 4  # frames of a sequence that are learned from at a time
+NOISE = 2.0  # pixels, about as wrong as a stream is about where the points were
 ITERATION_WEIGHT = 0.8  # of an iteration's places, for each that follows it
 UNSEEN = 0.2  # weight of places that are hidden
 CLOSE = 2.0  # pixels: places so near the truth are to be trusted
@@ -56,21 +58,34 @@ def random_queries(batch: Batch, seed: int) -> Tensor:
 
 
 def track_losses(model: StreamVGGT, batch: Batch, seed: int) -> dict[str, Tensor]:
-    """By name. Two of four seeds follow the points as a stream does, the others through whole sequences."""
-    queries = random_queries(batch, seed)
-    in_stream = seed // 2 % 2  # of two steps in a row, one is mirrored
-    head = model.track_head
+    """By name. Two of eight seeds follow the points through whole sequences, the others into frames of a stream."""
+    head, queries = model.track_head, random_queries(batch, seed)
     assert head is not None
+    generator = torch.Generator().manual_seed(seed)
+    frames = batch.images.shape[1]
+    whole = frames == 2 or seed // 2 % 4 == 0  # of two steps in a row, one is mirrored
+    if whole:
+        later, before = torch.arange(1, frames), torch.arange(0)
+    else:  # the second frame of a stream is as in the whole sequence of two
+        later = 2 + torch.randperm(frames - 2, generator=generator)[:WINDOWS]
+        before = later - 1
+    asked = torch.cat([later[:1] * 0, later])
     each = []
-    for truth, maps in zip(true_tracks(batch, queries), feature_maps(model, batch.images), strict=True):
+    all_maps = feature_maps(model, batch.images, torch.cat([asked, before]))
+    for truth, maps in zip(true_tracks(batch, queries), all_maps, strict=True):
+        noise = NOISE * torch.randn(len(before), *queries.shape, generator=generator).to(queries)
         with autocast(batch.images.device):
-            found: Found = streamed(head, maps, queries) if in_stream else head.tracker(maps, queries)
-        each.append(_losses(found, truth) | {"feature match": _match_loss(head, maps, queries, truth)})
+            found: Found = (
+                head.tracker(maps, queries) if whole else windows(head, maps, queries, truth.pixels[before] + noise)
+            )
+        of_asked = Truth(*(x[asked] for x in truth))
+        match = {"feature match": _match_loss(head, maps[: len(asked)], queries, of_asked)}
+        each.append(_losses(found, of_asked) | match)
     return {name: torch.stack([losses[name] for losses in each]).mean() for name in each[0]}
 
 
-def feature_maps(model: StreamVGGT, images: Tensor) -> Tensor:
-    """Of the track head for images [B, S, 3, H, W], on what a stream sees: [B, S, F, H/2, W/2]."""
+def feature_maps(model: StreamVGGT, images: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Of the track head for images [B, S, 3, H, W], on what a stream sees: [B, S, F, H/2, W/2]; seen: of these only."""
     head = model.track_head
     assert head is not None
     grid = model.grid(images)
@@ -80,19 +95,39 @@ def feature_maps(model: StreamVGGT, images: Tensor) -> Tensor:
             encoded = model.aggregator.encode(images.flatten(0, 1), inside).unflatten(0, images.shape[:2])
             x = model.aggregator.with_specials(encoded, starts=True)
             taps = model.aggregator(x, grid, inside, WholeSequence(model.kernel, x.shape[2]))
+            if seen is not None:
+                taps = [tap[:, seen] for tap in taps]
         patches = [tap[:, :, model.config.specials :].flatten(0, 1) for tap in taps]
-        return head.feature_extractor(patches, grid).unflatten(0, images.shape[:2])
+        return head.feature_extractor(patches, grid).unflatten(0, taps[0].shape[:2])
+
+
+def windows(head: TrackHead, maps: Tensor, queries: Tensor, before: Tensor) -> Found:
+    """Frames of a stream, each for itself, from about where the points were in the one before.
+
+    maps [1 + 2 n, F, h, w]: of the first frame, of n others, and of those before these; before [n, N, 2], pixels.
+    """
+    count = len(before)
+    found: list[Found] = [head.tracker(maps[:1], queries)]
+    for i in range(count):
+        start = torch.stack([queries, before[i], before[i]])
+        found.append(head.tracker(maps[[0, 1 + count + i, 1 + i]], queries, start))
+    return _newest(found)
 
 
 def streamed(head: TrackHead, maps: Tensor, queries: Tensor) -> Found:
     """As the head's Tracker, of maps [S, F, h, w]: each frame is matched with the first and the one before, from where
     the points were in that."""
-    found = [head.tracker(maps[:1], queries)]
+    found: list[Found] = [head.tracker(maps[:1], queries)]
     for t in range(1, len(maps)):
         before = found[-1][0][-1, -1].detach()
         window = maps[:1], maps[max(1, t - 1) : t + 1]
         start = torch.stack([queries, *[before] * len(window[1])])
         found.append(head.tracker(torch.cat(window), queries, start))
+    return _newest(found)
+
+
+def _newest(found: list[Found]) -> Found:
+    """Of each window, the last frame."""
     tracks, visibility, confidence = zip(*found, strict=True)
     newest = torch.stack([of_window[:, -1] for of_window in tracks], 1)
     return newest, torch.stack([x[-1] for x in visibility]), torch.stack([x[-1] for x in confidence])

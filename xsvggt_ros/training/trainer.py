@@ -52,7 +52,7 @@ CLIP = 1.0  # largest norm of the gradient
 WEIGHTS = {
     "pose": 1.0, "motion": 1.0, "depth": 2.0, "points": 1.0,
     "encoder match": 0.3, "attention match": 0.5, "patch readout": 1.0, "camera readout": 0.5,
-    "place": 0.3, "visibility": 1.0, "track confidence": 0.5, "feature match": 1.0,
+    "place": 0.3, "visibility": 1.0, "track confidence": 0.5, "feature match": 4.0,
 }  # fmt: skip
 SAVE_EVERY_S = 120.0
 MOST_LOST = 10  # steps in a row whose gradients are not finite
@@ -69,6 +69,7 @@ class Trainer:
         self.model = new_model(config, run.seed)
         self.supervision = Supervision(config)
         has_tracks = run.init is not None and self._start_from(run.init)
+        self.learned = LEARNED if has_tracks or (run.init and not run.tracks) else 0.0
         if not (run.tracks or has_tracks):
             self.model.track_head = None  # it would be exported as it is: random
         self.model.to(run.device).train().requires_grad_(not run.tracks)
@@ -150,8 +151,8 @@ class Trainer:
 
     def _batch_shape(self, share: float) -> tuple[int, int]:
         """Sequences and frames of a batch at this share of the run."""
-        learned = LEARNED if self.run.init and not self.run.tracks else 0.0  # a track head starts anew
-        shapes = next(shapes for start, shapes in reversed(CURRICULUM) if learned + (1 - learned) * share >= start)
+        share = self.learned + (1 - self.learned) * share
+        shapes = next(shapes for start, shapes in reversed(CURRICULUM) if share >= start)
         sequences, frames = shapes[np.random.default_rng([self.step // 2, 0]).integers(len(shapes))]
         tokens = self.model.config.tokens_per_frame(self.run.height, self.run.width)
         most = min(MOST_TOKENS // tokens, MOST_TRACKED if self.run.tracks else frames)
