@@ -99,10 +99,10 @@ def _cgroups_leave() -> Iterator[int]:
 
 
 def keep_one_heap() -> None:
-    """Lets threads that start from here on share one heap with the others, so that `give_back` can empty it.
+    """Keeps threads that start from here on from having heaps of their own, which `give_back` cannot empty.
 
-    glibc gives each thread one of its own, and of those malloc_trim leaves what is free at the end: 8 to 13 MiB after a
-    few rounds of the demo model, 0 with one heap. Elsewhere this does nothing.
+    Of those glibc's malloc_trim leaves what is free at the end: 8 to 13 MiB after a few rounds of the demo model, 0
+    where they share the main one. It holds as far as few threads have allocated before; elsewhere it does nothing.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_ARENA_MAX, 1)

@@ -363,6 +363,21 @@ def test_another_run_to_start_from(short_sequences, tmp_path):
             assert torch.equal(other.state_dict()[name], tensor), name
 
 
+def test_a_checkpoint_of_an_earlier_version_is_only_begun_from(short_sequences, tmp_path, caplog):
+    first = Trainer(run_in(tmp_path / "first"))
+    first.save()
+    state = torch.load(first.run.checkpoint)
+    state["average"] = state.pop("latest")
+    state["supervision"]["sharpness"] = torch.zeros(2)
+    torch.save(state, first.run.checkpoint)
+    with pytest.raises(ValueError, match="is of an earlier version: begin another --output with --init and this file"):
+        Trainer(run_in(tmp_path / "first"))
+    second = Trainer(run_in(tmp_path / "second", init=first.run.checkpoint, seed=1))
+    assert "its training-only heads are of another version, and begin anew" in caplog.text
+    weight = "aggregator.camera_token"
+    torch.testing.assert_close(second.model.state_dict()[weight], state["model"][weight])
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
@@ -371,6 +386,7 @@ def test_another_run_to_start_from(short_sequences, tmp_path):
         (["--rate", "0"], "rate must be above 0"),
         (["--batch", "41"], "batch must be at most 40"),
         (["--tracks", "--init", "x"], "needs a model that has a track head"),
+        (["--tracks", "--init", "x", "--model", "streamvggt"], "images at least 128 wide and 256 high"),
         (["--seed", "1000"], "seed must be from 0 to 999"),
         (["--device", "cuda:99"], "device cuda:99 cannot be used"),
         (["--init", "no/such.safetensors", "--workers", "1"], "no weights file"),

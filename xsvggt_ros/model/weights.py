@@ -63,8 +63,8 @@ def load_weights(
     Their names and shapes must be those of `expected`, by default the model's own state dict; a prefix like `module.`
     before all names is taken off. A model built without some heads passes the state dict of the full one (on the meta
     device): the file must then have those heads too, but they are not read. What the file has several of is told apart
-    by name: the model is taken, not its moving average. The file is memory-mapped and cast tensor by tensor: beside
-    the result, at most one tensor is copied (files of torch before 1.6 are read whole).
+    by name: what is called the model is taken, not, say, `ema`. The file is memory-mapped and cast tensor by tensor:
+    beside the result, at most one tensor is copied (files of torch before 1.6 are read whole).
 
     Raises FileNotFoundError; DoesNotFit; ValueError for a file that is damaged, holds something else than tensors, or
     tensors that are no finite floating-point numbers.

@@ -20,6 +20,7 @@ from xsvggt_ros.model.loading import open_device
 from xsvggt_ros.training.curves import draw_curves
 from xsvggt_ros.training.recordings import read_recordings
 from xsvggt_ros.training.run import Run
+from xsvggt_ros.training.tracking import least_side
 from xsvggt_ros.training.trainer import Trainer, export
 
 SEEDS = 1000
@@ -144,6 +145,8 @@ def _run_of(args: argparse.Namespace) -> Run:
         raise ValueError("nothing says what is right: give a --teacher, or learn from the truth of synthetic rooms")
     if args.tracks and (args.init is None or MODELS[args.model].track is None):
         raise ValueError("--tracks needs a model that has a track head, and --init with the rest of its weights")
+    if args.tracks and min(args.width, args.height // 2) < (least := least_side(MODELS[args.model])):
+        raise ValueError(f"to follow points, this model needs images at least {least} wide and {2 * least} high")
     if args.tracks and (args.teacher or args.bidirectional):
         raise ValueError("tracks are learned from synthetic rooms alone: leave --teacher and --bidirectional out")
     return Run(

@@ -25,7 +25,7 @@ SKIPPED = 2  # of so many rendered instants one becomes a frame, as in a stream 
 SOFTNESS = 0.5  # at most: some cameras, and all resized images, are less sharp than ray casting
 HANDHELD = 0.15  # share of the sequences; the others are a robot's
 OTHER_LENSES, FIELDS_OF_VIEW = 0.15, (50.0, 95.0)  # share of the sequences, degrees
-OTHER_SHAPES, ROWS = 0.1, (3, 9)  # share of the batches, rows of patches
+OTHER_SHAPES = 0.1  # share of the batches, from half as high to half as high again
 VARIED_ROOMS = 0.5  # share of the batches; the others are of plain ones
 
 
@@ -61,7 +61,8 @@ def _training_views(
     first = FIRST_SEED + number * MOST_SEQUENCES
     seeds = range(first, first + sequences)
     if rng.random() < OTHER_SHAPES:
-        height = PATCH_SIZE * int(rng.integers(*ROWS))
+        rows = height // PATCH_SIZE
+        height = PATCH_SIZE * int(rng.integers(max(1, rows // 2), 3 * rows // 2))
     T_room_cam = np.stack([_dropping(rng, seed, frames) for seed in seeds])
     lenses = [pinhole(width, height, *_field_of_view(rng)) for _ in seeds]
     style = VARIED if rng.random() < VARIED_ROOMS else PLAIN

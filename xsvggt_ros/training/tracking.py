@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from xsvggt_ros.evaluation.metrics import track_errors
 from xsvggt_ros.model.attention import WholeSequence
+from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.model.streamvggt import StreamVGGT
 from xsvggt_ros.model.track_head import STRIDE, TrackHead, sample
 from xsvggt_ros.training.batches import Batch
@@ -27,6 +28,12 @@ UNSEEN = 0.2  # weight of places that are hidden
 CLOSE = 2.0  # pixels: places so near the truth are to be trusted
 BETA = 1.0  # pixels from which the loss of a place grows linearly
 SHARPNESS = 4.0  # of the comparison of features
+
+
+def least_side(config: ModelConfig) -> int:
+    """Of images in which its track head can look for points, pixels."""
+    assert config.track is not None
+    return STRIDE * 2 ** (config.track.corr_levels - 1)
 
 
 class Truth(NamedTuple):
@@ -50,34 +57,30 @@ def true_tracks(batch: Batch, queries: Tensor) -> list[Truth]:
     return [Truth(*parts) for parts in each]
 
 
-def random_queries(batch: Batch, seed: int) -> Tensor:
+def random_queries(batch: Batch, generator: torch.Generator) -> Tensor:
     """Pixels (x, y) [QUERIES, 2]."""
     height, width = batch.depth.shape[-2:]
-    generator = torch.Generator().manual_seed(seed)
     return (torch.rand(QUERIES, 2, generator=generator) * torch.tensor([width, height])).floor().to(batch.depth)
 
 
 def track_losses(model: StreamVGGT, batch: Batch, seed: int) -> dict[str, Tensor]:
     """By name. Two of eight seeds follow the points through whole sequences, the others into frames of a stream."""
-    head, queries = model.track_head, random_queries(batch, seed)
+    head, generator = model.track_head, torch.Generator().manual_seed(seed)
     assert head is not None
-    generator = torch.Generator().manual_seed(seed)
-    frames = batch.images.shape[1]
-    whole = frames == 2 or seed // 2 % 4 == 0  # of two steps in a row, one is mirrored
-    if whole:
-        later, before = torch.arange(1, frames), torch.arange(0)
-    else:  # the second frame of a stream is as in the whole sequence of two
-        later = 2 + torch.randperm(frames - 2, generator=generator)[:WINDOWS]
+    queries = random_queries(batch, generator)
+    whole = seed // 2 % 4 == 0  # of two steps in a row, one is mirrored
+    later = torch.arange(1, batch.images.shape[1])
+    before = later[:0]
+    if not whole:
+        later = later[torch.randperm(len(later), generator=generator)[:WINDOWS]]
         before = later - 1
-    asked = torch.cat([later[:1] * 0, later])
+    asked = torch.cat([torch.zeros_like(later[:1]), later])
     each = []
     all_maps = feature_maps(model, batch.images, torch.cat([asked, before]))
     for truth, maps in zip(true_tracks(batch, queries), all_maps, strict=True):
-        noise = NOISE * torch.randn(len(before), *queries.shape, generator=generator).to(queries)
+        start = _about(truth.pixels[before], batch, generator)
         with autocast(batch.images.device):
-            found: Found = (
-                head.tracker(maps, queries) if whole else windows(head, maps, queries, truth.pixels[before] + noise)
-            )
+            found: Found = head.tracker(maps, queries) if whole else windows(head, maps, queries, before, start)
         of_asked = Truth(*(x[asked] for x in truth))
         match = {"feature match": _match_loss(head, maps[: len(asked)], queries, of_asked)}
         each.append(_losses(found, of_asked) | match)
@@ -101,16 +104,24 @@ def feature_maps(model: StreamVGGT, images: Tensor, seen: Tensor | None = None) 
         return head.feature_extractor(patches, grid).unflatten(0, taps[0].shape[:2])
 
 
-def windows(head: TrackHead, maps: Tensor, queries: Tensor, before: Tensor) -> Found:
+def _about(pixels: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+    """As wrong as a stream may be about pixels [n, N, 2]; those of points behind the camera are none, and far off."""
+    size = pixels.new_tensor([batch.depth.shape[-1], batch.depth.shape[-2]])
+    noise = NOISE * torch.randn(pixels.shape, generator=generator).to(pixels)
+    return (pixels + noise).clamp(-size, 2 * size)
+
+
+def windows(head: TrackHead, maps: Tensor, queries: Tensor, before: Tensor, start: Tensor) -> Found:
     """Frames of a stream, each for itself, from about where the points were in the one before.
 
-    maps [1 + 2 n, F, h, w]: of the first frame, of n others, and of those before these; before [n, N, 2], pixels.
+    maps [1 + 2 n, F, h, w]: of the first frame, of n others, and of those before these, which have the numbers before
+    [n]: the first is not shown twice. start [n, N, 2]: pixels in those.
     """
-    count = len(before)
     found: list[Found] = [head.tracker(maps[:1], queries)]
-    for i in range(count):
-        start = torch.stack([queries, before[i], before[i]])
-        found.append(head.tracker(maps[[0, 1 + count + i, 1 + i]], queries, start))
+    for i, number in enumerate(before.tolist()):
+        shown = [0, *[1 + len(before) + i] * (number > 0), 1 + i]
+        places = torch.stack([queries, *[start[i]] * (len(shown) - 1)])
+        found.append(head.tracker(maps[shown], queries, places))
     return _newest(found)
 
 
@@ -175,7 +186,10 @@ def errors_of_tracks(model: StreamVGGT, batch: Batch) -> dict[str, float]:
     """Of streamed tracks, see evaluation.metrics.TrackErrors; the mean over the sequences."""
     head = model.track_head
     assert head is not None
-    queries, size = random_queries(batch, 0), (batch.depth.shape[-2], batch.depth.shape[-1])
+    queries, size = (
+        random_queries(batch, torch.Generator().manual_seed(0)),
+        (batch.depth.shape[-2], batch.depth.shape[-1]),
+    )
     found = []
     for truth, maps in zip(true_tracks(batch, queries), feature_maps(model, batch.images), strict=True):
         with autocast(maps.device):

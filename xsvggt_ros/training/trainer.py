@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ SAVE_EVERY_S = 120.0
 MOST_LOST = 10  # steps in a row whose gradients are not finite
 LOG_EVERY = 10  # steps
 VALIDATE_EVERY = 150  # steps
+
+log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -224,7 +227,7 @@ class Trainer:
         """Writes the checkpoint; a crash in the middle leaves the one before."""
         state = {
             "model": self.averaged.state_dict(),  # what is taken for the weights where others load this file
-            "averaged": self.average.n_averaged,
+            "n_averaged": self.average.n_averaged,
             "latest": self.model.state_dict(),
             "supervision": self.supervision.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -240,20 +243,26 @@ class Trainer:
         """Loads the weights, and of another run the training-only heads; whether a track head is among them."""
         has_tracks = _load_known(self.model, path)
         heads = read_checkpoint(path).get("supervision", {})
-        if heads.keys() == self.supervision.state_dict().keys():
+        if _shapes(heads) == _shapes(self.supervision.state_dict()):
             self.supervision.load_state_dict(heads)
+        elif heads:
+            log.warning("%s: its training-only heads are of another version, and begin anew", path)
         return has_tracks
 
     def _load(self) -> None:
         state = torch.load(self.run.checkpoint, map_location=self.run.device, weights_only=True)
-        before = state["settings"]
+        before = state.get("settings", {})
+        if "latest" not in state or not self.run.settings().keys() <= before.keys():
+            raise ValueError(
+                f"{self.run.checkpoint} is of an earlier version: begin another --output with --init and this file"
+            )
         pairs = ((name, before[name], given) for name, given in self.run.settings().items())
         begun = ", ".join(f"{name} {old}, not {given}" for name, old, given in pairs if old != given)
         if begun:
             raise ValueError(f"the run in {self.run.folder} was begun with {begun}: give the same, or another --output")
         self.model.load_state_dict(state["latest"])
         self.averaged.load_state_dict(state["model"])
-        self.average.n_averaged.copy_(state["averaged"])
+        self.average.n_averaged.copy_(state["n_averaged"])
         self.supervision.load_state_dict(state["supervision"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -288,11 +297,18 @@ def _load_known(model: StreamVGGT, path: Path) -> bool:
     try:
         load_weights(model, path, lambda name: torch.float32, "cpu")
         return head is not None
-    except DoesNotFit:
+    except DoesNotFit as error:
         model.track_head = None
-        load_weights(model, path, lambda name: torch.float32, "cpu")
+        try:
+            load_weights(model, path, lambda name: torch.float32, "cpu")
+        except DoesNotFit:
+            raise error from None  # what the file lacks of all that the model has
         model.track_head = head
         return False
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def export(model: StreamVGGT, path: Path) -> None:
