@@ -23,6 +23,18 @@ def test_weights_of_another_model_say_which_it_is(monkeypatch):
         load_model(StreamConfig(weights=str(DEMO), model="streamvggt"))
 
 
+def test_weights_without_a_track_head_are_loaded_where_none_is_needed(tmp_path):
+    path = tmp_path / "model.safetensors"
+    weights = load_file(DEMO)
+    save_file({name: tensor for name, tensor in weights.items() if not name.startswith("track_head.")}, path)
+    assert load_model(StreamConfig(weights=str(path))).track_head is None
+    with pytest.raises(ValueError, match=r"model.safetensors has no track head: set track_groups to 0, or train one"):
+        load_model(StreamConfig(weights=str(path), track_groups=1))
+    save_file({name: tensor for name, tensor in weights.items() if name != "track_head.tracker.fmap_norm.weight"}, path)
+    with pytest.raises(ValueError, match=r"1 tensors missing \(track_head.tracker.fmap_norm.weight\)"):
+        load_model(StreamConfig(weights=str(path)))
+
+
 def test_a_single_part_says_that_it_is_one(tmp_path):
     weights = dict(list(load_file(DEMO).items())[::2])
     save_file(weights, tmp_path / "model-00001-of-00002.safetensors")

@@ -42,7 +42,7 @@ SETTINGS = [setting for setting in settings(NodeConfig) if setting.name in PASSE
 START = {"frames": 32, "bits": 16}
 LATER = {"frames": 8, "bits": 4}
 STOP_S = 20.0  # from SIGINT to the node's end
-TRACKS = {"track_groups": 1, "track_grid": 4}  # where the model has a track head
+TRACKS = {"track_groups": 1, "track_grid": 4}  # where the package's own weights have a track head
 LOG_LINES = 15  # of the node, shown when it fails
 
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     Raises ValueError or OSError, before the node is started, for input or output that cannot work.
     """
     config = changed(NodeConfig(), given_settings(args, SETTINGS))
-    if MODELS[config.stream.model].track:
+    if MODELS[config.stream.model].track and not config.stream.weights:
         config = changed(config, TRACKS)
     check_rate(args.rate)
     ros = _ros_side()

@@ -121,6 +121,16 @@ MODELS = {
         camera=TransformerConfig(depth=2, heads=6),
         dpt=DPTConfig(features=64, out_channels=(64, 64, 128, 128)),
         taps=(1, 2, 3, 5),
-        track=None,
+        track=TrackConfig(
+            features=32,
+            out_channels=(32, 32, 48, 64),
+            iterations=3,
+            corr_levels=3,
+            corr_radius=3,
+            width=64,
+            layers=2,
+            heads=4,
+            virtual_tracks=16,
+        ),
     ),
 }

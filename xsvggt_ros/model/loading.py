@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.model.attention import attention_backend, cpu_supports
 from xsvggt_ros.model.camera_head import ITERATIONS
 from xsvggt_ros.model.config import MODELS
-from xsvggt_ros.model.streamvggt import StreamVGGT
+from xsvggt_ros.model.streamvggt import OPTIONAL_HEADS, StreamVGGT
 from xsvggt_ros.model.weights import DoesNotFit, load_weights
 
 FIELD_OF_VIEW = 1.0  # radians; what a camera head without training says
@@ -62,11 +63,19 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None, causa
 
 
 def _load(model: StreamVGGT, path: Path, dtype: torch.dtype, device: torch.device, name: str, causal: bool) -> None:
-    """Weights from a file into the model of that name."""
+    """Weights from a file, which may lack the track head, into the model of that name."""
+    load = partial(load_weights, model, path, lambda tensor: weight_dtype(tensor, dtype), device)
     try:
-        load_weights(model, path, lambda tensor: weight_dtype(tensor, dtype), device, _state_dict(name))
+        load(_state_dict(name))
     except DoesNotFit as error:
-        raise ValueError(f"{error}; {_advice(error, path, name)}") from error
+        without = _state_dict(name, heads=("point",))
+        if not error.would_fit(without):
+            raise ValueError(f"{error}; {_advice(error, path, name)}") from error
+        if model.track_head is not None:
+            raise ValueError(
+                f"{path} has no track head: set track_groups to 0, or train one (xsvggt train --tracks --init)"
+            ) from error
+        load(without)
     if causal and name == PUBLISHED and is_bidirectional(path):
         logger.warning(
             "%s is called like a checkpoint of VGGT, which is bidirectional: it fits, but was not trained to see the "
@@ -96,10 +105,10 @@ def is_bidirectional(path: Path) -> bool:
     return VGGT.search(path.name) is not None
 
 
-def _state_dict(name: str) -> Mapping[str, Tensor]:
+def _state_dict(name: str, heads: Sequence[str] = OPTIONAL_HEADS) -> Mapping[str, Tensor]:
     """Of a named model, without memory."""
     with torch.device("meta"):
-        return StreamVGGT(MODELS[name]).state_dict()
+        return StreamVGGT(MODELS[name], heads).state_dict()
 
 
 def weights_path(config: StreamConfig) -> Path:
