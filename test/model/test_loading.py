@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.model import load_model, loading
 from xsvggt_ros.model.config import MODELS
-from xsvggt_ros.model.loading import BUNDLED, is_bidirectional, weights_path
+from xsvggt_ros.model.loading import BUNDLED, has_track_head, is_bidirectional, weights_path
 
 DEMO = BUNDLED / "demo.safetensors"
 
@@ -28,6 +28,8 @@ def test_weights_without_a_track_head_are_loaded_where_none_is_needed(tmp_path):
     weights = load_file(DEMO)
     save_file({name: tensor for name, tensor in weights.items() if not name.startswith("track_head.")}, path)
     assert load_model(StreamConfig(weights=str(path))).track_head is None
+    assert [has_track_head(StreamConfig(weights=w)) for w in (str(path), "", "random")] == [False, True, True]
+    assert not has_track_head(StreamConfig(weights="random", model="small"))
     with pytest.raises(ValueError, match=r"model.safetensors has no track head: set track_groups to 0, or train one"):
         load_model(StreamConfig(weights=str(path), track_groups=1))
     save_file({name: tensor for name, tensor in weights.items() if name != "track_head.tracker.fmap_norm.weight"}, path)

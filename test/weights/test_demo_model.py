@@ -11,6 +11,7 @@ from xsvggt_ros.model.loading import weights_path
 from xsvggt_ros.training import network
 from xsvggt_ros.training.network import run
 from xsvggt_ros.training.rendering import FIRST_SEED, held_out_batch
+from xsvggt_ros.training.tracking import random_queries, true_tracks
 from xsvggt_ros.training.validation import errors
 
 CPU = torch.device("cpu")
@@ -66,3 +67,26 @@ def test_a_stream_says_what_the_whole_sequence_says(model, batch):
     whole = model(images[None] / 255)
     frames = [stream.step(image.permute(1, 2, 0).contiguous().numpy()) for image in images]
     np.testing.assert_allclose([f.depth for f in frames], whole.depth[0].numpy(), rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_it_follows_points_and_a_stream_begins_as_the_whole_sequence_does(batch):
+    """Loose bounds: that the head is the trained one, and far better than saying that nothing moves."""
+    config = StreamConfig(dtype="float32", track_groups=1)
+    model = load_model(config)
+    stream = GeometryStream(config, model)
+    queries = random_queries(batch, torch.Generator().manual_seed(0))
+    off, still = [], []
+    for images, truth in zip((batch.images * 255).round().to(torch.uint8), true_tracks(batch, queries), strict=True):
+        stream.reset()
+        first, *others = (image.permute(1, 2, 0).contiguous().numpy() for image in images)
+        stream.step(first)
+        stream.track(queries.numpy())
+        found = [stream.step(image).tracks for image in others]
+        whole = model(images[None] / 255, query_points=queries[None]).tracks[0].numpy()
+        for told, places in list(zip(found, whole[1:], strict=True))[:2]:
+            assert np.median(np.linalg.norm(told.pixels - places, axis=-1)[told.visible]) < 3  # pixels
+        seen, true = truth.visible[1:].numpy() > 0, truth.pixels[1:].numpy()
+        off.append(np.linalg.norm(np.stack([told.pixels for told in found]) - true, axis=-1)[seen].mean())
+        still.append(np.linalg.norm(queries.numpy() - true, axis=-1)[seen].mean())
+    assert np.mean(off) < 0.5 * np.mean(still)

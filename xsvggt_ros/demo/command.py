@@ -31,6 +31,7 @@ from xsvggt_ros.frame import Frame, InputImage
 from xsvggt_ros.installation import package_file
 from xsvggt_ros.messages.topics import outputs
 from xsvggt_ros.model.config import MODELS
+from xsvggt_ros.model.loading import has_track_head
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.rate import check_rate
 from xsvggt_ros.replay.signals import stop_signals
@@ -42,7 +43,7 @@ SETTINGS = [setting for setting in settings(NodeConfig) if setting.name in PASSE
 START = {"frames": 32, "bits": 16}
 LATER = {"frames": 8, "bits": 4}
 STOP_S = 20.0  # from SIGINT to the node's end
-TRACKS = {"track_groups": 1, "track_grid": 4}  # where the package's own weights have a track head
+TRACKS = {"track_groups": 1, "track_grid": 4}  # where the model has a track head
 LOG_LINES = 15  # of the node, shown when it fails
 
 
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     Raises ValueError or OSError, before the node is started, for input or output that cannot work.
     """
     config = changed(NodeConfig(), given_settings(args, SETTINGS))
-    if MODELS[config.stream.model].track and not config.stream.weights:
+    if has_track_head(config.stream):
         config = changed(config, TRACKS)
     check_rate(args.rate)
     ros = _ros_side()

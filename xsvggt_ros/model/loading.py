@@ -15,6 +15,7 @@ from torch import Tensor
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.model.attention import attention_backend, cpu_supports
 from xsvggt_ros.model.camera_head import ITERATIONS
+from xsvggt_ros.model.checkpoint import read_checkpoint
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.model.streamvggt import OPTIONAL_HEADS, StreamVGGT
 from xsvggt_ros.model.weights import DoesNotFit, load_weights
@@ -90,6 +91,14 @@ def _advice(error: DoesNotFit, path: Path, name: str) -> str:
     if re.search(r"-\d+-of-\d+\.", path.name):
         return "it is one of several parts: set `weights` to their folder, with the index that names them"
     return "check the setting `model`"
+
+
+def has_track_head(config: StreamConfig) -> bool:
+    """Whether the model of a configuration has one and so have its weights. Raises what reading these raises."""
+    if MODELS[config.model].track is None or config.weights == RANDOM:
+        return MODELS[config.model].track is not None
+    found = read_checkpoint(weights_path(config))
+    return any("track_head." in name for tensors in found.values() for name in tensors)
 
 
 def is_bidirectional(path: Path) -> bool:

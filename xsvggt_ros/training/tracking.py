@@ -164,7 +164,7 @@ def _losses(found: Found, truth: Truth) -> dict[str, Tensor]:
 def _match_loss(head: TrackHead, maps: Tensor, queries: Tensor, truth: Truth) -> Tensor:
     """Cross-entropy of finding the queries' features in the other frames' maps: what the tracker searches in.
 
-    From places alone they are learned ten times as slowly: at first nothing that it sees says where to go.
+    From places alone next to nothing was learned in a hundred steps: at first nothing that it sees says where to go.
     """
     with torch.autocast(maps.device.type, enabled=False):
         maps = head.tracker.fmap_norm(maps.float().movedim(1, -1))  # [S, h, w, F]
@@ -186,10 +186,8 @@ def errors_of_tracks(model: StreamVGGT, batch: Batch) -> dict[str, float]:
     """Of streamed tracks, see evaluation.metrics.TrackErrors; the mean over the sequences."""
     head = model.track_head
     assert head is not None
-    queries, size = (
-        random_queries(batch, torch.Generator().manual_seed(0)),
-        (batch.depth.shape[-2], batch.depth.shape[-1]),
-    )
+    queries = random_queries(batch, torch.Generator().manual_seed(0))
+    size = (batch.depth.shape[-2], batch.depth.shape[-1])
     found = []
     for truth, maps in zip(true_tracks(batch, queries), feature_maps(model, batch.images), strict=True):
         with autocast(maps.device):

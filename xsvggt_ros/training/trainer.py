@@ -252,7 +252,7 @@ class Trainer:
     def _load(self) -> None:
         state = torch.load(self.run.checkpoint, map_location=self.run.device, weights_only=True)
         before = state.get("settings", {})
-        if "latest" not in state or not self.run.settings().keys() <= before.keys():
+        if not {"latest", "n_averaged"} <= state.keys() or not self.run.settings().keys() <= before.keys():
             raise ValueError(
                 f"{self.run.checkpoint} is of an earlier version: begin another --output with --init and this file"
             )
@@ -299,10 +299,9 @@ def _load_known(model: StreamVGGT, path: Path) -> bool:
         return head is not None
     except DoesNotFit as error:
         model.track_head = None
-        try:
-            load_weights(model, path, lambda name: torch.float32, "cpu")
-        except DoesNotFit:
-            raise error from None  # what the file lacks of all that the model has
+        if not error.would_fit(model.state_dict()):
+            raise
+        load_weights(model, path, lambda name: torch.float32, "cpu")
         model.track_head = head
         return False
 
