@@ -29,6 +29,7 @@ STAGES = {  # part of a step -> its colour
     "aggregator": "#e08a2e",
     "camera": "#8e6cc0",
     "dense": "#3fa36c",
+    "tracks": "#c2557f",
 }
 BLUE, RED, GREEN, ORANGE, GREY = "#3b82c4", "#d1495b", "#2f9e62", "#e08a2e", "#98a2b3"
 SCHEMES = {"light": ("#3b4351", "#e1e5eb"), "dark": ("#c3cad6", "#3a4250")}  # ink, grid
@@ -180,7 +181,7 @@ def _draw_bytes(axes: Axes, r: Recording) -> None:
 
 
 def _draw_times(axes: Axes, r: Recording) -> None:
-    times = [[a.status.seconds[stage] * 1000 for a in r.answers] for stage in STAGES]
+    times = [[a.status.seconds.get(stage, 0.0) * 1000 for a in r.answers] for stage in STAGES]
     colours = list(STAGES.values())
     axes.stackplot(_images(r), times, labels=list(STAGES), colors=colours, step="post", alpha=0.85, linewidth=0)
     whole = [a.status.seconds["step"] * 1000 for a in r.answers]
