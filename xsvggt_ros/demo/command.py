@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     Raises ValueError or OSError, before the node is started, for input or output that cannot work.
     """
     config = changed(NodeConfig(), given_settings(args, SETTINGS))
-    if has_track_head(config.stream):
+    if _can_track(config.stream):
         config = changed(config, TRACKS)
     check_rate(args.rate)
     ros = _ros_side()
@@ -98,6 +98,13 @@ def run(args: argparse.Namespace) -> int:
     unchanged = _without_change(start.stream, [images[a.image] for a in played.answers]) if truth else []
     source = str(args.input or "a synthetic room that was not trained on")
     return _report(Recording(source, images, truth, start, later, played, unchanged, node.returncode), args.output)
+
+
+def _can_track(config: StreamConfig) -> bool:
+    try:
+        return has_track_head(config)
+    except (ValueError, OSError):
+        return False  # what is wrong with the weights is for the node to say
 
 
 def _ros_side() -> ModuleType:
