@@ -20,9 +20,9 @@ FOV_LIMITS = np.deg2rad((1.0, 179.0))  # outside, a focal length means nothing
 
 
 def quaternion_xyzw(rotation: Array) -> Array:
-    """Rotation matrix [3, 3] -> unit quaternion [4], x y z w as in ROS, w >= 0."""
-    quaternion = Rotation.from_matrix(rotation).as_quat()
-    return quaternion if quaternion[3] >= 0 else -quaternion
+    """Rotation matrices [..., 3, 3] -> unit quaternions [..., 4], x y z w as in ROS, w >= 0."""
+    quaternion = Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_quat().reshape(*rotation.shape[:-2], 4)
+    return np.where(quaternion[..., 3:] >= 0, quaternion, -quaternion)
 
 
 def rotation_matrix(quaternion: Array) -> Array:
@@ -34,16 +34,16 @@ def rotation_matrix(quaternion: Array) -> Array:
 
 
 def rigid(rotation: Array, translation: Array) -> Array:
-    """Rotation [3, 3] and translation [3] -> transform [4, 4]."""
-    T = np.eye(4)
-    T[:3, :3], T[:3, 3] = rotation, translation
+    """Rotations [..., 3, 3] and translations [..., 3] -> transforms [..., 4, 4]."""
+    T = np.zeros((*np.shape(rotation)[:-2], 4, 4))
+    T[..., :3, :3], T[..., :3, 3], T[..., 3, 3] = rotation, translation, 1
     return T
 
 
 def inverse(T: Array) -> Array:
-    """Inverse of a rigid transform [4, 4]."""
-    R_transposed = T[:3, :3].T
-    return rigid(R_transposed, -R_transposed @ T[:3, 3])
+    """Inverse of rigid transforms [..., 4, 4]."""
+    R_transposed = np.swapaxes(T[..., :3, :3], -1, -2)
+    return rigid(R_transposed, -(R_transposed @ T[..., :3, 3:])[..., 0])
 
 
 def interpolate(T_before: Array, T_after: Array, share: float) -> Array:
@@ -78,10 +78,12 @@ def decode_pose(pose: NDArray, height: int, width: int) -> tuple[Array, Array]:
 
 
 def encode_pose(T_cam_world: Array, intrinsics: Array, height: int, width: int) -> Array:
-    """The inverse of `decode_pose`: [9]."""
-    fov_height = 2 * np.arctan(height / 2 / intrinsics[1, 1])
-    fov_width = 2 * np.arctan(width / 2 / intrinsics[0, 0])
-    return np.concatenate([T_cam_world[:3, 3], quaternion_xyzw(T_cam_world[:3, :3]), [fov_height, fov_width]])
+    """The inverse of `decode_pose`: [..., 9] of transforms [..., 4, 4] and intrinsics [..., 3, 3] that broadcast."""
+    focal = np.stack([intrinsics[..., 1, 1], intrinsics[..., 0, 0]], -1)
+    fields_of_view = 2 * np.arctan(np.array([height, width]) / 2 / focal)
+    T = T_cam_world
+    fields_of_view = np.broadcast_to(fields_of_view, (*T.shape[:-2], 2))
+    return np.concatenate([T[..., :3, 3], quaternion_xyzw(T[..., :3, :3]), fields_of_view], -1)
 
 
 def intrinsic_matrix(focal_x: float, focal_y: float, center_x: float, center_y: float) -> Array:

@@ -14,7 +14,7 @@ from xsvggt_ros.geometry import decode_pose
 from xsvggt_ros.training import lessons, recordings
 from xsvggt_ros.training import trainer as trainer_module
 from xsvggt_ros.training.recordings import Recording, Recordings, read_recordings
-from xsvggt_ros.training.rendering import training_batch
+from xsvggt_ros.training.rendering import Request, draw, shoot
 from xsvggt_ros.training.run import Run
 from xsvggt_ros.training.teacher import Teacher
 from xsvggt_ros.training.trainer import Trainer, export
@@ -101,7 +101,7 @@ def teacher(tmp_path_factory):
 
 
 def test_a_lesson_is_what_the_teacher_sees_in_the_whole_sequence(teacher):
-    images = training_batch(0, 2, 3, 56, 42, CPU).images
+    images = shoot(draw(Request(0, 2, 3, 56, 42)), CPU).images
     lesson = Teacher(teacher, "demo", CPU).lesson(images)
     assert torch.equal(lesson.images, images) and lesson.confidence.min() >= 1
     assert torch.allclose(lesson.T_first_cam[:, 0], torch.eye(4), atol=1e-6)
@@ -119,7 +119,7 @@ def test_a_student_comes_closer_to_its_teacher(teacher, tmp_path, monkeypatch, d
     folders = (write_images(tmp_path / "images", 40),) if data else ()
     settings = dict(data=folders, teacher=teacher, teacher_model="demo", truth=False)
     trainer = Trainer(Run(tmp_path, "demo", 8, 56, 42, CPU, **settings))
-    fixed = trainer.lessons.training(1000, 2, 3, False)
+    fixed = trainer.lessons.training(Request(1000, 2, 3, 56, 42), False)
     assert len(fixed) == 1 and fixed[0].confidence is not None
     with torch.no_grad():
         before = trainer.losses(fixed)
@@ -132,7 +132,7 @@ def test_a_student_comes_closer_to_its_teacher(teacher, tmp_path, monkeypatch, d
 
 def test_beside_the_truth_a_teacher_is_one_of_two(teacher, tmp_path):
     both = Trainer(Run(tmp_path, "demo", 1, 56, 42, CPU, teacher=teacher, teacher_model="demo"))
-    truth, taught = both.lessons.training(0, 1, 2, False)
+    truth, taught = both.lessons.training(Request(0, 1, 2, 56, 42), False)
     assert truth.confidence is None and taught.confidence is not None and torch.equal(truth.images, taught.images)
     with torch.no_grad():
         one, other, mean = (both.losses(said) for said in ([truth], [taught], [truth, taught]))
@@ -158,3 +158,17 @@ def test_processes_that_torchrun_starts_share_the_work(teacher, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 2 of 2") == 1  # the first of them keeps the books
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_rooms_drawn_in_advance_are_the_same(monkeypatch, tmp_path):
+    monkeypatch.setattr(lessons, "DRAWERS", {"cpu": 1})
+    run = Run(tmp_path, "demo", 6, 28, 28, CPU)
+    requests = [Request(n, 1, 2, 28, 28) for n in range(3)]
+    ahead = lessons.Lessons(run)
+    monkeypatch.setattr(lessons, "DRAWERS", {})
+    alone = lessons.Lessons(run)
+    for i, request in enumerate(requests):
+        for mirrored in (False, True):
+            one, other = ahead.training(request, mirrored, requests[i + 1 :]), alone.training(request, mirrored)
+            assert torch.equal(one[0].images, other[0].images)
+            assert torch.equal(one[0].pose, other[0].pose)

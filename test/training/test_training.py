@@ -22,7 +22,7 @@ from xsvggt_ros.training import trainer as trainer_module
 from xsvggt_ros.training.attention import CausalFrames, matmul_attention
 from xsvggt_ros.training.losses import depth_loss, motion_loss, points_loss, pose_loss
 from xsvggt_ros.training.network import Bounded, Budget, new_model, streamed_poses, whole_poses
-from xsvggt_ros.training.rendering import held_out_batch, training_batch
+from xsvggt_ros.training.rendering import Request, draw, held_out_batch, shoot
 from xsvggt_ros.training.run import Run
 from xsvggt_ros.training.supervision import Matches
 from xsvggt_ros.training.trainer import Trainer, export
@@ -35,7 +35,7 @@ GRID = (HEIGHT // PATCH, WIDTH // PATCH)
 
 @pytest.fixture(scope="module", params=[False, True], ids=["as rendered", "mirrored"])
 def batch(request):
-    return training_batch(3, sequences=3, frames=4, width=WIDTH, height=HEIGHT, device=CPU, mirrored=request.param)
+    return shoot(draw(Request(3, 3, 4, WIDTH, HEIGHT)), CPU, mirrored=request.param)
 
 
 def run_in(folder, steps=6, **changes):
@@ -52,9 +52,9 @@ def short_sequences(monkeypatch):
 
 
 def test_a_batch_is_the_same_every_time_and_no_other(batch):
-    again = training_batch(3, sequences=3, frames=4, width=WIDTH, height=HEIGHT, device=CPU)
-    other = training_batch(4, sequences=3, frames=4, width=WIDTH, height=HEIGHT, device=CPU)
-    mirrored = training_batch(3, sequences=3, frames=4, width=WIDTH, height=HEIGHT, device=CPU, mirrored=True)
+    again = shoot(draw(Request(3, 3, 4, WIDTH, HEIGHT)), CPU)
+    other = shoot(draw(Request(4, 3, 4, WIDTH, HEIGHT)), CPU)
+    mirrored = shoot(draw(Request(3, 3, 4, WIDTH, HEIGHT)), CPU, mirrored=True)
     assert any(torch.equal(batch.images, b.images) for b in (again, mirrored))
     assert torch.equal(again.images.flip(1, -1), mirrored.images)
     assert not torch.allclose(again.images, other.images, atol=0.1)
@@ -245,7 +245,7 @@ def test_errors_of_a_perfect_and_of_a_still_prediction(batch):
 
 def test_the_loss_falls_and_the_export_loads(short_sequences, tmp_path):
     trainer = Trainer(run_in(tmp_path))
-    fixed = training_batch(0, 2, 2, 56, 42, CPU)
+    fixed = shoot(draw(Request(0, 2, 2, 56, 42)), CPU)
     with torch.no_grad():
         before = trainer.losses([fixed])
     assert list(trainer.train()) == [1, 2, 3, 4, 5, 6]
@@ -278,7 +278,7 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(short_sequences, tmp_pa
 def test_a_seed_is_another_run(short_sequences, tmp_path):
     trainers = [Trainer(run_in(tmp_path / str(i), seed=n)) for i, n in enumerate((0, 0, 1))]
     seen = []
-    same = [training_batch(0, 2, 2, 56, 42, CPU)]
+    same = [shoot(draw(Request(0, 2, 2, 56, 42)), CPU)]
     for trainer in trainers:
         trainer.lessons = SimpleNamespace(training=lambda number, *_: seen.append(number) or same)
     once, again, other = (trainer.train_step() for trainer in trainers)
@@ -308,16 +308,16 @@ def test_a_step_without_finite_gradients_changes_nothing(short_sequences, tmp_pa
 
 def test_a_larger_network_sees_shorter_sequences(short_sequences, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "MOST_TOKENS", 17 * 3)
-    assert Trainer(run_in(tmp_path))._batch_shape(0.6)[1] == 3
-    assert Trainer(run_in(tmp_path, batch=5))._batch_shape(0.6)[0] == 5
+    assert Trainer(run_in(tmp_path))._batch_shape(0.6, 0)[1] == 3
+    assert Trainer(run_in(tmp_path, batch=5))._batch_shape(0.6, 0)[0] == 5
 
 
 def test_points_are_followed_through_short_sequences(short_sequences, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "CURRICULUM", ((0.0, ((1, 2),)), (0.3, ((1, 96),))))
     trainer = Trainer(run_in(tmp_path))
     trainer.run = replace(trainer.run, tracks=True)
-    assert trainer._batch_shape(0.1) == (1, 2)
-    assert trainer._batch_shape(0.9) == (1, trainer_module.MOST_TRACKED)
+    assert trainer._batch_shape(0.1, 0) == (1, 2)
+    assert trainer._batch_shape(0.9, 0) == (1, trainer_module.MOST_TRACKED)
 
 
 def test_a_track_head_that_nothing_has_trained_is_not_exported(short_sequences, tmp_path, monkeypatch):

@@ -114,8 +114,15 @@ class Scene:
     @staticmethod
     def cat(scenes: Sequence[Scene]) -> Scene:
         """One scene for each frame, from scenes of one style, of one or more frames."""
-        names = ("centre", "half", "heading", "surface", "lamp", "glow")
-        return Scene(scenes[0].style, *(torch.cat([getattr(scene, name) for scene in scenes]) for name in names))
+        parts = zip(*(scene._tensors() for scene in scenes), strict=True)
+        return Scene(scenes[0].style, *(torch.cat(tensors) for tensors in parts))
+
+    def of_frames(self, frames: int, device: torch.device) -> Scene:
+        """Each scene for so many frames one after the other, on the device."""
+        return Scene(self.style, *(x.to(device).repeat_interleave(frames, 0) for x in self._tensors()))
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.centre, self.half, self.heading, self.surface, self.lamp, self.glow
 
 
 def furnish(room: Room, device: str | torch.device = "cpu", style: Style = PLAIN) -> Scene:

@@ -68,8 +68,7 @@ def true_batch(
     scale = (depth[:, 0] * lengths).mean((1, 2))  # [B]
     T_first_cam = np.linalg.inv(T_world_cam[:, :1]) @ T_world_cam
     T_first_cam[..., :3, 3] /= scale.cpu().numpy()[:, None, None]
-    pairs = zip(T_first_cam, intrinsics, strict=True)
-    pose = np.array([[encode_pose(inverse(T), k, height, width) for T in Ts] for Ts, k in pairs])
+    pose = encode_pose(inverse(T_first_cam), intrinsics[:, None], height, width)
     depth = depth / scale[:, None, None, None]
     return Batch(images, depth, K.new_tensor(T_first_cam), K.new_tensor(pose), K)
 

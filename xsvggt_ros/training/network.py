@@ -106,13 +106,13 @@ class Bounded(NamedTuple):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """As Context."""
         size, total = self.tokens_per_frame, q.shape[1]
-        generator = torch.Generator().manual_seed(self.budget.seed + layer)
-        chance = torch.rand(total, generator=generator)
+        generator = torch.Generator(q.device).manual_seed(self.budget.seed + layer)
+        chance = torch.rand(total, generator=generator, device=q.device)
         stored = [_noisy(x, error, generator) for x, error in zip((k, v), CODE_ERRORS, strict=True)]
         seen = [self.kernel(q[:, :size], k[:, :size], v[:, :size])]
         for start in range(size, total, size):
             kept = size + chance[size:start].topk(min(self.budget.frames * size, start - size)).indices.sort().values
-            rows = torch.cat([torch.arange(size), kept]).to(q.device)
+            rows = torch.cat([torch.arange(size, device=q.device), kept])
             own = slice(start, start + size)
             keys, values = (torch.cat([old[:, rows], x[:, own]], 1) for old, x in zip(stored, (k, v), strict=True))
             bias = q.new_zeros(q.shape[2], keys.shape[1])
@@ -126,8 +126,8 @@ class Bounded(NamedTuple):
 
 def _noisy(x: Tensor, error: float, generator: torch.Generator) -> Tensor:
     """x [..., d] and noise of `error` times its length."""
-    noise = torch.randn(x.shape, generator=generator).to(x)
-    return x + noise * x.detach().norm(dim=-1, keepdim=True) * (error * x.shape[-1] ** -0.5)
+    noise = torch.randn(x.shape, generator=generator, device=x.device).to(x)
+    return x + noise * x.detach().norm(dim=-1, keepdim=True).to(x) * (error * x.shape[-1] ** -0.5)
 
 
 def streamed_poses(head: CameraHead, tokens: Tensor) -> Tensor:

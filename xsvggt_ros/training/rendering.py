@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of synthetic rooms, rendered as they are needed."""
+"""Batches of synthetic rooms, drawn at random and rendered as they are needed."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,34 +31,41 @@ OTHER_SHAPES = 0.1  # share of the batches, from half as high to half as high ag
 VARIED_ROOMS = 0.5  # share of the batches; the others are of plain ones
 
 
-def training_batch(
-    number: int, sequences: int, frames: int, width: int, height: int, device: torch.device, mirrored: bool = False
-) -> Batch:
-    """Batch `number`, with rooms, motion and cameras of its own, as it is or mirrored and backwards.
+class Request(NamedTuple):
+    """Batch `number`: how many sequences and frames; the height is that of most batches, the width that of all."""
 
-    The height is that of most batches, the width that of all. The same arguments give the same batch, so that a
-    resumed run goes on as if it had not been interrupted.
-    """
-    images, depth, T_room_cam, intrinsics = _training_views(number, sequences, frames, width, height, device)
-    if mirrored:
-        images, depth = images.flip(1, -1), depth.flip(1, -1)
-        mirror = np.diag([-1.0, 1, 1, 1])  # of both the room and the camera, so that it stays a rotation
-        T_room_cam = (mirror @ T_room_cam @ mirror)[:, ::-1]
-    return true_batch(images, depth, T_room_cam, intrinsics)
+    number: int
+    sequences: int
+    frames: int
+    width: int
+    height: int
 
 
-def held_out_batch(seeds: range, frames: int, interval: float, width: int, height: int, device: torch.device) -> Batch:
-    """Plain rooms that were never trained on, a robot's motion, `interval` seconds between frames."""
-    T_room_cam = np.stack([trajectory(make_room(seed), frames, rate=1 / interval) for seed in seeds])
-    intrinsics = np.tile(pinhole(width, height), (len(seeds), 1, 1))
-    images, depth = _views(T_room_cam, intrinsics, seeds, PLAIN, (height, width), device)
-    return true_batch(_exposed(images, np.random.default_rng(0)), depth, T_room_cam, intrinsics)
+@dataclass(frozen=True, eq=False)
+class Exposure:
+    """How sharp, noisy and bright images are: of each sequence, brightness of each frame."""
+
+    gain: NDArray[np.float64]  # [B, S]
+    noise: NDArray[np.float64]  # [B], in shares of white
+    softness: NDArray[np.float64]  # [B]
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """What there is to see, on the CPU: one room and camera per sequence."""
+
+    scenes: Scene  # of each sequence
+    T_room_cam: NDArray[np.float64]  # [B, S, 4, 4]
+    intrinsics: NDArray[np.float64]  # [B, 3, 3]
+    shape: tuple[int, int]  # height, width
+    exposure: Exposure
 
 
 @lru_cache(maxsize=1)
-def _training_views(
-    number: int, sequences: int, frames: int, width: int, height: int, device: torch.device
-) -> tuple[Tensor, Tensor, NDArray[np.float64], NDArray[np.float64]]:
+def draw(request: Request) -> Drawing:
+    """The same request gives the same rooms, so that a resumed run goes on as if it had not been interrupted."""
+    number, sequences, frames, width, height = request
     rng = np.random.default_rng([number, 4])
     first = FIRST_SEED + number * MOST_SEQUENCES
     seeds = range(first, first + sequences)
@@ -64,10 +73,28 @@ def _training_views(
         rows = height // PATCH_SIZE
         height = PATCH_SIZE * int(rng.integers(max(1, rows // 2), 3 * rows // 2))
     T_room_cam = np.stack([_dropping(rng, seed, frames) for seed in seeds])
-    lenses = [pinhole(width, height, *_field_of_view(rng)) for _ in seeds]
+    lenses = np.stack([pinhole(width, height, *_field_of_view(rng)) for _ in seeds])
     style = VARIED if rng.random() < VARIED_ROOMS else PLAIN
-    images, depth = _views(T_room_cam, np.stack(lenses), seeds, style, (height, width), device)
-    return _exposed(images, rng), depth, T_room_cam, np.stack(lenses)
+    return Drawing(_scenes(seeds, style), T_room_cam, lenses, (height, width), _exposure(rng, sequences, frames))
+
+
+def shoot(drawing: Drawing, device: torch.device, mirrored: bool = False) -> Batch:
+    """What the cameras see, as it is or mirrored and backwards."""
+    images, depth = _views(drawing, device)
+    T_room_cam = drawing.T_room_cam
+    if mirrored:
+        images, depth = images.flip(1, -1), depth.flip(1, -1)
+        mirror = np.diag([-1.0, 1, 1, 1])  # of both the room and the camera, so that it stays a rotation
+        T_room_cam = (mirror @ T_room_cam @ mirror)[:, ::-1]
+    return true_batch(images, depth, T_room_cam, drawing.intrinsics)
+
+
+def held_out_batch(seeds: range, frames: int, interval: float, width: int, height: int, device: torch.device) -> Batch:
+    """Plain rooms that were never trained on, a robot's motion, `interval` seconds between frames."""
+    T_room_cam = np.stack([trajectory(make_room(seed), frames, rate=1 / interval) for seed in seeds])
+    intrinsics = np.tile(pinhole(width, height), (len(seeds), 1, 1))
+    exposure = _exposure(np.random.default_rng(0), len(seeds), frames)
+    return shoot(Drawing(_scenes(seeds, PLAIN), T_room_cam, intrinsics, (height, width), exposure), device)
 
 
 def _dropping(rng: np.random.Generator, seed: int, frames: int) -> NDArray[np.float64]:
@@ -83,30 +110,32 @@ def _field_of_view(rng: np.random.Generator) -> tuple[float, ...]:
     return (rng.uniform(*FIELDS_OF_VIEW),) if rng.random() < OTHER_LENSES else ()
 
 
-def _views(
-    T_room_cam: NDArray[np.float64],
-    intrinsics: NDArray[np.float64],
-    seeds: range,
-    style: Style,
-    shape: tuple[int, int],
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Images [B, S, 3, H, W] and depth [B, S, H, W] in metres of one room and camera per sequence."""
-    size = T_room_cam.shape[:2]
-    scenes = [scene for seed in seeds for scene in [furnish(make_room(seed), device, style)] * size[1]]
-    each = intrinsics.repeat(size[1], 0)
-    colour, depth = render(Scene.cat(scenes), T_room_cam.reshape(-1, 4, 4), each, *shape)
-    return colour.movedim(-1, 1).unflatten(0, size), depth.unflatten(0, size)
+def _scenes(seeds: range, style: Style) -> Scene:
+    return Scene.cat([furnish(make_room(seed), style=style) for seed in seeds])
 
 
-def _exposed(colour: Tensor, rng: np.random.Generator) -> Tensor:
-    """Images [B, S, 3, H, W] as cameras of different sharpness, noise and drifting exposure take them."""
-    sequences, frames = colour.shape[:2]
-    shape = (sequences, 1, 1, 1, 1)
+def _exposure(rng: np.random.Generator, sequences: int, frames: int) -> Exposure:
     gain = 1 + np.stack([sway(rng, np.arange(frames) / 10, GAIN_SWAY, GAIN_HERTZ) for _ in range(sequences)])
-    noise, softness = (colour.new_tensor(rng.uniform(low, high, shape)) for low, high in (NOISE, (0, SOFTNESS)))
+    noise, softness = (rng.uniform(low, high, sequences) for low, high in (NOISE, (0, SOFTNESS)))
+    return Exposure(gain, noise, softness, int(rng.integers(2**31)))
+
+
+@lru_cache(maxsize=1)
+def _views(drawing: Drawing, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images [B, S, 3, H, W] and depth [B, S, H, W] in metres."""
+    size = drawing.T_room_cam.shape[:2]
+    each = drawing.intrinsics.repeat(size[1], 0)
+    scenes = drawing.scenes.of_frames(size[1], device)
+    colour, depth = render(scenes, drawing.T_room_cam.reshape(-1, 4, 4), each, *drawing.shape)
+    return _exposed(colour.movedim(-1, 1).unflatten(0, size), drawing.exposure), depth.unflatten(0, size)
+
+
+def _exposed(colour: Tensor, exposure: Exposure) -> Tensor:
+    """Images [B, S, 3, H, W] as cameras of different sharpness, noise and drifting exposure take them."""
+    gain = colour.new_tensor(exposure.gain)[..., None, None, None]
+    noise, softness = (colour.new_tensor(x)[:, None, None, None, None] for x in (exposure.noise, exposure.softness))
     smooth = F.avg_pool2d(F.pad(colour.flatten(0, 1), (1, 1, 1, 1), "replicate"), 3, 1)
     colour = colour.lerp(smooth.view_as(colour), softness)
-    generator = torch.Generator(colour.device).manual_seed(int(rng.integers(2**31)))
+    generator = torch.Generator(colour.device).manual_seed(exposure.seed)
     grain = torch.randn(colour.shape, generator=generator, device=colour.device)
-    return (colour * colour.new_tensor(gain)[..., None, None, None] + noise * grain).clamp(0, 1)
+    return (colour * gain + noise * grain).clamp(0, 1)

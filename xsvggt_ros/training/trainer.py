@@ -26,6 +26,7 @@ from xsvggt_ros.training.batches import Batch
 from xsvggt_ros.training.lessons import Lessons
 from xsvggt_ros.training.losses import depth_loss, motion_loss, points_loss, pose_loss
 from xsvggt_ros.training.network import Budget, Output, new_model, optimizers, run, update
+from xsvggt_ros.training.rendering import Request
 from xsvggt_ros.training.run import Run
 from xsvggt_ros.training.supervision import Matches, Supervision
 from xsvggt_ros.training.tracking import errors_of_tracks, track_losses
@@ -56,6 +57,7 @@ WEIGHTS = {
     "place": 0.3, "visibility": 1.0, "track confidence": 0.5, "feature match": 4.0,
 }  # fmt: skip
 SAVE_EVERY_S = 120.0
+AHEAD = 12  # steps for which rooms are drawn in advance
 MOST_LOST = 10  # steps in a row whose gradients are not finite
 LOG_EVERY = 10  # steps
 VALIDATE_EVERY = 150  # steps
@@ -120,13 +122,10 @@ class Trainer:
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step; the losses by name."""
-        run, share = self.run, self.step / self.run.steps
-        sequences, frames = self._batch_shape(share)
+        share = self.step / self.run.steps
         # Every batch serves twice: rendering takes its time.
-        number = run.seed * MOST_BATCHES + self.step // 2 * run.workers + run.rank
-        mirrored = bool(self.step % 2)
-        each = max(1, sequences // run.workers)
-        lessons = self.lessons.training(number, each, frames, mirrored)
+        later = [self._request(step) for step in range(self.step + 1, self.step + AHEAD)]
+        lessons = self.lessons.training(self._request(self.step), bool(self.step % 2), later)
         losses = self.losses(lessons, self._budget())
         total = torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
         for group, rate in zip(self._groups(), self.rates, strict=True):
@@ -152,11 +151,18 @@ class Trainer:
             )
         return not self.lost
 
-    def _batch_shape(self, share: float) -> tuple[int, int]:
-        """Sequences and frames of a batch at this share of the run."""
+    def _request(self, step: int) -> Request:
+        """What this worker learns from in a step."""
+        run, pair = self.run, step // 2
+        sequences, frames = self._batch_shape(2 * pair / run.steps, pair)
+        number = run.seed * MOST_BATCHES + pair * run.workers + run.rank
+        return Request(number, max(1, sequences // run.workers), frames, run.width, run.height)
+
+    def _batch_shape(self, share: float, pair: int) -> tuple[int, int]:
+        """Sequences and frames of the batch of two steps, at this share of the run."""
         share = self.learned + (1 - self.learned) * share
         shapes = next(shapes for start, shapes in reversed(CURRICULUM) if share >= start)
-        sequences, frames = shapes[np.random.default_rng([self.step // 2, 0]).integers(len(shapes))]
+        sequences, frames = shapes[np.random.default_rng([pair, 0]).integers(len(shapes))]
         tokens = self.model.config.tokens_per_frame(self.run.height, self.run.width)
         most = min(MOST_TOKENS // tokens, MOST_TRACKED if self.run.tracks else frames)
         return self.run.batch * sequences, max(2, min(frames, most))
