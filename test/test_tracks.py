@@ -86,10 +86,11 @@ def test_later_ones_are_matched_with_the_first_and_the_last_frame_from_where_the
     for t, frame in enumerate(found, 1):
         window = maps[[0, t]] if t == 1 else maps[[0, t - 1, t]]
         with torch.no_grad():
-            expected, visibility, _ = head.tracker(window, query, torch.stack([query, *[last] * (len(window) - 1)]))
-        last = expected[-1, -1]
+            start = torch.stack([query, *[last] * (len(window) - 1)])
+            expected, visibility, _ = head.tracker(window[None], query[None], start[None])
+        last = expected[-1, 0, -1]
         np.testing.assert_allclose(frame.pixels, last, atol=1e-4)
-        assert (frame.visible == (visibility[-1] > 0.5).numpy()).all()
+        assert (frame.visible == (visibility[0, -1] > 0.5).numpy()).all()
 
 
 def test_what_cannot_be_followed_is_refused(model, stream):
@@ -181,11 +182,11 @@ def test_places_do_not_round_in_half_precision(model):
     """Maps are in bfloat16, whose steps are 2 pixels at 500; places are not."""
     maps = torch.randn(2, SIZES.features, 20, 280, generator=torch.manual_seed(0))
     queries = torch.tensor([[501.25, 20.0], [333.5, 7.0]])
-    exact, _, _ = model.track_head.tracker(maps, queries)
-    rounded, _, _ = model.track_head.tracker(maps.bfloat16(), queries)
+    exact, _, _ = model.track_head.tracker(maps[None], queries[None])
+    rounded, _, _ = model.track_head.tracker(maps[None].bfloat16(), queries[None])
     assert weight_dtype("track_head.tracker.corr_mlp.fc1.weight", torch.bfloat16) == torch.float32
     torch.testing.assert_close(rounded, exact, atol=0.1, rtol=0)
-    assert torch.equal(rounded[:, 0], queries.expand(2, -1, -1))
+    assert torch.equal(rounded[:, 0, 0], queries.expand(2, -1, -1))
 
 
 def test_memory_does_not_grow_and_is_told(stream):

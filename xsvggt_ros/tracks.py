@@ -116,10 +116,10 @@ class PointTracker:
         before = [] if group.new else [self._maps[0]]
         window = torch.stack([self._maps[group.slot], *before, new])
         start = torch.stack([group.queries, *[group.last] * (1 + len(before))])
-        tracks, visibility, confidence = self._head.tracker(window, group.queries, start)
-        group.last, group.new = tracks[-1, -1].float(), False
-        group.visible = (visibility[-1] > 0.5).cpu().numpy()
-        group.confidence = confidence[-1].float().cpu().numpy()
+        tracks, visibility, confidence = self._head.tracker(window[None], group.queries[None], start[None])
+        group.last, group.new = tracks[-1, 0, -1].float(), False
+        group.visible = (visibility[0, -1] > 0.5).cpu().numpy()
+        group.confidence = confidence[0, -1].float().cpu().numpy()
         group.unseen = 0 if group.visible.any() else group.unseen + 1
 
     def _renew_grid(self) -> None:

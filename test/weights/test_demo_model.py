@@ -77,7 +77,9 @@ def test_it_follows_points_and_a_stream_begins_as_the_whole_sequence_does(batch)
     stream = GeometryStream(config, model)
     queries = random_queries(batch, torch.Generator().manual_seed(0))
     off, still = [], []
-    for images, truth in zip((batch.images * 255).round().to(torch.uint8), true_tracks(batch, queries), strict=True):
+    truth = true_tracks(batch, queries)
+    bytes_of = (batch.images * 255).round().to(torch.uint8)
+    for images, pixels, visible in zip(bytes_of, truth.pixels.numpy(), truth.visible.numpy(), strict=True):
         stream.reset()
         first, *others = (image.permute(1, 2, 0).contiguous().numpy() for image in images)
         stream.step(first)
@@ -86,7 +88,7 @@ def test_it_follows_points_and_a_stream_begins_as_the_whole_sequence_does(batch)
         whole = model(images[None] / 255, query_points=queries[None]).tracks[0].numpy()
         for told, places in list(zip(found, whole[1:], strict=True))[:2]:
             assert np.median(np.linalg.norm(told.pixels - places, axis=-1)[told.visible]) < 3  # pixels
-        seen, true = truth.visible[1:].numpy() > 0, truth.pixels[1:].numpy()
+        seen, true = visible[1:] > 0, pixels[1:]
         off.append(np.linalg.norm(np.stack([told.pixels for told in found]) - true, axis=-1)[seen].mean())
         still.append(np.linalg.norm(queries.numpy() - true, axis=-1)[seen].mean())
     assert np.mean(off) < 0.5 * np.mean(still)

@@ -124,11 +124,11 @@ MODELS = {
         track=TrackConfig(
             features=32,
             out_channels=(32, 32, 48, 64),
-            iterations=3,
+            iterations=2,
             corr_levels=3,
             corr_radius=3,
             width=64,
-            layers=2,
+            layers=1,
             heads=4,
             virtual_tracks=16,
         ),

@@ -29,8 +29,9 @@ class TrackHead(nn.Module):
 
         Gives the pixels in every frame [S, N, 2], and how likely each is visible and right, both [S, N] in [0, 1].
         """
-        tracks, visibility, confidence = self.tracker(self.feature_extractor(taps, grid), query_points)
-        return tracks[-1], visibility, confidence
+        maps = self.feature_extractor(taps, grid)
+        tracks, visibility, confidence = self.tracker(maps[None], query_points[None])
+        return tracks[-1, 0], visibility[0], confidence[0]
 
 
 class Tracker(nn.Module):
@@ -51,26 +52,27 @@ class Tracker(nn.Module):
         self.conf_predictor = nn.Sequential(nn.Linear(features, 1))
 
     def forward(self, maps: Tensor, query_points: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Feature maps [S, F, H/2, W/2] and query points [N, 2] -> as TrackHead, the pixels of every iteration.
+        """As TrackHead, for B sequences side by side, the pixels of every iteration: [iterations, B, S, N, 2].
 
-        start [S, N, 2]: the pixels from which the search starts, by default the query's; of frame 0 they are that.
+        Feature maps [B, S, F, H/2, W/2] and query points [B, N, 2]. start [B, S, N, 2]: the pixels from which the
+        search starts, by default the query's; of frame 0 they are that.
         """
-        maps = self.fmap_norm(maps.movedim(1, -1).to(self.fmap_norm.weight.dtype)).movedim(-1, 1)
-        frames, _, rows, columns = maps.shape
-        query = query_points.to(maps) / STRIDE
-        points = query.expand(frames, -1, -1) if start is None else start.to(maps) / STRIDE  # [S, N, 2]
-        appearance = sample(maps[:1], query[None], "border").expand(frames, -1, -1)  # [S, N, F]
-        place = position_embedding(query, (columns, rows), self.query_ref_token.shape[-1])  # [N, token]
+        maps = self.fmap_norm(maps.movedim(2, -1).to(self.fmap_norm.weight.dtype)).movedim(-1, 2)
+        frames, _, rows, columns = maps.shape[1:]
+        query = query_points.to(maps)[:, None] / STRIDE  # [B, 1, N, 2]
+        points = query.expand(-1, frames, -1, -1) if start is None else start.to(maps) / STRIDE  # [B, S, N, 2]
+        appearance = sample(maps[:, 0], query[:, 0], "border")[:, None].expand(-1, frames, -1, -1)  # [B, S, N, F]
+        place = position_embedding(query, (columns, rows), self.query_ref_token.shape[-1])  # [B, 1, N, token]
         role = self.query_ref_token[0, (torch.arange(frames) > 0).long()]  # [S, token]
-        pyramid, found = self._pyramid(maps), []
+        pyramid, found = self._pyramid(maps.flatten(0, 1)), []
         for _ in range(self.iterations):
             points = points.detach()  # an iteration learns from where it starts, not through it
-            correlation = self.corr_mlp(self._correlate(pyramid, points, appearance))
-            motion = motion_embedding(points - points[:1], maps.shape[1])
-            tokens = torch.cat([motion, correlation, appearance], dim=-1) + place + role[:, None]  # [S, N, token]
-            shift, change = self.updateformer(tokens).tensor_split([2], dim=-1)  # [S, N, 2], [S, N, F]
-            appearance = appearance + self.ffeat_updater(self.ffeat_norm(change.flatten(0, 1))).view_as(change)
-            points = torch.cat([query[None], (points + shift)[1:]])
+            correlation = self.corr_mlp(self._correlate(pyramid, points.flatten(0, 1), appearance.flatten(0, 1)))
+            motion = motion_embedding(points - points[:, :1], maps.shape[2])
+            tokens = torch.cat([motion, correlation.view_as(appearance), appearance], dim=-1) + place + role[:, None]
+            shift, change = self.updateformer(tokens).tensor_split([2], dim=-1)  # [B, S, N, 2], [B, S, N, F]
+            appearance = appearance + self.ffeat_updater(self.ffeat_norm(change.flatten(0, 2))).view_as(change)
+            points = torch.cat([query, (points + shift)[:, 1:]], 1)
             found.append(STRIDE * points)
         visibility, confidence = (
             predictor(appearance)[..., 0].sigmoid() for predictor in (self.vis_predictor, self.conf_predictor)
@@ -84,19 +86,16 @@ class Tracker(nn.Module):
         return pyramid
 
     def _correlate(self, pyramid: list[Tensor], points: Tensor, appearance: Tensor) -> Tensor:
-        """Scaled products of each point's appearance with the maps around it: [S, N, levels * side * side].
-
-        Sampling the map and then multiplying equals sampling the published model's correlation volume, at a
-        fraction of its size.
-        """
+        """Scaled products of each point's appearance with the maps around it: [S, N, levels * side * side]."""
         steps = torch.arange(-self.radius, self.radius + 1, device=points.device, dtype=points.dtype)
         around = torch.cartesian_prod(steps, steps)  # [side * side, 2], x outer
         scaled = appearance / appearance.shape[-1] ** 0.5
         products = []
         for level, maps in enumerate(pyramid):
+            volume = (scaled @ maps.flatten(2)).unflatten(2, maps.shape[2:])  # [S, N, h, w]
             places = points[:, :, None] / 2**level + around  # [S, N, side * side, 2]
-            nearby = sample(maps, places.flatten(1, 2), "zeros").unflatten(1, places.shape[1:3])
-            products.append(torch.einsum("snf,snpf->snp", scaled, nearby))
+            near = sample(volume.flatten(0, 1)[:, None], places.flatten(0, 1), "zeros")  # [S * N, side * side, 1]
+            products.append(near.view(*points.shape[:2], -1))
         return torch.cat(products, dim=-1)
 
 
@@ -109,32 +108,32 @@ def sample(maps: Tensor, points: Tensor, padding: str) -> Tensor:
 
 
 def motion_embedding(motion: Tensor, channels: int) -> Tensor:
-    """Displacements [S, N, 2] -> [S, N, channels + 4]: sines and cosines of x, then of y, then x, y, x, y scaled.
+    """Displacements [..., 2] -> [..., channels + 4]: sines and cosines of x, then of y, then x, y, x, y scaled.
 
     The frequencies grow linearly, as in the published model, not geometrically.
     """
     half = channels // 2
     frequencies = torch.arange(0, half, 2, device=motion.device, dtype=motion.dtype) * (1000 / half)
-    angles = motion[..., None] * frequencies  # [S, N, 2, channels / 4]
-    waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(2)
+    angles = motion[..., None] * frequencies  # [..., 2, channels / 4]
+    waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)
     scaled = motion / MOTION_SCALE
     return torch.cat([waves, scaled, scaled], dim=-1)
 
 
 def position_embedding(points: Tensor, size: tuple[int, int], channels: int) -> Tensor:
-    """Sine/cosine table of a `size` (columns, rows) plane, sampled at points [N, 2]: [N, channels], x then y.
+    """Sine/cosine table of a `size` (columns, rows) plane, sampled at points [..., 2]: [..., channels], x then y.
 
     The 2-D table of the published model is separable, so each axis is interpolated alone.
     """
-    halves = [_axis_embedding(points[:, i], size[i], channels // 2) for i in range(2)]
+    halves = [_axis_embedding(points[..., i], size[i], channels // 2) for i in range(2)]
     return torch.cat(halves, dim=-1).to(points.dtype)
 
 
 def _axis_embedding(position: Tensor, size: int, channels: int) -> Tensor:
     frequencies = 10000 ** -(torch.arange(channels // 2, device=position.device, dtype=torch.float64) / (channels // 2))
-    position = position.double().clamp(0, size - 1)[:, None]
+    position = position.double().clamp(0, size - 1)[..., None]
     low = position.floor()
-    angles = torch.stack([low, low + 1]) * frequencies  # [2, N, channels / 2]
+    angles = torch.stack([low, low + 1]) * frequencies  # [2, ..., channels / 2]
     before, after = torch.cat([angles.sin(), angles.cos()], dim=-1)
     return torch.lerp(before, after, position - low)
 
@@ -156,16 +155,18 @@ class UpdateFormer(nn.Module):
         self.flow_head = nn.Linear(width, width_out)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens of N points in S frames [S, N, width_in] -> their updates [S, N, width_out]."""
+        """Tokens of N points in S frames [B, S, N, width_in] -> their updates [B, S, N, width_out]."""
         start = self.input_transform(self.input_norm(tokens))
-        virtual = self.virual_tracks[0].transpose(0, 1).expand(start.shape[0], -1, -1)  # [S, V, width]
-        points, sizes = start, (start.shape[1], virtual.shape[1])
+        virtual = self.virual_tracks[0].transpose(0, 1).expand(*start.shape[:2], -1, -1)  # [B, S, V, width]
+        points, sizes = start, (start.shape[2], virtual.shape[2])
         for i in range(len(self.time_blocks)):
-            tracks = torch.cat([points, virtual], dim=1).transpose(0, 1)  # [N + V, S, width]
-            points, virtual = self.time_blocks[i](tracks).transpose(0, 1).split(sizes, dim=1)
+            tracks = torch.cat([points, virtual], dim=2).transpose(1, 2)  # [B, N + V, S, width]
+            tracks = self.time_blocks[i](tracks.flatten(0, 1)).view(tracks.shape).transpose(1, 2).flatten(0, 1)
+            points, virtual = tracks.split(sizes, dim=1)  # [B * S, N, width] and [B * S, V, width]
             virtual = self.space_virtual2point_blocks[i](virtual, points)
             virtual = self.space_virtual_blocks[i](virtual)
             points = self.space_point2virtual_blocks[i](points, virtual)
+            points, virtual = points.view(start.shape), virtual.unflatten(0, start.shape[:2])
         return self.flow_head(self.output_norm(points + start))
 
 

@@ -22,7 +22,7 @@ from xsvggt_ros.training.supervision import hats
 
 QUERIES = 64
 WINDOWS = 4  # frames of a sequence that are learned from at a time
-NOISE = 2.0  # pixels, about as wrong as a stream is about where the points were
+NOISE, SPREAD = 2.0, 4.0  # pixels, as wrong as a stream is about where points were; of some so many times more, or less
 ITERATION_WEIGHT = 0.8  # of an iteration's places, for each that follows it
 UNSEEN = 0.2  # weight of places that are hidden
 CLOSE = 2.0  # pixels: places so near the truth are to be trusted
@@ -37,24 +37,23 @@ def least_side(config: ModelConfig) -> int:
 
 
 class Truth(NamedTuple):
-    """Of one sequence."""
+    """Of N points in B sequences."""
 
-    pixels: Tensor  # [S, N, 2]
-    visible: Tensor  # [S, N], 0 or 1
-    near: Tensor  # [S, N], 0 where a point is behind the camera, or more than an image's side beyond the image
-
-
-Found = tuple[Tensor, Tensor, Tensor]  # tracks [iterations, S, N, 2], visibility and confidence [S, N]
+    pixels: Tensor  # [B, S, N, 2]
+    visible: Tensor  # [B, S, N], 0 or 1
+    near: Tensor  # [B, S, N], 0 where a point is behind the camera, or more than an image's side beyond the image
 
 
-def true_tracks(batch: Batch, queries: Tensor) -> list[Truth]:
-    """Of whole pixels (x, y) of the first frames, [N, 2], in each sequence."""
+Found = tuple[Tensor, Tensor, Tensor]  # tracks [iterations, B, S, N, 2], visibility and confidence [B, S, N]
+
+
+def true_tracks(batch: Batch, queries: Tensor) -> Truth:
+    """Of whole pixels (x, y) of the first frames, [N, 2]."""
     column, row = queries.long().unbind(-1)
     pixels, depth = batch.project(batch.points(queries, batch.depth[..., row, column])[:, :1])
     size = pixels.new_tensor([batch.depth.shape[-1], batch.depth.shape[-2]])
     near = (depth > 0) & ((pixels >= -size) & (pixels < 2 * size)).all(-1)
-    each = zip(pixels[:, 0], batch.visible(pixels, depth)[:, 0], near[:, 0].float(), strict=True)
-    return [Truth(*parts) for parts in each]
+    return Truth(pixels[:, 0], batch.visible(pixels, depth)[:, 0], near[:, 0].float())
 
 
 def random_queries(batch: Batch, generator: torch.Generator) -> Tensor:
@@ -75,16 +74,15 @@ def track_losses(model: StreamVGGT, batch: Batch, seed: int) -> dict[str, Tensor
         later = later[torch.randperm(len(later), generator=generator)[:WINDOWS]]
         before = later - 1
     asked = torch.cat([torch.zeros_like(later[:1]), later])
-    each = []
-    all_maps = feature_maps(model, batch.images, torch.cat([asked, before]))
-    for truth, maps in zip(true_tracks(batch, queries), all_maps, strict=True):
-        start = _about(truth.pixels[before], batch, generator)
-        with autocast(batch.images.device):
-            found: Found = head.tracker(maps, queries) if whole else windows(head, maps, queries, before, start)
-        of_asked = Truth(*(x[asked] for x in truth))
-        match = {"feature match": _match_loss(head, maps[: len(asked)], queries, of_asked)}
-        each.append(_losses(found, of_asked) | match)
-    return {name: torch.stack([losses[name] for losses in each]).mean() for name in each[0]}
+    maps = feature_maps(model, batch.images, torch.cat([asked, before]))
+    truth = true_tracks(batch, queries)
+    start = _about(truth.pixels[:, before], batch, generator)
+    given = queries.expand(len(maps), -1, -1)
+    with autocast(batch.images.device):
+        found: Found = head.tracker(maps, given) if whole else windows(head, maps, given, before, start)
+    of_asked = Truth(*(x[:, asked] for x in truth))
+    match = _match_loss(head, maps[:, : len(asked)], given, of_asked)
+    return _losses(found, of_asked) | {"feature match": match}
 
 
 def feature_maps(model: StreamVGGT, images: Tensor, seen: Tensor | None = None) -> Tensor:
@@ -105,43 +103,60 @@ def feature_maps(model: StreamVGGT, images: Tensor, seen: Tensor | None = None) 
 
 
 def _about(pixels: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
-    """As wrong as a stream may be about pixels [n, N, 2]; those of points behind the camera are none, and far off."""
+    """As wrong as a stream may be about pixels [B, n, N, 2]; those of points behind the camera are far off."""
     size = pixels.new_tensor([batch.depth.shape[-1], batch.depth.shape[-2]])
-    noise = NOISE * torch.randn(pixels.shape, generator=generator).to(pixels)
-    return (pixels + noise).clamp(-size, 2 * size)
+    noise = NOISE * SPREAD ** torch.empty(pixels.shape[:-1]).uniform_(-1, 1, generator=generator)[..., None]
+    noise = noise * torch.randn(pixels.shape, generator=generator)
+    return (pixels + noise.to(pixels)).clamp(-size, 2 * size)
 
 
 def windows(head: TrackHead, maps: Tensor, queries: Tensor, before: Tensor, start: Tensor) -> Found:
     """Frames of a stream, each for itself, from about where the points were in the one before.
 
-    maps [1 + 2 n, F, h, w]: of the first frame, of n others, and of those before these, which have the numbers before
-    [n]: the first is not shown twice. start [n, N, 2]: pixels in those.
+    maps [B, 1 + 2 n, F, h, w]: of the first frame, of n others, and of those before these, which have the numbers
+    before [n]: the first is not shown twice. queries [B, N, 2]; start [B, n, N, 2]: pixels in those before.
     """
-    found: list[Found] = [head.tracker(maps[:1], queries)]
-    for i, number in enumerate(before.tolist()):
-        shown = [0, *[1 + len(before) + i] * (number > 0), 1 + i]
-        places = torch.stack([queries, *[start[i]] * (len(shown) - 1)])
-        found.append(head.tracker(maps[shown], queries, places))
-    return _newest(found)
+    found, order = [_newest(head.tracker(maps[:, :1], queries))], [torch.tensor([-1])]
+    for those in ((before == 0).nonzero()[:, 0], (before > 0).nonzero()[:, 0]):
+        if not len(those):
+            continue
+        shown = [torch.zeros_like(those), 1 + those]
+        if before[those[0]]:
+            shown.insert(1, 1 + len(before) + those)
+        given = queries[:, None].expand(-1, len(those), -1, -1)
+        places = torch.stack([given, *[start[:, those]] * (len(shown) - 1)], 2)
+        window = maps[:, torch.stack(shown, 1)]  # [B, those, 2 or 3, F, h, w]
+        tracks, *rest = _newest(head.tracker(*(x.flatten(0, 1) for x in (window, given, places))))
+        size = given.shape[:2]
+        found.append((tracks[:, :, 0].unflatten(1, size), *(x[:, 0].unflatten(0, size) for x in rest)))
+        order.append(those)
+    tracks, visibility, confidence = _together(found)
+    in_order = torch.cat(order).argsort()
+    return tracks[:, :, in_order], visibility[:, in_order], confidence[:, in_order]
 
 
 def streamed(head: TrackHead, maps: Tensor, queries: Tensor) -> Found:
-    """As the head's Tracker, of maps [S, F, h, w]: each frame is matched with the first and the one before, from where
-    the points were in that."""
-    found: list[Found] = [head.tracker(maps[:1], queries)]
-    for t in range(1, len(maps)):
-        before = found[-1][0][-1, -1].detach()
-        window = maps[:1], maps[max(1, t - 1) : t + 1]
-        start = torch.stack([queries, *[before] * len(window[1])])
-        found.append(head.tracker(torch.cat(window), queries, start))
-    return _newest(found)
+    """As the head's Tracker, of maps [B, S, F, h, w]: each frame is matched with the first and the one before, from
+    where the points were in that."""
+    found: list[Found] = [head.tracker(maps[:, :1], queries)]
+    for t in range(1, maps.shape[1]):
+        before = found[-1][0][-1, :, -1].detach()
+        shown = [0, *range(max(1, t - 1), t + 1)]
+        start = torch.stack([queries, *[before] * (len(shown) - 1)], 1)
+        found.append(head.tracker(maps[:, shown], queries, start))
+    return _together([_newest(of_window) for of_window in found])
 
 
-def _newest(found: list[Found]) -> Found:
-    """Of each window, the last frame."""
+def _newest(found: Found) -> Found:
+    """Of the last frame only."""
+    tracks, visibility, confidence = found
+    return tracks[:, :, -1:], visibility[:, -1:], confidence[:, -1:]
+
+
+def _together(found: list[Found]) -> Found:
+    """Of frames one after the other."""
     tracks, visibility, confidence = zip(*found, strict=True)
-    newest = torch.stack([of_window[:, -1] for of_window in tracks], 1)
-    return newest, torch.stack([x[-1] for x in visibility]), torch.stack([x[-1] for x in confidence])
+    return torch.cat(tracks, 2), torch.cat(visibility, 1), torch.cat(confidence, 1)
 
 
 def _losses(found: Found, truth: Truth) -> dict[str, Tensor]:
@@ -150,14 +165,14 @@ def _losses(found: Found, truth: Truth) -> dict[str, Tensor]:
     weight = (truth.visible + UNSEEN * (1 - truth.visible)) * truth.near
     error = F.smooth_l1_loss(tracks.float(), truth.pixels.expand_as(tracks), beta=BETA, reduction="none").sum(-1)
     iterations = ITERATION_WEIGHT ** torch.arange(len(tracks) - 1, -1, -1, device=error.device)
-    place = (iterations[:, None, None] * error * weight)[:, 1:].sum() / (
-        iterations.sum() * weight[1:].sum().clamp(min=1)
+    place = (iterations[:, None, None, None] * error * weight)[:, :, 1:].sum() / (
+        iterations.sum() * weight[:, 1:].sum().clamp(min=1)
     )
     close = ((tracks[-1].detach() - truth.pixels).norm(dim=-1) < CLOSE).float() * truth.visible
     return {
         "place": place,
-        "visibility": _entropy(visibility[1:], truth.visible[1:]),
-        "track confidence": _entropy(confidence[1:], close[1:]),
+        "visibility": _entropy(visibility[:, 1:], truth.visible[:, 1:]),
+        "track confidence": _entropy(confidence[:, 1:], close[:, 1:]),
     }
 
 
@@ -167,12 +182,12 @@ def _match_loss(head: TrackHead, maps: Tensor, queries: Tensor, truth: Truth) ->
     From places alone next to nothing was learned in a hundred steps: at first nothing that it sees says where to go.
     """
     with torch.autocast(maps.device.type, enabled=False):
-        maps = head.tracker.fmap_norm(maps.float().movedim(1, -1))  # [S, h, w, F]
-        features = sample(maps[:1].movedim(-1, 1), queries[None] / STRIDE, "border")[0]  # [N, F]
-        logits = torch.einsum("nf,shwf->snhw", features, maps[1:]) * (SHARPNESS / features.shape[-1])
-        target = hats(truth.pixels[1:] / STRIDE, *maps.shape[1:3])  # [S - 1, N, h * w]
-        entropy = -(target * logits.flatten(2).log_softmax(-1)).sum(-1)
-        visible = truth.visible[1:]
+        maps = head.tracker.fmap_norm(maps.float().movedim(2, -1))  # [B, S, h, w, F]
+        features = sample(maps[:, 0].movedim(-1, 1), queries / STRIDE, "border")  # [B, N, F]
+        logits = torch.einsum("bnf,bshwf->bsnhw", features, maps[:, 1:]) * (SHARPNESS / features.shape[-1])
+        target = hats(truth.pixels[:, 1:] / STRIDE, *maps.shape[2:4])  # [B, S - 1, N, h * w]
+        entropy = -(target * logits.flatten(3).log_softmax(-1)).sum(-1)
+        visible = truth.visible[:, 1:]
         return (entropy * visible).sum() / visible.sum().clamp(min=1)
 
 
@@ -188,10 +203,10 @@ def errors_of_tracks(model: StreamVGGT, batch: Batch) -> dict[str, float]:
     assert head is not None
     queries = random_queries(batch, torch.Generator().manual_seed(0))
     size = (batch.depth.shape[-2], batch.depth.shape[-1])
-    found = []
-    for truth, maps in zip(true_tracks(batch, queries), feature_maps(model, batch.images), strict=True):
-        with autocast(maps.device):
-            tracks, visibility, _ = streamed(head, maps, queries)
-        said = tracks[-1].float().cpu().numpy(), (visibility > 0.5).cpu().numpy()
-        found.append(asdict(track_errors(*said, truth.pixels.cpu().numpy(), truth.visible.cpu().numpy() > 0, size)))
+    maps, truth = feature_maps(model, batch.images), true_tracks(batch, queries)
+    with autocast(maps.device):
+        tracks, visibility, _ = streamed(head, maps, queries.expand(len(maps), -1, -1))
+    said = tracks[-1].float().cpu().numpy(), (visibility > 0.5).cpu().numpy()
+    true = truth.pixels.cpu().numpy(), truth.visible.cpu().numpy() > 0
+    found = [asdict(track_errors(*of_one, size)) for of_one in zip(*said, *true, strict=True)]
     return {name: float(np.nanmean([errors[name] for errors in found])) for name in found[0]}
