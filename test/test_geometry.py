@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from xsvggt_ros import geometry
 
@@ -28,6 +29,19 @@ def test_turning_left_is_positive_yaw():
 def test_inverse_undoes():
     T = some_pose()
     np.testing.assert_allclose(geometry.inverse(T) @ T, np.eye(4), atol=1e-12)
+
+
+def test_many_poses_at_once_are_as_each_alone():
+    rng = np.random.default_rng(0)
+    vectors = rng.uniform(-3, 3, (2, 3, 6))
+    turns = Rotation.from_rotvec(vectors[..., :3].reshape(-1, 3)).as_matrix().reshape(2, 3, 3, 3)
+    T = geometry.rigid(turns, vectors[..., 3:])
+    K = np.stack([geometry.intrinsic_matrix(*rng.uniform(20, 90, 2), 55, 41) for _ in range(2)])
+    inverse, encoded = geometry.inverse(T), geometry.encode_pose(T, K[:, None], 84, 112)
+    for b, s in np.ndindex(2, 3):
+        np.testing.assert_allclose(inverse[b, s], geometry.inverse(T[b, s]), atol=1e-12)
+        np.testing.assert_allclose(encoded[b, s], geometry.encode_pose(T[b, s], K[b], 84, 112), atol=1e-12)
+        np.testing.assert_allclose(geometry.decode_pose(encoded[b, s], 84, 112)[0], T[b, s], atol=1e-12)
 
 
 def test_quaternion_is_ros_order_and_round_trips():

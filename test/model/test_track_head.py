@@ -18,7 +18,7 @@ def head():
 
 @pytest.fixture(scope="module")
 def taps():
-    return list(torch.randn(4, 3, GRID[0] * GRID[1], WIDTH, dtype=torch.float64, generator=torch.manual_seed(1)))
+    return list(torch.randn(4, 1, 3, GRID[0] * GRID[1], WIDTH, dtype=torch.float64, generator=torch.manual_seed(1)))
 
 
 def test_samples_lie_between_pixel_centres():
@@ -49,27 +49,24 @@ def test_positions_outside_are_those_of_the_border():
     assert torch.equal(outside, border)
 
 
-def test_correlations_are_those_of_the_whole_volume(head):
-    """Against the published order of things: the product with the whole map first, its samples after."""
+def test_correlations_are_products_with_what_the_map_has_there(head):
+    """In the other order of things: the map's features are sampled first, their products made after."""
     tracker, generator = head.tracker, torch.manual_seed(2)
     features = CONFIG.features
     maps = torch.randn(2, features, 28, 35, dtype=torch.float64, generator=generator)
     points = torch.rand(2, 3, 2, dtype=torch.float64, generator=generator) * 34
     appearance = torch.randn(2, 3, features, dtype=torch.float64, generator=generator)
-    volume = torch.einsum("snf,sfab->snab", appearance, maps) / features**0.5
     side = 2 * CONFIG.corr_radius + 1
     found = tracker._correlate([maps], points, appearance).view(2, 3, side, side)
     for dx, dy in ((-3, 0), (2, -1)):
         moved = points + torch.tensor([dx, dy])
-        expected = torch.stack(
-            [sample(volume[:, n : n + 1], moved[:, n : n + 1], "zeros")[:, 0, 0] for n in range(3)], 1
-        )
+        expected = (appearance * sample(maps, moved, "zeros")).sum(-1) / features**0.5
         torch.testing.assert_close(found[:, :, dx + CONFIG.corr_radius, dy + CONFIG.corr_radius], expected)
 
 
 def test_the_first_frame_stays_at_the_query_and_others_move(head, taps):
     query = torch.tensor([[10.0, 20.0], [69.0, 55.0]])
-    tracks, visibility, confidence = head(taps, GRID, query)
+    tracks, visibility, confidence = (x[0] for x in head(taps, GRID, query[None]))
     assert tracks.shape == (3, 2, 2)
     assert visibility.shape == confidence.shape == (3, 2)
     assert torch.equal(tracks[0], query.double())
@@ -79,5 +76,5 @@ def test_the_first_frame_stays_at_the_query_and_others_move(head, taps):
 
 def test_points_do_not_depend_on_their_order(head, taps):
     query = torch.tensor([[10.0, 20.0], [40.0, 30.0], [60.0, 5.0]])
-    there, back = (head(taps, GRID, query[order])[0] for order in ([0, 1, 2], [2, 0, 1]))
+    there, back = (head(taps, GRID, query[None, order])[0][0] for order in ([0, 1, 2], [2, 0, 1]))
     torch.testing.assert_close(there[:, [2, 0, 1]], back)

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learning from recordings and from a teacher."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,3 +176,38 @@ def test_rooms_drawn_in_advance_are_the_same(monkeypatch, tmp_path):
             one, other = ahead.training(request, mirrored, requests[i + 1 :]), alone.training(request, mirrored)
             assert torch.equal(one[0].images, other[0].images)
             assert torch.equal(one[0].pose, other[0].pose)
+
+
+RUN_WITH_A_DRAWER = """
+import sys
+from xsvggt_ros.cli import main
+from xsvggt_ros.training import lessons, trainer
+
+lessons.DRAWERS = {"cpu": 1}
+trainer.CURRICULUM, trainer.LOG_EVERY, trainer.VALIDATE_EVERY = ((0.0, ((1, 2),)),), 1, 10**6
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_drawers_end_with_the_run(tmp_path, number):
+    """Also where the whole group is told to end, as by timeout(1), and where nobody can tell them any more."""
+    sizes = ["--steps", "100000", "--workers", "1", "--width", "28", "--height", "28"]
+    command = [sys.executable, "-c", RUN_WITH_A_DRAWER, "train", "--output", str(tmp_path), *sizes]
+    run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_until((tmp_path / "losses.csv").exists, 120)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    os.killpg(run.pid, number)
+    said, _ = run.communicate(timeout=60)
+    assert children
+    wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 20)
+    if number == signal.SIGTERM:
+        assert run.returncode == 0, said
+        assert (tmp_path / "checkpoint.pt").exists() and (tmp_path / "model.safetensors").exists()
+
+
+def wait_until(holds, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -417,3 +417,12 @@ def test_two_workers_stop_together_when_the_first_is_told_to(tmp_path):
     assert process.returncode == 0, err
     assert "of 10000" in out
     assert {path.name for path in tmp_path.iterdir()} >= {"checkpoint.pt", "model.safetensors"}
+
+
+def test_noise_keeps_the_dtype_where_autocast_computes_norms_in_float32(monkeypatch):
+    """As on CUDA."""
+    norm = torch.Tensor.norm
+    monkeypatch.setattr(torch.Tensor, "norm", lambda x, *given, **named: norm(x.float(), *given, **named))
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    noisy = network._noisy(x, 0.5, torch.Generator().manual_seed(1))
+    assert noisy.dtype == torch.bfloat16 and not torch.equal(noisy, x)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from xsvggt_ros.model.aggregator import Aggregator
@@ -139,12 +138,9 @@ class StreamVGGT(nn.Module):
     def _track(self, predictions: Predictions, taps: list[Tensor], grid: tuple[int, int], queries: Tensor) -> None:
         if self.track_head is None:
             raise ValueError("query_points need a track head: this StreamVGGT was configured or built without one")
-        specials = self.config.specials
-        each = [
-            self.track_head([tap[b, :, specials:] for tap in taps], grid, queries[b]) for b in range(queries.shape[0])
-        ]
-        stacked = (torch.stack(part) for part in zip(*each, strict=True))
-        predictions.tracks, predictions.visibility, predictions.track_confidence = stacked
+        patches = [tap[:, :, self.config.specials :] for tap in taps]
+        found = self.track_head(patches, grid, queries)
+        predictions.tracks, predictions.visibility, predictions.track_confidence = found
 
 
 def inverse_log(x: Tensor) -> Tensor:

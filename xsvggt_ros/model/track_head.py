@@ -25,13 +25,14 @@ class TrackHead(nn.Module):
         self.tracker = Tracker(config)
 
     def forward(self, taps: list[Tensor], grid: tuple[int, int], query_points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Patch tokens of the four taps, each [S, h*w, 2C]; pixels (x, y) of frame 0 to follow, [N, 2].
+        """Patch tokens of the four taps, each [B, S, h*w, 2C]; pixels (x, y) of frame 0 to follow, [B, N, 2].
 
-        Gives the pixels in every frame [S, N, 2], and how likely each is visible and right, both [S, N] in [0, 1].
+        Gives the pixels in every frame [B, S, N, 2], and how likely each is visible and right, both [B, S, N] in
+        [0, 1].
         """
-        maps = self.feature_extractor(taps, grid)
-        tracks, visibility, confidence = self.tracker(maps[None], query_points[None])
-        return tracks[-1, 0], visibility[0], confidence[0]
+        maps = self.feature_extractor([tap.flatten(0, 1) for tap in taps], grid).unflatten(0, taps[0].shape[:2])
+        tracks, visibility, confidence = self.tracker(maps, query_points)
+        return tracks[-1], visibility, confidence
 
 
 class Tracker(nn.Module):
@@ -86,7 +87,10 @@ class Tracker(nn.Module):
         return pyramid
 
     def _correlate(self, pyramid: list[Tensor], points: Tensor, appearance: Tensor) -> Tensor:
-        """Scaled products of each point's appearance with the maps around it: [S, N, levels * side * side]."""
+        """Scaled products of each point's appearance with the maps around it: [S, N, levels * side * side].
+
+        Of all frames S of all sequences, maps [S, F, h, w] and appearance [S, N, F], points [S, N, 2].
+        """
         steps = torch.arange(-self.radius, self.radius + 1, device=points.device, dtype=points.dtype)
         around = torch.cartesian_prod(steps, steps)  # [side * side, 2], x outer
         scaled = appearance / appearance.shape[-1] ** 0.5

@@ -25,6 +25,7 @@ from xsvggt_ros.training.trainer import Trainer, export
 
 SEEDS = 1000
 MOST_BATCH, MOST_RATE = 40, 10.0
+MOST_BATCH_OF_TRACKS = 24  # CUDA's attention takes at most 65535 short sequences at once
 READING = timedelta(hours=12)  # at most, of recordings
 LAUNCHED = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()  # by torchrun, as one of several processes
 
@@ -136,8 +137,9 @@ def _run_of(args: argparse.Namespace) -> Run:
         raise ValueError("steps, batch and workers must be at least 1")
     if not 0 < args.rate <= MOST_RATE:
         raise ValueError(f"rate must be above 0 and at most {MOST_RATE:g}, got {args.rate:g}")
-    if args.batch > MOST_BATCH:  # more would meet the rooms of the next batch
-        raise ValueError(f"batch must be at most {MOST_BATCH}, got {args.batch}")
+    most = MOST_BATCH_OF_TRACKS if args.tracks else MOST_BATCH  # more would meet the rooms of the next batch
+    if args.batch > most:
+        raise ValueError(f"batch must be at most {most}, got {args.batch}")
     patch = MODELS[args.model].patch_size
     if min(args.width, args.height) < patch or args.width % patch or args.height % patch:
         raise ValueError(f"width and height must be multiples of {patch}, got {args.width}x{args.height}")

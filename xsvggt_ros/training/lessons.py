@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import signal
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 
 from torch import Tensor
 
@@ -18,8 +19,7 @@ from xsvggt_ros.training.teacher import Teacher
 
 HELD_OUT_SEEDS, HELD_OUT_INTERVAL = range(900_000, 900_012), 0.25
 HELD_OUT_FRAMES = 24
-DRAWERS = {"cpu": 0, "cuda": 4}  # processes that draw rooms while the device is busy with those before
-IGNORED = (signal.SIGINT, signal.SIG_IGN)  # by them: the run itself stops them
+DRAWERS = {"cuda": 4}  # processes that draw rooms while such a device is busy with those before
 
 
 class Lessons:
@@ -34,7 +34,7 @@ class Lessons:
         drawers = 0 if run.data else DRAWERS.get(run.device.type, 0)
         self._pool = None
         if drawers:
-            self._pool = ProcessPoolExecutor(drawers, get_context("spawn"), signal.signal, IGNORED)
+            self._pool = ProcessPoolExecutor(drawers, get_context("spawn"), _beside)
         self._drawn: dict[Request, Future[Drawing]] = {}
 
     def training(self, request: Request, mirrored: bool, later: Sequence[Request] = ()) -> list[Batch]:
@@ -44,6 +44,11 @@ class Lessons:
             return self._taught(self._recordings.training(number, sequences, frames, mirrored))
         truth = shoot(self._drawing(request, later), self._run.device, mirrored)
         return [truth] * self._run.truth + self._taught(truth.images)
+
+    def close(self) -> None:
+        """Nothing more will be asked for."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def held_out(self) -> list[Batch]:
         """Never trained on; of rooms the truth, else what the teacher says."""
@@ -62,3 +67,16 @@ class Lessons:
 
     def _taught(self, images: Tensor) -> list[Batch]:
         return [self._teacher.lesson(images)] if self._teacher else []
+
+
+def _beside() -> None:
+    """A drawer begins: signals are for the run, which stops its drawers; where it is killed they end too."""
+    os.setpgrp()
+    Thread(target=_end_with_run, daemon=True).start()
+
+
+def _end_with_run() -> None:
+    run = parent_process()
+    assert run is not None
+    run.join()
+    os._exit(1)

@@ -43,7 +43,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Exposure:
-    """How sharp, noisy and bright images are: of each sequence, brightness of each frame."""
+    """How sharp and noisy the images of each sequence are, and how bright each frame."""
 
     gain: NDArray[np.float64]  # [B, S]
     noise: NDArray[np.float64]  # [B], in shares of white

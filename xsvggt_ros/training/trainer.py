@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ WEIGHTS = {
     "place": 0.3, "visibility": 1.0, "track confidence": 0.5, "feature match": 4.0,
 }  # fmt: skip
 SAVE_EVERY_S = 120.0
-AHEAD = 12  # steps for which rooms are drawn in advance
+AHEAD = 12  # steps, the present one among them, for which rooms are drawn
 MOST_LOST = 10  # steps in a row whose gradients are not finite
 LOG_EVERY = 10  # steps
 VALIDATE_EVERY = 150  # steps
@@ -108,23 +109,23 @@ class Trainer:
         """
         started, before = time.monotonic(), self.seconds
         saved = started
-        while self.step < self.run.steps and not self.stopped:
-            losses = self.train_step()
-            self.seconds = before + time.monotonic() - started
-            if self.run.rank == 0:
-                self._write_curves(losses)
-                if time.monotonic() - saved > SAVE_EVERY_S:
-                    self.save()
-                    saved = time.monotonic()
-            yield self.step
+        with closing(self.lessons):
+            while self.step < self.run.steps and not self.stopped:
+                losses = self.train_step()
+                self.seconds = before + time.monotonic() - started
+                if self.run.rank == 0:
+                    self._write_curves(losses)
+                    if time.monotonic() - saved > SAVE_EVERY_S:
+                        self.save()
+                        saved = time.monotonic()
+                yield self.step
         if self.run.rank == 0:
             self.save()
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step; the losses by name."""
         share = self.step / self.run.steps
-        # Every batch serves twice: rendering takes its time.
-        later = [self._request(step) for step in range(self.step + 1, self.step + AHEAD)]
+        later = [self._request(step) for step in range(self.step + 1, min(self.step + AHEAD, self.run.steps))]
         lessons = self.lessons.training(self._request(self.step), bool(self.step % 2), later)
         losses = self.losses(lessons, self._budget())
         total = torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
@@ -153,7 +154,7 @@ class Trainer:
 
     def _request(self, step: int) -> Request:
         """What this worker learns from in a step."""
-        run, pair = self.run, step // 2
+        run, pair = self.run, step // 2  # every batch serves twice: rendering takes its time
         sequences, frames = self._batch_shape(2 * pair / run.steps, pair)
         number = run.seed * MOST_BATCHES + pair * run.workers + run.rank
         return Request(number, max(1, sequences // run.workers), frames, run.width, run.height)
