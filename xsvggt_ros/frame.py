@@ -28,7 +28,7 @@ class Tracks:
     """Where the points that are followed are in one frame, in the order in which they were given."""
 
     ids: NDArray[np.int64]  # [N]
-    pixels: NDArray[np.float32]  # [N, 2], x y in the frame's image; anywhere where not visible
+    pixels: NDArray[np.float32]  # [N, 2], x y in `Frame.image`, see `Resize.to_image`; anywhere where not visible
     visible: NDArray[np.bool_]  # [N]
     confidence: NDArray[np.float32]  # [N] in [0, 1]: how likely the place is right
 

@@ -391,9 +391,10 @@ class GeometryStream:
     # --- points -------------------------------------------------------------------------------------
 
     def track(self, pixels: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Follows points from the newest frame on, [N, 2] pixels (x, y) of its image; returns their ids [N].
+        """Follows points from the newest frame on, [N, 2] pixels (x, y) of its `image`; returns their ids [N].
 
-        Frames then say where they are (`Frame.tracks`), until a new world starts or none of them is seen for long.
+        That is the network's: pixels of the image that came in are `frame.resize.to_input(pixels)` there. Frames then
+        say where the points are (`Frame.tracks`), until a new world starts or none of them is seen for long.
         Raises ValueError where `track_groups` is 0 or that many are followed already, before the first frame, and for
         points outside the image.
         """

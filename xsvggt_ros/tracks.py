@@ -88,7 +88,10 @@ class PointTracker:
             raise ValueError(f"points must be an array [N, 2] of 1 to {MOST} pixels (x, y), got {list(pixels.shape)}")
         height, width = (STRIDE * side for side in self._maps.shape[2:])
         if not ((pixels >= -0.5) & (pixels <= [width - 0.5, height - 0.5])).all():  # false of what is no number
-            raise ValueError(f"points must lie in what the network sees of the image, {width}x{height} of its pixels")
+            raise ValueError(
+                f"points must lie in what the network sees of the image, {width}x{height} of its pixels: "
+                "frame.resize.to_input gives those of the image's"
+            )
         pixels = pixels.clip(0, [width - 1, height - 1], dtype=np.float32)
         free = set(range(1, 1 + self._size)) - {group.slot for group in self._groups}
         if not free:

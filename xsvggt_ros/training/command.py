@@ -118,6 +118,8 @@ def run(args: argparse.Namespace) -> int:
         draw_curves(run.folder)
         hours = trainer.seconds / 3600
         print(f"step {trainer.step} of {run.steps} after {hours:.2f} h: {run.folder / 'model.safetensors'}")
+        if trainer.step < run.steps:
+            print("interrupted; the same command goes on from here")
     return 0
 
 

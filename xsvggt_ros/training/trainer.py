@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -319,4 +319,4 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 def export(model: StreamVGGT, path: Path) -> None:
     """The weights alone, in float16, as a safetensors file that the ordinary model loads."""
-    save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, path)
+    path.write_bytes(save({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}))
