@@ -62,7 +62,7 @@ def page(recording):
 def test_everything_is_inside(page):
     parsed = Page(page)
     assert all(link.startswith(("data:image/png;base64,", "data:image/webp;base64,", "#")) for link in parsed.links)
-    assert "http" not in page
+    assert "http" not in re.sub("base64,[A-Za-z0-9+/=]+", "", page)  # which the bytes of a picture may spell
     assert "url(" not in page
 
 
