@@ -79,11 +79,11 @@ def decode_pose(pose: NDArray, height: int, width: int) -> tuple[Array, Array]:
 
 def encode_pose(T_cam_world: Array, intrinsics: Array, height: int, width: int) -> Array:
     """The inverse of `decode_pose`: [..., 9] of transforms [..., 4, 4] and intrinsics [..., 3, 3] that broadcast."""
+    rotation, translation = T_cam_world[..., :3, :3], T_cam_world[..., :3, 3]
     focal = np.stack([intrinsics[..., 1, 1], intrinsics[..., 0, 0]], -1)
     fields_of_view = 2 * np.arctan(np.array([height, width]) / 2 / focal)
-    T = T_cam_world
-    fields_of_view = np.broadcast_to(fields_of_view, (*T.shape[:-2], 2))
-    return np.concatenate([T[..., :3, 3], quaternion_xyzw(T[..., :3, :3]), fields_of_view], -1)
+    fields_of_view = np.broadcast_to(fields_of_view, (*translation.shape[:-1], 2))
+    return np.concatenate([translation, quaternion_xyzw(rotation), fields_of_view], -1)
 
 
 def intrinsic_matrix(focal_x: float, focal_y: float, center_x: float, center_y: float) -> Array:
