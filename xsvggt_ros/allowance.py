@@ -21,6 +21,20 @@ def scaled(cache: CacheConfig, fraction: float) -> CacheConfig:
     return replace(cache, budget_frames=frames, budget_tokens=tokens, budget_mib=mib)
 
 
+def half(cache: CacheConfig, beside_mib: float = 0.0) -> CacheConfig:
+    """Of two caches that keep within the budget of one together, and `beside_mib` of it for something else.
+
+    Raises ValueError where a budget in MiB is used up by that.
+    """
+    if cache.budget_mib and cache.budget_mib <= beside_mib:
+        raise ValueError(
+            f"keyframes take {beside_mib:.2f} MiB, all that cache.budget_mib allows: raise it above that, or lower "
+            "loop.keyframes"
+        )
+    cache = replace(cache, budget_mib=max(0.0, cache.budget_mib - beside_mib))
+    return replace(scaled(cache, 0.5), camera_window=(cache.camera_window + 1) // 2)
+
+
 def halved(config: CacheConfig, cache: KVCache | None) -> CacheConfig:
     """With half the budget or, where there is none, half of what the cache holds; it cannot stay full then."""
     if cache is None:

@@ -157,6 +157,89 @@ class CacheConfig(Checked):
 
 
 @dataclass(frozen=True)
+class SegmentConfig(Checked):
+    """When a stream goes on in a fresh cache, so that its drift does not grow with its length."""
+
+    enabled: bool = setting(
+        False,
+        "Long streams become a chain of segments, each with a fresh cache and a first frame of its own; two caches of "
+        "half the budget each, and a third to a half more time per image.",
+        live=True,
+    )
+    overlap: float = setting(
+        0.6,
+        "A new segment begins when the camera and the segment's first frame see less than this share of each other's "
+        "views.",
+        minimum=0.05,
+        maximum=0.95,
+        live=True,
+    )
+    shared: int = setting(
+        3,
+        "Images that both segments take in, which tell how they join.",
+        unit="images",
+        minimum=1,
+        maximum=32,
+        live=True,
+    )
+    work: float = setting(
+        0.34,
+        "Most work on the segment to come with each image, as a share of a step; less: shorter steps, and later joins.",
+        minimum=0.1,
+        maximum=1.0,
+        live=True,
+    )
+
+
+@dataclass(frozen=True)
+class LoopConfig(Checked):
+    """How a place is known again, and what follows from that; for streams of segments."""
+
+    enabled: bool = setting(
+        True, "Segments begin at a keyframe seen before where one is in view, which corrects the map.", live=True
+    )
+    keyframes: int = setting(
+        64,
+        "First frames of segments that are remembered, about 3 bytes per pixel of the network's image each.",
+        unit="frames",
+        minimum=2,
+        maximum=10_000,
+        live=True,
+    )
+    likeness: float = setting(
+        0.65,
+        "Least likeness, of what the encoder says, at which a keyframe is tried.",
+        minimum=0.0,
+        maximum=1.0,
+        live=True,
+    )
+    agreement: float = setting(
+        0.45,
+        "Least share of both views whose depths agree within a tenth, at which a keyframe is taken for the same place.",
+        minimum=0.0,
+        maximum=1.0,
+        live=True,
+    )
+    match: float = setting(
+        0.65,
+        "Least likeness of what the encoder says at the same points of both views, at which it is.",
+        minimum=0.0,
+        maximum=1.0,
+        live=True,
+    )
+    max_turn: float = setting(
+        35.0,
+        "A place is not taken for one that the map has turned by more; further away than 4 joins of segments it may be "
+        "more, with the square root of their number.",
+        unit="degrees",
+        minimum=1.0,
+        maximum=180.0,
+        live=True,
+    )
+    folder: str = setting("", "Folder of ~/save_map and ~/load_map.", live=True)
+
+
+@dataclass(frozen=True)
 class StreamConfig(Checked):
     """The model and how it runs."""
 
@@ -215,9 +298,15 @@ class StreamConfig(Checked):
         maximum=16,
     )
     cache: CacheConfig = group(CacheConfig, "cache.")
+    segment: SegmentConfig = group(SegmentConfig, "segment.")
+    loop: LoopConfig = group(LoopConfig, "loop.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.segment.enabled and self.cache.chunk > 1:
+            raise ValueError("segments take in one image at a time: set cache.chunk to 1, or segment.enabled to false")
+        if self.segment.enabled and self.cache.policy == "full":
+            raise ValueError("policy full grows without end: segments need a budget, so choose another cache.policy")
         if self.track_grid and not self.track_groups:
             raise ValueError("track_grid is one of the groups of points: set track_groups above 0 too")
 
@@ -313,6 +402,11 @@ class NodeConfig(Checked):
     world_frame: str = setting(
         "odom", "Parent frame of the published pose; fixed, x forward, y left, z up.", frame=True
     )
+    map_frame: str = setting(
+        "map",
+        "Parent of world_frame: streams of segments say there what of the way is corrected when a place is seen again.",
+        frame=True,
+    )
     base_frame: str = setting(
         "",
         "Child frame of the published pose, whose transform to the camera is looked up in TF; empty: the image's "
@@ -330,6 +424,8 @@ class NodeConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.map_frame in (self.world_frame, self.base_frame):
+            raise ValueError(f"map_frame must have a name of its own, got {self.map_frame!r}; REP 105 has map")
         if self.world_frame == self.base_frame:
             raise ValueError(
                 f"world_frame must have a name of its own, got {self.world_frame!r} beside base_frame "

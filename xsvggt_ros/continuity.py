@@ -25,6 +25,11 @@ class Continuity:
         self._before_gap_ns: int | None = None  # of the one before it, if there was a gap between them
         self.forget_world()
 
+    @property
+    def paused(self) -> bool:
+        """Whether there was a gap before the newest image."""
+        return self._before_gap_ns is not None
+
     def forget_world(self) -> None:
         """The next image may be of any size. Time goes on."""
         self._size: Size = ()

@@ -51,6 +51,10 @@ class Frame:
     predicted_points: NDArray[np.float32] | None = None  # [h, w, 3], first camera's frame; by the point head if it runs
     tracks: Tracks | None = None  # where the stream follows points
     resize: Resize | None = None  # how the camera's image became `image`; None: it is as it was
+    descriptor: NDArray[np.float16] | None = None  # [cells, 64], what the encoder says of it, see `descriptor.py`
+    T_map_cam: NDArray[np.float64] | None = None  # [4, 4], as T_first_cam but corrected; None: nothing corrects it
+    variance: tuple[float, float] = (0.0, 0.0)  # of rotation, rad^2, and position, unit^2, by joins of segments
+    rescaled: float = 1.0  # the unit of the frame before over this one's, by what both segments say at a join
 
     def points_cam(self) -> NDArray[np.float32]:
         """Points [h, w, 3] in the camera's optical frame."""

@@ -11,6 +11,21 @@ NO_CAMERA_INFO = "no camera_info has come: the intrinsics are the model's guess"
 
 
 @dataclass(frozen=True)
+class SegmentStatus:
+    """Of a stream of segments; zeros where it is none."""
+
+    segment: int = 0  # segments before the present one
+    located: bool = True  # whether the map says where the camera is; else its place is a new one, so far
+    keyframes: int = 0
+    keyframe_bytes: int = 0  # of all that there is room for
+    closures: int = 0  # segments that began at a keyframe seen before
+    closures_refused: int = 0  # keyframes that turned out to be of another place
+    join_rotation_spread: float = 0.0  # radians, by which shared frames are off the newest join at most
+    join_scale_spread: float = 0.0  # of the logarithm of the scale
+    join_uncertain: bool = False  # whether they did not agree
+
+
+@dataclass(frozen=True)
 class StepStatus:
     """What a step of the stream cost and what the cache holds after it. See msg/StreamStatus.msg."""
 
@@ -35,6 +50,7 @@ class StepStatus:
     seconds: dict[str, float] = field(
         default_factory=dict
     )  # by stage, and "step" for all of it; of a chunk's, the frame's share
+    segments: SegmentStatus = SegmentStatus()
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,7 @@ class Status:
     def figures(self) -> dict[str, Any]:
         """{name: value} of everything that is counted or measured: the fields of msg/StreamStatus.msg."""
         step = asdict(self.step)
-        seconds = {"tracks": 0.0} | step.pop("seconds")  # a stage that most streams do not have
+        seconds = {"tracks": 0.0, "segments": 0.0} | step.pop("seconds")  # stages that most streams do not have
         seconds = {f"{stage}_seconds": float(value) for stage, value in seconds.items()}
-        step |= seconds | {"calibration": self.calibration}
+        step |= step.pop("segments") | seconds | {"calibration": self.calibration}
         return step | asdict(self.scale) | asdict(self.images) | asdict(self.performance)

@@ -20,12 +20,14 @@ from xsvggt_ros.cache.policies import Geometry
 from xsvggt_ros.camera import check_camera_matrix
 from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.continuity import Continuity
+from xsvggt_ros.descriptor import describe
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.memory import MIB, OutOfMemory, give_back, memory_for, memory_in_reach
 from xsvggt_ros.model import StreamVGGT, load_model
 from xsvggt_ros.model.camera_head import ITERATIONS
 from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.model.streamvggt import Predictions
+from xsvggt_ros.parts import Parts, whole
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.settings import values
 from xsvggt_ros.status import StepStatus
@@ -108,16 +110,19 @@ class GeometryStream:
 
         Images that wait for their chunk are forgotten too: `flush` takes them in first.
         """
-        self._cache: KVCache | None = None
+        self._forget_past()
         self._continuity.forget_world()
         if self._tracker:
             self._tracker.forget()
         self._waiting: list[_Waiting] = []
+        self._unstick()
+        self._event = reason
+
+    def _forget_past(self) -> None:
+        self._cache: KVCache | None = None
         self._T_first_model: NDArray[np.float64] | None = None  # until the first frame is complete
         self._failures = 0  # steps in a row whose numbers were not finite
         self._views = Views()
-        self._unstick()
-        self._event = reason
 
     def _unstick(self) -> None:
         """There may be memory again for an adaptive cache to grow."""
@@ -272,14 +277,33 @@ class GeometryStream:
         with memory_for(self._make_do):
             return self._take_in(images)
 
+    def step_parts(self, seen: NDArray[np.uint8], intrinsics: NDArray[np.float64]) -> Parts[Frame]:
+        """`step` of an image as the network sees it, [h, w, 3], without a stamp, in parts; for chunks of one."""
+        height, width = seen.shape[:2]
+        as_it_is = Resize(1.0, 1.0, width, height, height, 0)
+        (frame,) = yield from self._taking_in([_Waiting(seen, as_it_is, intrinsics, "", 0.0)])
+        return frame
+
+    def adopt(self, other: GeometryStream) -> None:
+        """Goes on with the past of another stream of the same model and size of images, which has none then.
+
+        What is waiting, told, followed or limited stays as it is here.
+        """
+        self._cache, self._T_first_model, self._views = other._cache, other._T_first_model, other._views
+        other._forget_past()
+
     def _take_in(self, images: list[_Waiting]) -> list[Frame]:
+        return whole(self._taking_in(images))
+
+    def _taking_in(self, images: list[_Waiting]) -> Parts[list[Frame]]:
+        """`_take_in`, in parts."""
         timer = StageTimer(self.device)
         seen = np.stack([image.seen for image in images])
         pixels = torch.tensor(seen, device=self.device).permute(0, 3, 1, 2) / 255  # [S, 3, h, w]
         timer("preprocess")
         cache = self._cache or self._start(*seen.shape[1:3])
         self._adapt(cache)
-        predictions = self.model.step(pixels, cache, timer)
+        predictions = yield from self.model.step_parts(pixels, cache, timer)
         T_first_model, frames = self._frames(predictions, cache.frames, images)
         self._check_finite(frames)
         if self._tracker and predictions.track_maps is not None:
@@ -308,6 +332,8 @@ class GeometryStream:
         T_first_model = poses[0][0] if self._T_first_model is None else self._T_first_model
         depth = predictions.depth[0].float().cpu().numpy()  # [S, h, w]
         confidence = predictions.depth_confidence[0].float().cpu().numpy()
+        assert predictions.patches is not None
+        descriptors = describe(predictions.patches, self.model.grid(predictions.depth))
         points: list[Any] = [None] * len(images)
         if predictions.points is not None:
             points = [geometry.transform(T_first_model, p) for p in predictions.points[0].float().cpu().numpy()]
@@ -322,6 +348,7 @@ class GeometryStream:
                 status=self.status,
                 predicted_points=points[i],
                 resize=image.resize,
+                descriptor=descriptors[i],
             )
             for i, (image, (T_cam_model, predicted)) in enumerate(zip(images, poses, strict=True))
         ]

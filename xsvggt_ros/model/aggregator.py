@@ -12,6 +12,7 @@ from xsvggt_ros.model.attention import Context
 from xsvggt_ros.model.blocks import Block, rope_table
 from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.model.encoder import Encoder
+from xsvggt_ros.parts import Parts, whole
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -46,8 +47,12 @@ class Aggregator(nn.Module):
 
     def encode(self, images: Tensor, context: Context) -> Tensor:
         """images [S, 3, H, W] in [0, 1] -> patch tokens [S, n, C]."""
+        return whole(self.encode_parts(images, context))
+
+    def encode_parts(self, images: Tensor, context: Context) -> Parts[Tensor]:
+        """`encode`, in parts."""
         mean, std = self._statistics(images.device, images.dtype)
-        return self.patch_embed(((images - mean) / std).to(self.camera_token.dtype), context)
+        return (yield from self.patch_embed.parts(((images - mean) / std).to(self.camera_token.dtype), context))
 
     def with_specials(self, patches: Tensor, starts: bool) -> Tensor:
         """Patch tokens [B, S, n, C] of frames, the very first of a sequence if `starts` -> [B, S, P, C]."""
@@ -63,6 +68,10 @@ class Aggregator(nn.Module):
         `inside` serves the frame blocks; `across` the global ones, whose tokens are [B, S * P, ...], and so
         decides what a frame sees of the others.
         """
+        return whole(self.parts(x, grid, inside, across))
+
+    def parts(self, x: Tensor, grid: tuple[int, int], inside: Context, across: Context) -> Parts[list[Tensor]]:
+        """`forward`, a layer at a time."""
         batch, frames, per_frame, width = x.shape
         dim = width // self.config.heads
         rope = self._rope_table(grid, self.config.specials, dim, self.config.rope_base, x.device)
@@ -74,4 +83,5 @@ class Aggregator(nn.Module):
             x = x.reshape(batch, frames, per_frame, width)
             if i in self.config.taps:
                 taps.append(torch.cat([within.reshape(x.shape), x], dim=-1))
+            yield
         return taps

@@ -10,6 +10,9 @@ from torch.nn import functional as F
 from xsvggt_ros.model.attention import Context
 from xsvggt_ros.model.blocks import Block
 from xsvggt_ros.model.config import ModelConfig
+from xsvggt_ros.parts import Parts, whole
+
+BLOCKS = 4  # of a part: as much work as a layer of the aggregator, about
 
 
 class PatchProjection(nn.Module):
@@ -63,10 +66,16 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor, context: Context) -> Tensor:
         """images [S, 3, 14h, 14w], normalised -> patch tokens [S, h*w, C]."""
+        return whole(self.parts(images, context))
+
+    def parts(self, images: Tensor, context: Context) -> Parts[Tensor]:
+        """`forward`, in parts."""
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         frames = images.shape[0]
         x = torch.cat([self.cls_token.expand(frames, -1, -1), self.patch_embed(images)], dim=1) + self.positions(grid)
         x = torch.cat([x[:, :1], self.register_tokens.expand(frames, -1, -1), x[:, 1:]], dim=1)
         for layer, block in enumerate(self.blocks):
+            if layer and layer % BLOCKS == 0:
+                yield
             x = block(x, context, layer)
         return self.norm(x[:, 1 + self.register_tokens.shape[1] :])

@@ -14,8 +14,10 @@ from xsvggt_ros.model.aggregator import Aggregator
 from xsvggt_ros.model.attention import Context, Kernel, WholeSequence, sdpa
 from xsvggt_ros.model.camera_head import CameraHead
 from xsvggt_ros.model.config import ModelConfig
+from xsvggt_ros.model.encoder import BLOCKS
 from xsvggt_ros.model.dpt_head import DPTHead, uv_embedding
 from xsvggt_ros.model.track_head import TrackHead
+from xsvggt_ros.parts import Parts, whole
 
 OPTIONAL_HEADS = ("point", "track")
 
@@ -33,6 +35,7 @@ class Predictions:
     visibility: Tensor | None = None  # [B, S, N]
     track_confidence: Tensor | None = None  # [B, S, N]
     track_maps: Tensor | None = None  # [B, S, F, H/2, W/2], features of the track head, in a stream
+    patches: Tensor | None = None  # [S, n, C], what the encoder makes of each frame, in a stream
 
     @property
     def pose(self) -> Tensor:
@@ -98,22 +101,36 @@ class StreamVGGT(nn.Module):
         `past` takes them in; `past.end_frames(S)`, which keeps them, is left to the caller, who may find the
         predictions to be no numbers. `mark(stage)` is called as a stage ends.
         """
+        return whole(self.step_parts(images, past, mark))
+
+    def step_parts(
+        self, images: Tensor, past: Past, mark: Callable[[str], None] = lambda stage: None
+    ) -> Parts[Predictions]:
+        """`step`, in parts of about the same work."""
         grid = self.grid(images)
         inside = WholeSequence(self.kernel)
-        patches = self.aggregator.encode(images, inside)
+        patches = yield from self.aggregator.encode_parts(images, inside)
         mark("encoder")
+        yield
         past.begin(patches)
         x = self.aggregator.with_specials(patches[None], starts=past.frames == 0)
-        taps = self.aggregator(x, grid, inside, past)
+        taps = yield from self.aggregator.parts(x, grid, inside, past)
         mark("aggregator")
         poses = self.camera_head(taps[-1][:, :, 0], past.camera)
         mark("camera")
+        yield
         predictions = self.dense(taps, grid, poses)
+        predictions.patches = patches
         mark("dense")
         if self.track_head is not None:
             of_patches = [tap[0, :, self.config.specials :] for tap in taps]
             predictions.track_maps = self.track_head.feature_extractor(of_patches, grid)[None]
         return predictions
+
+    @property
+    def part_count(self) -> int:
+        """How many parts a step has."""
+        return 1 + (self.config.encoder.depth - 1) // BLOCKS + 1 + self.config.depth + 1
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Patch rows and columns of images [..., H, W]. Raises ValueError if a side is not a multiple of the patch."""

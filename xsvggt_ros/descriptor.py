@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the encoder says about an image, in few numbers: by it a place is known again."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+CELLS = (6, 8)  # rows and columns that an image is divided into
+SIZE = 64  # numbers for each, of a random projection, which keeps the angles between tokens (Johnson-Lindenstrauss)
+
+
+def describe(patches: Tensor, grid: tuple[int, int]) -> NDArray[np.float16]:
+    """Patch tokens [S, n, C] of images of a patch grid (h, w) -> [S, cells, SIZE], cells row by row."""
+    tokens = patches.float().unflatten(1, grid).permute(0, 3, 1, 2)
+    cells = F.adaptive_avg_pool2d(tokens, CELLS).flatten(2).transpose(1, 2)
+    return (cells @ _projection(patches.shape[-1], patches.device)).half().cpu().numpy()
+
+
+@lru_cache(maxsize=4)
+def _projection(width: int, device: torch.device) -> Tensor:
+    """Orthonormal columns [C, SIZE], always the same; the identity's where tokens are no longer than that."""
+    if width <= SIZE:
+        return torch.eye(width, SIZE, device=device)
+    numbers = torch.randn(width, SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.linalg.qr(numbers)[0].float().to(device)
+
+
+def centre(descriptor: NDArray, mean: NDArray) -> NDArray[np.float32]:
+    """[cells, SIZE] less the mean [SIZE] of many images, which they have in common; each of length 1."""
+    apart = descriptor.astype(np.float32) - mean
+    return apart / np.maximum(np.linalg.norm(apart, axis=-1, keepdims=True), 1e-6)
+
+
+def likeness(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Of two centred descriptors, at most 1: the mean cosine of each cell and the most similar of the other image."""
+    cosines = a @ b.T
+    return float((cosines.max(0).mean() + cosines.max(1).mean()) / 2)

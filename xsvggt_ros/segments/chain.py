@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The segments of a world: where each lies, when the next begins, and at which keyframe."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from xsvggt_ros.config import LoopConfig, SegmentConfig
+from xsvggt_ros.frame import Frame
+from xsvggt_ros.geometry import Array, transform
+from xsvggt_ros.segments.compare import agreement, match, overlap
+from xsvggt_ros.segments.join import Join, Shared, join
+from xsvggt_ros.segments.map import Map
+from xsvggt_ros.segments.similarity import Similarity
+from xsvggt_ros.status import SegmentStatus
+
+VIEW = 60.0  # degrees by which a camera that sees the same may be turned
+LEAST = 4  # images that a segment serves
+NEAR = 4  # joins to a keyframe at which the map may be off by as much as is set
+PATIENCE = 2  # joins in a row that are not trusted; the next is made nevertheless
+STRICTER = 0.05  # likeness, agreement and match, where the map does not say where the camera is
+MOST_STRETCH = 0.6  # of the logarithm of the scale, and
+MOST_SHIFT = 1.2  # in the keyframe's unit, by which the map may be off at a place seen again
+
+
+class Chain:
+    """Maps frames of the segment that serves into the world. Frames given to it are in that segment's axes and unit."""
+
+    def __init__(self, map_: Map, index: int) -> None:
+        self.map = map_
+        self.status = SegmentStatus()
+        self._anchor: int | None = None  # key of the keyframe that the segment began at; None: before there were any
+        self._first: Frame | None = None  # its first frame
+        self._S_map_segment = self._S_odom_segment = Similarity()
+        self._rescaled = 1.0
+        self._variance = (0.0, 0.0)
+        self._begun = index  # when it began to serve
+        self._untrusted = 0  # joins in a row
+        self._events: list[str] = []
+
+    # --- frames -----------------------------------------------------------------------------------
+
+    def placed(self, frame: Frame) -> Frame:
+        """The frame in the axes and the unit of the world, with where the map has it."""
+        S, points = self._S_odom_segment, frame.predicted_points
+        if points is not None:
+            points = transform(S.pose(np.eye(4)), points * np.float32(S.scale))
+        placed = replace(
+            frame,
+            T_first_cam=S.pose(frame.T_first_cam),
+            T_map_cam=self._S_map_segment.pose(frame.T_first_cam),
+            depth=frame.depth * np.float32(S.scale),
+            predicted_points=points,
+            variance=self._variance,
+            rescaled=self._rescaled,
+        )
+        self._rescaled = 1.0
+        return placed
+
+    def events(self) -> list[str]:
+        """What there is to say since last asked."""
+        events, self._events = self._events, []
+        return events
+
+    def say(self, event: str) -> None:
+        self._events.append(event)
+
+    def resize(self, keyframes: int) -> None:
+        """Another number of keyframes at most."""
+        if keyframes != self.map.capacity:
+            self.map = self.map.resized(keyframes, set() if self._anchor is None else {self._anchor})
+            self.status = replace(self.status, keyframes=len(self.map.keyframes), keyframe_bytes=self.map.nbytes)
+
+    # --- the next segment -------------------------------------------------------------------------
+
+    def begin(self, frame: Frame) -> None:
+        """A segment without a past, at this frame: the first of a world, or after a pause, where the camera was."""
+        self._anchor, self._first = self.map.add(frame, self._S_map_segment, set()), frame
+        self.map.use(self._anchor)
+        self._begun = frame.index
+        self._tell()
+
+    def interrupt(self, T_odom_cam: Array, T_map_cam: Array) -> None:
+        """The next frame is of a segment without a past; its camera is taken to be where it was last."""
+        self._S_odom_segment = Similarity(self._S_odom_segment.scale, T_odom_cam[:3, :3], T_odom_cam[:3, 3])
+        self._S_map_segment = Similarity(self._S_map_segment.scale, T_map_cam[:3, :3], T_map_cam[:3, 3])
+        self._events.append("after the pause a new segment starts where the camera was")
+
+    def ends(self, frame: Frame, config: SegmentConfig) -> bool:
+        """Whether a next segment should begin."""
+        if self._first is None:
+            return True
+        return frame.index - self._begun >= LEAST and overlap(self._first, frame) < config.overlap
+
+    def seen_before(self, frame: Frame, config: LoopConfig) -> int | None:
+        """Key of the keyframe that looks most like the frame, if it is one that the camera may be near."""
+        if not config.enabled:
+            return None
+        located = self.status.located
+        for likeness, key in self.map.alike(frame, self._anchor):
+            if likeness < config.likeness + STRICTER * (not located):
+                break
+            turn = _degrees(
+                self.map.S_map_key(key).rotation.T @ self._S_map_segment.rotation @ frame.T_first_cam[:3, :3]
+            )
+            if not located or turn <= config.max_turn + VIEW:
+                return key
+        return None
+
+    def take_over(self, key: int | None, first: Frame, shared: Shared, config: LoopConfig) -> bool:
+        """Joins the next segment, which serves from now on; whether that can be trusted. It stays as it is if not.
+
+        It begins with the frame `first`: at the keyframe of that key, or at an image of its own.
+        """
+        joined = join(shared)
+        if key is not None and self._verified(key, first, shared, joined, config):
+            self._close(key, joined)
+        elif key is None and (joined.trusted or self._untrusted >= PATIENCE):
+            self._extend(first, joined)
+        else:
+            self._refuse(key)
+            return False
+        self._go_on(first, shared, joined)
+        return True
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _verified(self, key: int, first: Frame, shared: Shared, joined: Join, config: LoopConfig) -> bool:
+        """Whether the keyframe shows the same place: both the new segment and the map have to agree."""
+        stricter = STRICTER * (not self.status.located)
+        newest = shared[-1][1]
+        if not (
+            joined.trusted
+            and agreement(first, newest) >= config.agreement + stricter
+            and match(first, newest, self.map.mean) >= config.match + stricter
+        ):
+            return False
+        slack = self._slack(key)
+        off = self.map.S_map_key(key).inverse() @ self._S_map_segment @ joined.relation
+        return (
+            _degrees(off.rotation) <= config.max_turn * slack
+            and abs(np.log(off.scale)) <= MOST_STRETCH * slack
+            and float(np.linalg.norm(off.translation)) <= MOST_SHIFT * slack
+        )
+
+    def _slack(self, key: int) -> float:
+        """How much further than usual the map may be off at a keyframe: its errors add up from join to join."""
+        joins = np.inf if self._anchor is None else self.map.relations.distances(self._anchor).get(key, np.inf)
+        return max(1.0, math.sqrt(joins / NEAR))
+
+    def _close(self, key: int, joined: Join) -> None:
+        if self._anchor is not None:  # else there is nothing to relate it to
+            self.map.relate(self._anchor, key, joined.relation)
+            self.map.correct(key)
+        self._anchor = key
+        self.status = replace(self.status, closures=self.status.closures + 1)
+
+    def _extend(self, first: Frame, joined: Join) -> None:
+        before = self._anchor
+        S_map_new = self._S_map_segment @ joined.relation
+        self._anchor = self.map.add(first, S_map_new, set() if before is None else {before})
+        if before is not None:
+            self.map.relate(before, self._anchor, joined.relation)
+
+    def _refuse(self, key: int | None) -> None:
+        if key is None:
+            self._untrusted += 1
+        else:
+            self.status = replace(self.status, closures_refused=self.status.closures_refused + 1)
+
+    def _go_on(self, first: Frame, shared: Shared, joined: Join) -> None:
+        """The new segment serves: odometry goes on from the newest shared frame, in the map's present unit."""
+        assert self._anchor is not None
+        self.map.use(self._anchor)
+        before = self._S_odom_segment
+        self._S_map_segment = self.map.S_map_key(self._anchor)
+        old, new = shared[-1]
+        T_odom_cam = before.pose(old.T_first_cam)
+        scale = self._S_map_segment.scale
+        rotation = T_odom_cam[:3, :3] @ new.T_first_cam[:3, :3].T
+        self._S_odom_segment = Similarity(
+            scale, rotation, T_odom_cam[:3, 3] - scale * rotation @ new.T_first_cam[:3, 3]
+        )
+        self._rescaled *= scale / (before.scale * joined.relation.scale)
+        depth = scale * float(np.median(new.depth))
+        self._variance = (
+            self._variance[0] + joined.rotation_spread**2,
+            self._variance[1] + (joined.position_spread * depth) ** 2,
+        )
+        if not joined.trusted:
+            self._events.append("a join of segments is uncertain: the images that both share do not agree")
+        self._first, self._begun, self._untrusted = first, old.index + 1, 0
+        self._tell(joined)
+
+    def _tell(self, joined: Join | None = None) -> None:
+        assert self._anchor is not None
+        located = min(self.map.keyframes) in self.map.relations.component(self._anchor)
+        if located and not self.status.located:
+            self._events.append("the place is known again: the map goes on")
+        self.status = replace(
+            self.status,
+            segment=self.status.segment + (joined is not None),
+            located=located,
+            keyframes=len(self.map.keyframes),
+            keyframe_bytes=self.map.nbytes,
+            join_rotation_spread=joined.rotation_spread if joined else 0.0,
+            join_scale_spread=joined.scale_spread if joined else 0.0,
+            join_uncertain=joined is not None and not joined.trusted,
+        )
+
+
+def _degrees(rotation: Array) -> float:
+    return float(np.rad2deg(Rotation.from_matrix(rotation).magnitude()))

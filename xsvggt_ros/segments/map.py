@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keyframes: the first frames of segments, where they are, and what was measured between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xsvggt_ros.descriptor import CELLS, SIZE, centre, likeness
+from xsvggt_ros.frame import Frame
+from xsvggt_ros.geometry import Array
+from xsvggt_ros.segments.graph import Relations, optimise
+from xsvggt_ros.segments.similarity import Similarity
+
+
+@dataclass
+class Keyframe:
+    """Where its numbers are, and where it is itself."""
+
+    slot: int
+    S_map_key: Similarity  # map <- its camera, in the unit of the segment that it starts
+    used: int  # when it last began a segment, in segments
+
+
+@dataclass
+class Slots:
+    """What is kept of each keyframe, allocated once."""
+
+    images: NDArray[np.uint8]  # [N, h, w, 3], RGB, as the network sees them
+    descriptors: NDArray[np.float16]  # [N, cells, SIZE]
+    intrinsics: Array  # [N, 3, 3]
+
+    @classmethod
+    def of(cls, count: int, height: int, width: int) -> Slots:
+        cells = CELLS[0] * CELLS[1]
+        return cls(
+            np.zeros((count, height, width, 3), np.uint8),
+            np.zeros((count, cells, SIZE), np.float16),
+            np.zeros((count, 3, 3)),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return self.images.nbytes + self.descriptors.nbytes + self.intrinsics.nbytes
+
+    def put(self, slot: int, image: NDArray[np.uint8], descriptor: NDArray, intrinsics: Array) -> None:
+        self.images[slot], self.descriptors[slot], self.intrinsics[slot] = image, descriptor, intrinsics
+
+
+class Map:
+    """At most `capacity` keyframes of images [h, w]; the least missed makes room for a new one.
+
+    Keyframes have keys, that grow with age. Those related to each other, directly or not, are one component; what the
+    map's axes and unit are the oldest of a component says.
+    """
+
+    def __init__(self, capacity: int, height: int, width: int) -> None:
+        self.slots = Slots.of(capacity, height, width)
+        self.keyframes: dict[int, Keyframe] = {}
+        self.relations = Relations()
+        self._next_key = 0
+        self._time = 0
+
+    @property
+    def capacity(self) -> int:
+        return len(self.slots.images)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all slots, whether they are in use or not."""
+        return self.slots.nbytes
+
+    @classmethod
+    def nbytes_of(cls, capacity: int, height: int, width: int) -> int:
+        """Of such a map, without making it."""
+        return capacity * Slots.of(1, height, width).nbytes
+
+    def poses(self) -> Array:
+        """T_map_cam [N, 4, 4] of the keyframes, oldest first, in the map's unit."""
+        found = [keyframe.S_map_key.pose(np.eye(4)) for _, keyframe in sorted(self.keyframes.items())]
+        return np.reshape(found, (-1, 4, 4))
+
+    @property
+    def mean(self) -> Array:
+        """What the descriptors of all keyframes have in common, [SIZE]."""
+        used = [keyframe.slot for keyframe in self.keyframes.values()]
+        return self.slots.descriptors[used].mean((0, 1), dtype=np.float64)
+
+    def image(self, key: int) -> tuple[NDArray[np.uint8], Array]:
+        """The keyframe's image, as the network saw it, and its intrinsics."""
+        slot = self.keyframes[key].slot
+        return self.slots.images[slot], self.slots.intrinsics[slot]
+
+    def S_map_key(self, key: int) -> Similarity:
+        return self.keyframes[key].S_map_key
+
+    def add(self, frame: Frame, S_map_key: Similarity, keep: set[int]) -> int:
+        """Remembers a frame; returns its key. `keep` are keys that do not make room for it."""
+        while len(self.keyframes) >= self.capacity:
+            self.remove(self._least_missed(keep))
+        free = set(range(self.capacity)) - {keyframe.slot for keyframe in self.keyframes.values()}
+        slot, key = min(free), self._next_key
+        self._next_key += 1
+        assert frame.descriptor is not None
+        self.slots.put(slot, frame.image, frame.descriptor, frame.intrinsics)
+        self.keyframes[key] = Keyframe(slot, S_map_key, self._time)
+        return key
+
+    def use(self, key: int) -> None:
+        """A segment begins at the keyframe."""
+        self._time += 1
+        self.keyframes[key].used = self._time
+
+    def alike(self, frame: Frame, besides: int | None) -> list[tuple[float, int]]:
+        """(likeness, key) of all but one, the most alike first."""
+        assert frame.descriptor is not None
+        mean = self.mean
+        mine = centre(frame.descriptor, mean)
+        found = [
+            (likeness(mine, centre(self.slots.descriptors[keyframe.slot], mean)), key)
+            for key, keyframe in self.keyframes.items()
+            if key != besides
+        ]
+        return sorted(found, reverse=True)
+
+    def relate(self, a: int, b: int, S_a_b: Similarity) -> None:
+        """Takes in how two keyframes lie to each other.
+
+        Where they belonged to two components, the one that is younger moves to the other's place.
+        """
+        mine, other = self.relations.component(a), self.relations.component(b)
+        if b not in mine:
+            moves, S_new_old = mine, self.S_map_key(b) @ (self.S_map_key(a) @ S_a_b).inverse()
+            if min(mine) < min(other):
+                moves, S_new_old = other, S_new_old.inverse()
+            for key in moves:
+                self.keyframes[key].S_map_key = S_new_old @ self.S_map_key(key)
+        self.relations.add(a, b, S_a_b)
+
+    def correct(self, key: int) -> None:
+        """Brings the component of a keyframe into agreement with what was measured."""
+        poses = {each: keyframe.S_map_key for each, keyframe in self.keyframes.items()}
+        for each, S_map_key in optimise(poses, self.relations, min(self.relations.component(key))).items():
+            self.keyframes[each].S_map_key = S_map_key
+
+    def remove(self, key: int) -> None:
+        self.relations.remove(key)
+        del self.keyframes[key]
+
+    def resized(self, capacity: int, keep: set[int]) -> Map:
+        """The same keyframes, as many as there is room for, in a map of another capacity."""
+        while len(self.keyframes) > capacity:
+            self.remove(self._least_missed(keep))
+        _, height, width, _ = self.slots.images.shape
+        new = Map(capacity, height, width)
+        for slot, (key, keyframe) in enumerate(sorted(self.keyframes.items())):
+            old = keyframe.slot
+            new.slots.put(slot, self.slots.images[old], self.slots.descriptors[old], self.slots.intrinsics[old])
+            new.keyframes[key] = Keyframe(slot, keyframe.S_map_key, keyframe.used)
+        new.relations, new._next_key, new._time = self.relations, self._next_key, self._time
+        return new
+
+    def _least_missed(self, keep: set[int]) -> int:
+        """Of the half used longest ago the one most like another keyframe; never the oldest, which holds the axes."""
+        keep = keep | {min(self.keyframes)}
+        old = sorted((key for key in self.keyframes if key not in keep), key=lambda key: self.keyframes[key].used)
+        old = old[: max(1, len(old) // 2)]
+        mean = self.mean
+        views = {key: centre(self.slots.descriptors[each.slot], mean) for key, each in self.keyframes.items()}
+        most = {key: max(likeness(views[key], views[o]) for o in views if o != key) for key in old}
+        return max(old, key=lambda key: most[key])

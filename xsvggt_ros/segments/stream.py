@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streams without end: a chain of segments, each with a fresh cache, whose first frames are a map.
+
+A segment's poses are as good as the network is near the segment's first frame, its keyframe. When the camera leaves
+that view, a next segment begins: at a keyframe seen before, if one is in view, or else at an image of its own. It is
+filled while the present one serves; images that both took in tell how they join. `Frame.T_first_cam` goes on from
+segment to segment and never jumps; `Frame.T_map_cam` is where the map has it, which places seen again correct.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from xsvggt_ros.allowance import half
+from xsvggt_ros.config import CacheConfig, LoopConfig, SegmentConfig, StreamConfig
+from xsvggt_ros.frame import Frame
+from xsvggt_ros.geometry import Array
+from xsvggt_ros.memory import MIB, OutOfMemory
+from xsvggt_ros.model import StreamVGGT
+from xsvggt_ros.segments.builder import Builder
+from xsvggt_ros.segments.chain import Chain
+from xsvggt_ros.segments.map import Map
+from xsvggt_ros.stream import GeometryStream, NotFinite, _Waiting
+
+PAUSE = 30  # images, after a segment could not be filled
+
+
+class SegmentedStream(GeometryStream):
+    """A GeometryStream whose drift does not grow with its length, where `segment.enabled` says so.
+
+    Two caches of half the budget each: one serves, the other is filled for the segment to come. Without segments it is
+    a GeometryStream.
+    """
+
+    def __init__(self, config: StreamConfig | None = None, model: StreamVGGT | None = None) -> None:
+        config = config or StreamConfig()
+        self._segment, self._loop = config.segment, config.loop
+        self._chain: Chain | None = None
+        self._next: GeometryStream | None = None  # the segment to come, and
+        self._builder: Builder | None = None  # what fills it
+        self._index = 0  # of the next frame of the world
+        self._rest = 0  # index before which no segment begins
+        self._last: Frame | None = None
+        super().__init__(config, model)
+
+    # --- settings ---------------------------------------------------------------------------------
+
+    def reset(self, reason: str = "") -> None:
+        super().reset(reason)
+        self._chain, self._last = None, None
+        self._index = self._rest = 0
+        self._drop()
+
+    def reconfigure_segments(self, segment: SegmentConfig, loop: LoopConfig) -> None:
+        """Other settings of segments and loops from the next image on. A segment that is being filled begins anew.
+
+        Raises ValueError or OutOfMemory, as `reconfigure` does; nothing has changed then.
+        """
+        before = self._segment, self._loop
+        self._drop()
+        self._segment, self._loop = segment, loop
+        try:
+            self.check(self._cache_config)
+            self._switch(self._cache_config, self._fraction, f"segments are {'on' if segment.enabled else 'off'}")
+        except (ValueError, OutOfMemory):
+            self._segment, self._loop = before
+            raise
+        if self._chain:
+            self._chain.resize(loop.keyframes)
+
+    def check(self, cache: CacheConfig) -> None:
+        if self._segment.enabled:
+            half(cache, self._map_nbytes() / MIB)
+        super().check(cache)
+
+    def reconfigure(self, cache: CacheConfig) -> None:
+        self._drop()
+        super().reconfigure(cache)
+
+    def limit(self, fraction: float) -> None:
+        if fraction != self._fraction:
+            self._drop()
+        super().limit(fraction)
+
+    def _ceiling(self) -> CacheConfig:
+        whole = super()._ceiling()
+        return half(whole, self._map_nbytes() / MIB) if self._segment.enabled else whole
+
+    def _map_nbytes(self) -> int:
+        """Of the keyframes, there or to come."""
+        if self._chain:
+            return self._chain.map.nbytes
+        rows, columns = (self._cache.shape if self._cache else self._usual_shape()).grid
+        patch = self.model.config.patch_size
+        return Map.nbytes_of(self._loop.keyframes, rows * patch, columns * patch)
+
+    # --- images -----------------------------------------------------------------------------------
+
+    def _take_in(self, images: list[_Waiting]) -> list[Frame]:
+        if self._chain and self._last and self._last.T_map_cam is not None and self._paused(images):
+            self._chain.interrupt(self._last.T_first_cam, self._last.T_map_cam)
+            self._drop()
+            self._forget_past()
+        frames = [replace(frame, index=self._index + i) for i, frame in enumerate(super()._take_in(images))]
+        if self._segment.enabled or self._chain:
+            frames = [self._followed(frame) for frame in frames]
+        self._index += len(frames)
+        self._last = frames[-1]
+        return frames
+
+    def _paused(self, images: list[_Waiting]) -> bool:
+        return self._segment.enabled and bool(images[0].event) and self._continuity.paused
+
+    def _followed(self, frame: Frame) -> Frame:
+        """The frame in the axes and the unit of the world, once the segment to come has got its share of work."""
+        started = time.perf_counter()
+        if self._chain is None:
+            self._chain = Chain(Map(self._loop.keyframes, *frame.depth.shape), frame.index)
+        chain = self._chain
+        if frame.status.frame == 0:  # of its cache
+            chain.begin(frame)
+        placed = chain.placed(frame)
+        if self._segment.enabled:
+            self._prepare(chain, frame)
+        return self._with_status(placed, chain, time.perf_counter() - started)
+
+    def _with_status(self, frame: Frame, chain: Chain, seconds: float) -> Frame:
+        status = frame.status
+        event = "; ".join(filter(None, [status.event, *chain.events()]))
+        times = status.seconds | {"segments": seconds, "step": status.seconds["step"] + seconds}
+        caches = status.cache_bytes + (self._next.status.cache_bytes if self._next else 0)
+        self.status = replace(
+            status, frame=frame.index, event=event, seconds=times, cache_bytes=caches, segments=chain.status
+        )
+        return replace(frame, status=self.status)
+
+    # --- the segment to come ----------------------------------------------------------------------
+
+    def _prepare(self, chain: Chain, frame: Frame) -> None:
+        """Works on the segment to come, if it is time for one, and lets it take over when it is ready."""
+        try:
+            if self._builder is None:
+                if frame.index < self._rest or not chain.ends(frame, self._segment):
+                    return
+                self._build(chain.seen_before(frame, self._loop))
+            assert self._builder and self._next
+            self._builder.advance(frame, self._segment.work)
+            if len(self._builder.shared) >= self._segment.shared:
+                self._join(chain, self._builder, self._next)
+        except (OutOfMemory, NotFinite) as error:
+            self._drop()
+            self._rest = frame.index + PAUSE
+            chain.say(f"the present segment goes on: {error}")
+
+    def _build(self, key: int | None) -> None:
+        if self._next is None:
+            config = replace(self.config, cache=self._ceiling(), track_groups=0, track_grid=0)
+            self._next = GeometryStream(config, self.model)
+        self._next.reset()
+        assert self._chain
+        image = None if key is None else self._chain.map.image(key)
+        self._builder = Builder(self._next.step_parts, key, image, self.model.part_count)
+
+    def _join(self, chain: Chain, builder: Builder, stream: GeometryStream) -> None:
+        assert builder.first
+        self._builder = None
+        if chain.take_over(builder.key, builder.first, builder.shared, self._loop):
+            self.adopt(stream)
+        else:
+            self._build(None)
+
+    def _drop(self) -> None:
+        """Gives up the segment to come, which another one will replace."""
+        self._builder = self._next = None
+
+    def _make_do(self, error: BaseException) -> str:
+        self._drop()
+        return super()._make_do(error)
+
+    # --- the map ----------------------------------------------------------------------------------
+
+    def keyframes(self) -> Array:
+        """Poses T_map_cam [N, 4, 4] of the keyframes, oldest first, in the unit of the world."""
+        return self._chain.map.poses() if self._chain else np.empty((0, 4, 4))
