@@ -22,9 +22,9 @@ def test_names_are_those_of_the_values():
     assert values(NodeConfig()) == {s.name: s.default for s in settings(NodeConfig)}
 
 
-def test_all_cache_settings_and_no_model_settings_are_live():
+def test_all_settings_of_cache_segments_and_loops_and_none_of_the_model_are_live():
     for s in settings(StreamConfig):
-        assert s.live == s.name.startswith("cache."), s.name
+        assert s.live == s.name.startswith(("cache.", "segment.", "loop.")), s.name
 
 
 def test_changes_reach_nested_groups_and_leave_the_rest():

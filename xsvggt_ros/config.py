@@ -167,7 +167,7 @@ class SegmentConfig(Checked):
         live=True,
     )
     overlap: float = setting(
-        0.6,
+        0.75,
         "A new segment begins when the camera and the segment's first frame see less than this share of each other's "
         "views.",
         minimum=0.05,
@@ -175,7 +175,7 @@ class SegmentConfig(Checked):
         live=True,
     )
     shared: int = setting(
-        3,
+        2,
         "Images that both segments take in, which tell how they join.",
         unit="images",
         minimum=1,
@@ -183,7 +183,7 @@ class SegmentConfig(Checked):
         live=True,
     )
     work: float = setting(
-        0.34,
+        0.5,
         "Most work on the segment to come with each image, as a share of a step; less: shorter steps, and later joins.",
         minimum=0.1,
         maximum=1.0,

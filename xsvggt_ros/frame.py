@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from xsvggt_ros import geometry
 from xsvggt_ros.preprocess import Resize
+from xsvggt_ros.similarity import Similarity
 from xsvggt_ros.status import StepStatus
 
 
@@ -34,6 +36,18 @@ class Tracks:
 
 
 @dataclass(frozen=True)
+class InSegment:
+    """Where the map has a frame of a stream of segments, whose `Frame.T_first_cam` goes on without jumps."""
+
+    T_map_cam: NDArray[np.float64]  # [4, 4], in the unit of T_first_cam; places seen again have corrected it
+    key: int  # of the keyframe that its segment began at; -1: that is none
+    T_key_cam: NDArray[np.float64]  # [4, 4], in the segment's own unit
+    keyframes: Mapping[int, Similarity]  # S_map_key of each that is remembered, the oldest first
+    variance: tuple[float, float]  # of T_first_cam's rotation, rad^2, and position, unit^2, by joins so far
+    rescaled: float  # metres per unit here over those at the frame before, as shared images say; 1 but after a join
+
+
+@dataclass(frozen=True)
 class Frame:
     """What the stream says about one image, at the network's resolution (h, w). Units are the model's.
 
@@ -52,9 +66,7 @@ class Frame:
     tracks: Tracks | None = None  # where the stream follows points
     resize: Resize | None = None  # how the camera's image became `image`; None: it is as it was
     descriptor: NDArray[np.float16] | None = None  # [cells, 64], what the encoder says of it, see `descriptor.py`
-    T_map_cam: NDArray[np.float64] | None = None  # [4, 4], as T_first_cam but corrected; None: nothing corrects it
-    variance: tuple[float, float] = (0.0, 0.0)  # of rotation, rad^2, and position, unit^2, by joins of segments
-    rescaled: float = 1.0  # the unit of the frame before over this one's, by what both segments say at a join
+    segment: InSegment | None = None  # in a stream of segments
 
     def points_cam(self) -> NDArray[np.float32]:
         """Points [h, w, 3] in the camera's optical frame."""

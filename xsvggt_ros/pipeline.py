@@ -7,7 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from threading import Event
+from pathlib import Path
+from threading import Event, RLock
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,8 +21,9 @@ from xsvggt_ros.messages.decode import CameraDecoder, camera_of, decode_depth, d
 from xsvggt_ros.messages.topics import CAMERA_INFO, DEPTH, POINTS_TO_TRACK, TF, TF_STATIC
 from xsvggt_ros.placement.placement import NotPlaced, Placed, Placement
 from xsvggt_ros.preprocess import Resize
+from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.status import Status, StepStatus
-from xsvggt_ros.stream import GeometryStream, NotFinite
+from xsvggt_ros.stream import NotFinite
 
 GONE = 100  # images of others in a row, after which the camera that was followed is taken to be gone
 THROTTLE_S = 5.0  # between two warnings of a kind
@@ -97,7 +99,7 @@ class Pipeline:
     the newest image.
     """
 
-    def __init__(self, stream: GeometryStream, config: NodeConfig, log: Logger) -> None:
+    def __init__(self, stream: SegmentedStream, config: NodeConfig, log: Logger) -> None:
         self._stream = stream
         self._log = log
         self._camera = CameraDecoder(warn=log.warning)
@@ -105,6 +107,8 @@ class Pipeline:
         self._config = config  # in force for the newest image
         self._waiting: list[Arrival] = []  # in the stream, until their chunk is full
         self._reset_asked = Event()
+        self._why_reset = ""
+        self._between_images = RLock()  # held in a step: for the little that another thread does with the stream
         # Topics of POINTS_TO_TRACK and their messages: without images they wait, but no more than can be followed.
         self._points_asked: deque[tuple[str, Any]] = deque(maxlen=max(1, config.stream.track_groups))
         self._resize: Resize | None = None  # of the newest image
@@ -153,6 +157,10 @@ class Pipeline:
         Returns an answer for each image that has become something by now: with `cache.chunk` above 1 none for most,
         and all of them when their chunk is full. arrived: comes back in the answer.
         """
+        with self._between_images:
+            return self._process(message, config, arrived)
+
+    def _process(self, message: Any, config: NodeConfig, arrived: float) -> list[Answer]:
         self._count("frames_received")
         answers = self._apply(config)
         arrival = Arrival(name_of(message), arrived)
@@ -166,7 +174,24 @@ class Pipeline:
 
     def flush(self) -> list[Answer]:
         """Takes in the images that wait for the rest of their chunk."""
-        return self._answers(self._stream.flush)
+        with self._between_images:
+            return self._answers(self._stream.flush)
+
+    def save_map(self, folder: str) -> str:
+        """Writes the keyframes into a folder; returns what was done. Waits for the step at hand.
+
+        Raises ValueError or OSError, with the reason and the remedy.
+        """
+        with self._between_images:
+            return self._stream.save_map(_map_folder(folder))
+
+    def load_map(self, folder: str) -> str:
+        """The next image starts a new world, in the map of a folder; as `save_map`."""
+        with self._between_images:
+            done = self._stream.load_map(_map_folder(folder))
+        self._why_reset = "a map was loaded"
+        self.reset()
+        return done
 
     def _take(self, image: InputImage, arrival: Arrival) -> list[Answer]:
         self._waiting.append(arrival)
@@ -212,19 +237,25 @@ class Pipeline:
         answers = []
         if self._reset_asked.is_set():
             self._reset_asked.clear()
-            answers = self._new_world("asked for by ~/reset")
+            answers = self._new_world(self._why_reset or "asked for by ~/reset")
+            self._why_reset = ""
         while self._points_asked:
             self._follow(*self._points_asked.popleft())
-        before, cache = self._config.stream.cache, config.stream.cache
-        if cache.chunk != before.chunk:
+        before, now = self._config.stream, config.stream
+        if now.cache.chunk != before.cache.chunk:
             answers += self.flush()
         self._config = config
-        if cache != before:
-            try:
-                self._stream.reconfigure(cache)
-            except (ValueError, OutOfMemory) as error:
-                self._log.error(f"cache settings not applied: {error}")
+        if now.cache != before.cache:
+            self._change("cache", lambda: self._stream.reconfigure(now.cache))
+        if (now.segment, now.loop) != (before.segment, before.loop):
+            self._change("segment", lambda: self._stream.reconfigure_segments(now.segment, now.loop))
         return answers
+
+    def _change(self, what: str, change: Callable[[], None]) -> None:
+        try:
+            change()
+        except (ValueError, OutOfMemory) as error:
+            self._log.error(f"{what} settings not applied: {error}")
 
     def _ask(self, topic: str, message: Any) -> None:
         waiting = len(self._points_asked)
@@ -315,6 +346,12 @@ class Pipeline:
                 f"images of {width}x{height} are higher than wide, and of their rows {unseen:.0%}, at top and bottom, "
                 "are not used: turn the camera, or its images, by 90 degrees"
             )
+
+
+def _map_folder(folder: str) -> Path:
+    if not folder:
+        raise ValueError("no folder is set for maps: set loop.folder")
+    return Path(folder).expanduser()
 
 
 def hand_over(placement: Placement, topic: str, message: Any) -> None:

@@ -35,8 +35,8 @@ from xsvggt_ros.model.loading import has_track_head
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.rate import check_rate
 from xsvggt_ros.replay.signals import stop_signals
+from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.settings import changed, settings, values
-from xsvggt_ros.stream import GeometryStream
 
 PASSED_ON = ("weights", "model", "device", "dtype", "attention", "image_width", "queue")
 SETTINGS = [setting for setting in settings(NodeConfig) if setting.name in PASSED_ON]
@@ -117,7 +117,7 @@ def _ros_side() -> ModuleType:
 def _without_change(config: StreamConfig, images: list[InputImage]) -> list[Frame]:
     """What the stream says of the images if its settings stay: what the change cost shows only beside this."""
     torch.set_num_threads(_threads())  # the node's: the same sums, and no threads that compete on a busy machine
-    stream = GeometryStream(config)
+    stream = SegmentedStream(config)
     return [stream.step(image.image, image.intrinsics) for image in tqdm(images, "without the change", unit="image")]
 
 

@@ -31,8 +31,8 @@ from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.rate import check_rate
 from xsvggt_ros.rooms.motion import MOTIONS
 from xsvggt_ros.rooms.sequence import FIELD_OF_VIEW
+from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.settings import changed, settings, values
-from xsvggt_ros.stream import GeometryStream
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def _evaluate(args: argparse.Namespace, config: StreamConfig) -> None:
     if args.output and (args.output / "errors.json").exists():
         raise ValueError(f"{args.output} already has errors.json: choose another output folder, or remove it")
     sequences, count = _sequences(args)
-    stream = GeometryStream(config)
+    stream = SegmentedStream(config)
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
     evaluation = Evaluation()
@@ -244,7 +244,7 @@ def _evaluate_tracks(args: argparse.Namespace, config: StreamConfig) -> None:
     if not config.track_groups:
         raise ValueError("--tracks needs a stream that follows points: add --track_groups 1")
     sequences, count = _sequences(args)
-    stream = GeometryStream(config)
+    stream = SegmentedStream(config)
     found: dict[str, list[TrackErrors]] = {}
     for sequence in tqdm(sequences, total=count, unit="sequence", leave=False):
         for name, errors in compare(stream, sequence).items():
@@ -285,7 +285,7 @@ def _rooms(args: argparse.Namespace) -> Iterator[EvaluationSequence]:
 
 
 def _evaluate_sequence(
-    args: argparse.Namespace, stream: GeometryStream, sequence: EvaluationSequence, evaluation: Evaluation
+    args: argparse.Namespace, stream: SegmentedStream, sequence: EvaluationSequence, evaluation: Evaluation
 ) -> SequenceErrors | None:
     """Its errors, which go into the evaluation; None where too little of it can be used."""
     trace, clouds = Trace(sequence), Clouds(sequence)

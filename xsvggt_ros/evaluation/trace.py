@@ -92,7 +92,7 @@ class Trace:
     sequence: EvaluationSequence
     depth: list[Depth] = field(default_factory=list)  # of each frame [n], model units
     depth_true: list[Depth] = field(default_factory=list)  # of each frame [n], metres
-    T_first_cam: list[Array] = field(default_factory=list)
+    T_first_cam: list[Array] = field(default_factory=list)  # of a stream of segments as the map has them
     T_world_cam_true: list[Array | None] = field(default_factory=list)
     scale_true: float | None = None  # metres per model unit: the `scene_scale` of the first frame, where it is known
     seconds: list[float] = field(default_factory=list)  # of each step
@@ -104,7 +104,7 @@ class Trace:
             self.scale_true = scene_scale(truth.depth, truth.intrinsics)
         self.depth.append(depth)
         self.depth_true.append(depth_true)
-        self.T_first_cam.append(frame.T_first_cam)
+        self.T_first_cam.append(frame.segment.T_map_cam if frame.segment else frame.T_first_cam)
         self.T_world_cam_true.append(truth.T_world_cam)
         self.seconds.append(frame.status.seconds["step"])
         self.cache_bytes = frame.status.cache_bytes

@@ -60,17 +60,24 @@ class Encoder:
     def path(self, header: Any, poses: list[Any]) -> Any:
         return self._make("nav_msgs/msg/Path", header=header, poses=list(poses))
 
+    def pose_array(self, header: Any, poses: list[np.ndarray]) -> Any:
+        """PoseArray of transforms [4, 4]."""
+        return self._make("geometry_msgs/msg/PoseArray", header=header, poses=[self.pose(T) for T in poses])
+
+    def transforms(self, transforms: list[Any]) -> Any:
+        """TFMessage of what `transform` makes."""
+        return self._make("tf2_msgs/msg/TFMessage", transforms=transforms)
+
     def transform(self, header: Any, child: str, T: np.ndarray) -> Any:
-        """TFMessage of one transform [4, 4], from the child to the header's frame."""
+        """TransformStamped [4, 4], from the child to the header's frame."""
         transform = self._make(
             "geometry_msgs/msg/Transform",
             translation=self._vector("geometry_msgs/msg/Vector3", T[:3, 3]),
             rotation=self._vector("geometry_msgs/msg/Quaternion", quaternion_xyzw(T[:3, :3])),
         )
-        stamped = self._make(
+        return self._make(
             "geometry_msgs/msg/TransformStamped", header=header, child_frame_id=child, transform=transform
         )
-        return self._make("tf2_msgs/msg/TFMessage", transforms=[stamped])
 
     def odometry(self, header: Any, child: str, pose: Any, covariance: np.ndarray) -> Any:
         """Odometry whose twist is unknown; covariance [36] of the pose."""

@@ -11,10 +11,10 @@ import numpy as np
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.frame import Frame
-from xsvggt_ros.geometry import inverse
+from xsvggt_ros.geometry import R_WORLD_OPTICAL, inverse, rigid
 from xsvggt_ros.messages.encode import Encoder
 from xsvggt_ros.placement.covariance import pose_covariance
-from xsvggt_ros.placement.placement import Placed
+from xsvggt_ros.placement.placement import Placed, in_metres
 from xsvggt_ros.status import Status
 
 # Names of what comes in, as before remapping. A recording's topics are given these names as they are read.
@@ -44,11 +44,13 @@ TOPICS = {
     "~/status": "xsvggt_ros/msg/StreamStatus",
 }
 TRACKS = {"~/tracks": "sensor_msgs/msg/PointCloud2"}  # as well, where points are followed
+KEYFRAMES = {"~/keyframes": "geometry_msgs/msg/PoseArray"}  # as well, of streams of segments
 
 
 def outputs(config: NodeConfig) -> dict[str, str]:
     """The topics that frames go out on under these settings, with their message types."""
-    return TOPICS | (TRACKS if config.stream.track_groups else {})
+    tracks = TRACKS if config.stream.track_groups else {}
+    return TOPICS | tracks | (KEYFRAMES if config.stream.segment.enabled else {})
 
 
 def references(config: NodeConfig) -> list[str]:
@@ -88,6 +90,9 @@ class FrameMessages:
         }
         if frame.tracks is not None:
             topics |= dict.fromkeys(TRACKS, lambda: encode.tracks(camera, frame))
+        if frame.segment is not None:
+            corrected = encode.header(placed.stamp_ns, config.map_frame)
+            topics |= dict.fromkeys(KEYFRAMES, lambda: encode.pose_array(corrected, keyframe_poses(placed)))
         if not config.publish_tf:
             del topics["/tf"]
         return topics
@@ -106,11 +111,24 @@ class FrameMessages:
         parent, child, T = config.world_frame, placed.child, placed.T_odom_child
         if config.invert_tf:
             parent, child, T = child, parent, inverse(T)
-        return self._encoder.transform(self._encoder.header(placed.stamp_ns, parent), child, T)
+        found = [(parent, child, T)]
+        if placed.T_map_odom is not None:
+            found.append((config.map_frame, config.world_frame, placed.T_map_odom))
+        encode = self._encoder
+        header = partial(encode.header, placed.stamp_ns)
+        return encode.transforms([encode.transform(header(parent), child, T) for parent, child, T in found])
 
     def _points(self, header: Any, frame: Frame, mask: np.ndarray, stride: int) -> Any:
         thin = (slice(None, None, stride),) * 2
         return self._encoder.points(header, frame.points_cam()[thin] * mask[thin][..., None], frame.image[thin])
+
+
+def keyframe_poses(placed: Placed) -> list[np.ndarray]:
+    """Where the keyframes are in the map, [4, 4] each, metres or the model's unit, x along the line of sight."""
+    assert placed.frame.segment
+    poses = [S_map_key.pose(np.eye(4)) for S_map_key in placed.frame.segment.keyframes.values()]
+    T_cam_body = rigid(R_WORLD_OPTICAL.T, np.zeros(3))
+    return [placed.T_odom_first @ in_metres(T, placed.scale.scale) @ T_cam_body for T in poses]
 
 
 def _nan_mask(frame: Frame, threshold: float) -> np.ndarray:

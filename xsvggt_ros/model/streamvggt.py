@@ -14,8 +14,8 @@ from xsvggt_ros.model.aggregator import Aggregator
 from xsvggt_ros.model.attention import Context, Kernel, WholeSequence, sdpa
 from xsvggt_ros.model.camera_head import CameraHead
 from xsvggt_ros.model.config import ModelConfig
-from xsvggt_ros.model.encoder import BLOCKS
 from xsvggt_ros.model.dpt_head import DPTHead, uv_embedding
+from xsvggt_ros.model.encoder import BLOCKS
 from xsvggt_ros.model.track_head import TrackHead
 from xsvggt_ros.parts import Parts, whole
 

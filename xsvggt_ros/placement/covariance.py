@@ -18,9 +18,13 @@ def pose_covariance(placed: Placed) -> Array:
     """Row-major [36] of x, y, z, roll, pitch, yaw, for ~/odometry.
 
     The model estimates none: positions get the nominal drift, or the scale's spread if that is more, times the
-    distance from the origin; with no scale they are unknown.
+    distance from the origin; with no scale they are unknown. Joins of segments add what shared images are apart by.
     """
     relative = max(NOMINAL_DRIFT, np.nan_to_num(placed.scale.scale_spread))
     distance = np.linalg.norm(placed.T_odom_child[:3, 3])
     position = (NOMINAL_NOISE + relative * distance) ** 2 if placed.scale.scale_source != "none" else UNKNOWN_VARIANCE
-    return np.diag([position] * 3 + [NOMINAL_ROTATION**2] * 3).ravel()
+    rotation = NOMINAL_ROTATION**2
+    if segment := placed.frame.segment:
+        rotation += segment.variance[0]
+        position += segment.variance[1] * placed.scale.scale**2
+    return np.diag([position] * 3 + [rotation] * 3).ravel()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ class Placed:
     child: str  # base_frame, or the camera's frame where that is not set
     scale: ScaleStatus
     starts: bool = False  # whether it is the first of its world to be placed
+    T_map_odom: Array | None = None  # [4, 4], what of the way is corrected; None: not a stream of segments
+    T_odom_first: Array = field(default_factory=lambda: np.eye(4))  # [4, 4], ROS world <- the stream's first camera
 
 
 class Placement:
@@ -93,11 +95,18 @@ class Placement:
         starts = self._T_odom_first is None
         if self._T_odom_first is None:
             self._T_odom_first = rigid(R_WORLD_OPTICAL, np.zeros(3)) if T_base_cam is None else T_base_cam
-        T_odom_cam = self._T_odom_first @ metric.T_first_cam
+        T_odom_first = self._T_odom_first
+        T_odom_cam = T_odom_first @ metric.T_first_cam
+        T_map_odom = None
+        if frame.segment:
+            T_map_cam = in_metres(frame.segment.T_map_cam, self.scale.scale)
+            T_map_odom = T_odom_first @ T_map_cam @ inverse(T_odom_cam)
         child, T_odom_child = camera, T_odom_cam
         if T_base_cam is not None:
             child, T_odom_child = config.base_frame, T_odom_cam @ inverse(T_base_cam)
-        return Placed(stamp_ns, camera, metric, T_odom_cam, T_odom_child, child, self.scale, starts)
+        return Placed(
+            stamp_ns, camera, metric, T_odom_cam, T_odom_child, child, self.scale, starts, T_map_odom, T_odom_first
+        )
 
     def _mounting(self, base: str, camera: str, stamp_ns: int) -> Array:
         try:
@@ -121,6 +130,8 @@ class Placement:
                 self._measured.add_pose(stamp, value)
             elif isinstance(self._measured, ReferenceDepth):
                 self._measured.add_depth(stamp, value)
+        if frame.segment and frame.segment.rescaled != 1:
+            self._measured.rescale(frame.segment.rescaled)
         return self._measured.update(frame, stamp_ns, T_base_cam, config.scale)
 
     def _match_motion(self, now_ns: int, config: NodeConfig) -> None:
@@ -134,6 +145,11 @@ class Placement:
             except LookupError:
                 if now_ns - stamp < PATIENCE_NS:
                     self._unmatched.append(stamp)
+
+
+def in_metres(T: Array, scale: float) -> Array:
+    """A pose [4, 4] in the model's unit, of so many metres, in metres."""
+    return rigid(T[:3, :3], scale * T[:3, 3])
 
 
 def _unknown_scale(config: NodeConfig, status: ScaleStatus) -> str:

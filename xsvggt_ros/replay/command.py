@@ -21,9 +21,9 @@ from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.replay.files import ReplayFiles, check_folder, explained
 from xsvggt_ros.replay.signals import INTERRUPTED, stop_signals
 from xsvggt_ros.replay.sources import Messages, add_source_arguments, bag_topics, complaint, open_source, usable
+from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.settings import changed, settings
 from xsvggt_ros.status import ImageCounts
-from xsvggt_ros.stream import GeometryStream
 
 # Settings of the node that mean nothing without topics to receive from and send to.
 LIVE_ONLY = ("autostart", "image_transport", "queue", "queue_size", "target_latency_ms", "publish_tf", "invert_tf")
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     check_folder(args.output)
     with open_source(args.input, rate=args.rate, topic=args.topic, stride=args.stride, references=topics) as source:
         messages = usable(source, args.input)
-        pipeline = Pipeline(GeometryStream(config.stream), config, log)
+        pipeline = Pipeline(SegmentedStream(config.stream), config, log)
         if not config.stream.weights:
             log.warning("the model of the package knows synthetic rooms only: give weights for real images")
         length = min((n for n in (source.length, args.max_frames) if n is not None), default=None)

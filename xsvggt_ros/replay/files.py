@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -21,13 +21,14 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.frame import Frame
-from xsvggt_ros.geometry import quaternion_xyzw, transform
+from xsvggt_ros.frame import Frame, InSegment
+from xsvggt_ros.geometry import inverse, quaternion_xyzw, transform
 from xsvggt_ros.installation import package_file
 from xsvggt_ros.memory import MIB
 from xsvggt_ros.messages.bag import NewBag
 from xsvggt_ros.messages.topics import FrameMessages, outputs
-from xsvggt_ros.placement.placement import Placed
+from xsvggt_ros.placement.placement import Placed, in_metres
+from xsvggt_ros.similarity import Similarity
 from xsvggt_ros.status import Status
 
 NODE_NAME = "/stream"  # of stream.launch.py: what "~" stands for in topic names
@@ -52,6 +53,7 @@ class ReplayFiles:
         self._seconds = 0.0  # in the stream's steps
         self._cache_bytes = 0
         self._open: list[TrajectoryFile | CloudFile] = []
+        self._way: CorrectedWay | None = None  # of the world, where it is a stream of segments
         self._depth = folder / "depth"
         self._depth.mkdir()
         self._bag = TopicBag(folder / "bag", config)
@@ -62,6 +64,8 @@ class ReplayFiles:
             self._start_world()
         for file in self._open:
             file.write(placed)
+        if self._way:
+            self._way.add(placed)
         write_depth(self._depth / f"{self.frames:06d}.png", placed.frame, self.config.output.confidence_threshold)
         self._bag.write(placed, status)
         self.frames += 1
@@ -82,11 +86,17 @@ class ReplayFiles:
         self._close_world()
         number = f"_{self._worlds}" if self._worlds else ""
         self._worlds += 1
-        self._open.append(TrajectoryFile(self._folder / f"trajectory{number}.txt", self.config))
-        self._open.append(CloudFile(self._folder / f"cloud{number}.ply", self.config))
+        trajectory = TrajectoryFile(self._folder / f"trajectory{number}.txt", self.config, self.config.world_frame)
+        cloud = CloudFile(self._folder / f"cloud{number}.ply", self.config, self.config.world_frame)
+        self._open += [trajectory, cloud]
+        if self.config.stream.segment.enabled:
+            self._way = CorrectedWay(self._folder, number, self.config, cloud)
 
     def _close_world(self) -> None:
         with ExitStack() as stack:
+            if self._way:
+                stack.enter_context(closing(self._way))  # closed last: it reads the cloud
+                self._way = None
             while self._open:
                 stack.enter_context(closing(self._open.pop()))
 
@@ -138,15 +148,18 @@ def _append(file: FileIO, data: bytes) -> None:
 class TrajectoryFile:
     """TUM format: `t x y z qx qy qz qw` per frame, seconds; the pose that /tf has."""
 
-    def __init__(self, path: Path, config: NodeConfig) -> None:
+    def __init__(self, path: Path, config: NodeConfig, world: str) -> None:
         self._file = FileIO(path, "x")
         child = config.base_frame or "camera (optical axes)"
-        self._write(f"# t x y z qx qy qz qw: {child} in {_world(config)}")
+        self._write(f"# t x y z qx qy qz qw: {child} in {_axes(config, world)}")
 
     def write(self, placed: Placed) -> None:
-        T_odom_child = placed.T_odom_child
-        seconds, nanoseconds = divmod(placed.stamp_ns, 1_000_000_000)
-        numbers = np.concatenate([T_odom_child[:3, 3], quaternion_xyzw(T_odom_child[:3, :3])])
+        self.write_pose(placed.stamp_ns, placed.T_odom_child)
+
+    def write_pose(self, stamp_ns: int, T_world_child: np.ndarray) -> None:
+        """A line; T_world_child [4, 4]."""
+        seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
+        numbers = np.concatenate([T_world_child[:3, 3], quaternion_xyzw(T_world_child[:3, :3])])
         self._write(f"{seconds}.{nanoseconds:09d} {' '.join(f'{number:.9f}' for number in numbers)}")
 
     def _write(self, line: str) -> None:
@@ -162,14 +175,16 @@ class CloudFile:
     VERTEX = np.dtype([("position", "<f4", 3), ("colour", "u1", 3)])
     PROPERTIES = ("float x", "float y", "float z", "uchar red", "uchar green", "uchar blue")
 
-    def __init__(self, path: Path, config: NodeConfig) -> None:
+    def __init__(self, path: Path, config: NodeConfig, world: str) -> None:
+        self.path = path
+        self.counts: list[int] = []  # points of each frame
         self._config = config.output
-        self._count = 0
         self._file = FileIO(path, "x+")
-        start = f"ply\nformat binary_little_endian 1.0\ncomment {_world(config)}\nelement vertex "
+        start = f"ply\nformat binary_little_endian 1.0\ncomment {_axes(config, world)}\nelement vertex "
         properties = "".join(f"property {name}\n" for name in self.PROPERTIES)
         self._count_at = len(start.encode())
-        _append(self._file, f"{start}{self._count:012d}\n{properties}end_header\n".encode())
+        _append(self._file, f"{start}{0:012d}\n{properties}end_header\n".encode())
+        self.start = self._file.tell()  # of the points
 
     def write(self, placed: Placed) -> None:
         frame, stride = placed.frame, self._config.point_stride
@@ -178,18 +193,87 @@ class CloudFile:
         vertices = np.empty(len(points), self.VERTEX)
         vertices["position"] = transform(placed.T_odom_cam, points)
         vertices["colour"] = frame.image[::stride, ::stride][valid]
+        self.append(vertices)
+
+    def append(self, vertices: np.ndarray) -> None:
+        """A frame's points [N] of VERTEX."""
         _append(self._file, vertices.tobytes())
-        self._count += len(points)
+        self.counts.append(len(vertices))
 
     def close(self) -> None:
         with self._file as file:
             file.seek(self._count_at)
-            file.write(b"%012d" % self._count)  # of one width, so that it can be overwritten at the end
+            file.write(b"%012d" % sum(self.counts))  # of one width, so that it can be overwritten at the end
 
 
-def _world(config: NodeConfig) -> str:
+@dataclass(frozen=True)
+class _Seen:
+    """Where a frame was put as it came, and where it is in its segment."""
+
+    stamp_ns: int
+    segment: InSegment
+    unit: float  # of the segment in the world's, then
+    metres: float  # per unit of the world, then
+    T_odom_cam: np.ndarray  # [4, 4]
+    T_cam_child: np.ndarray  # [4, 4]
+    T_map_first: np.ndarray  # [4, 4], ROS world <- the stream's
+
+    @classmethod
+    def of(cls, placed: Placed, segment: InSegment) -> _Seen:
+        unit = segment.keyframes.get(segment.key, Similarity()).scale
+        T_cam_child = inverse(placed.T_odom_cam) @ placed.T_odom_child
+        metres, T_odom_first = placed.scale.scale, placed.T_odom_first
+        return cls(placed.stamp_ns, segment, unit, metres, placed.T_odom_cam, T_cam_child, T_odom_first)
+
+    def T_map_cam(self, keyframe: Similarity) -> np.ndarray:
+        """Where the camera is, now that its segment's keyframe is there."""
+        return self.T_map_first @ in_metres(keyframe.pose(self.segment.T_key_cam), self.metres)
+
+
+class CorrectedWay:
+    """trajectory_corrected.txt and cloud_corrected.ply of a stream of segments, written when its world has ended.
+
+    What places seen again have corrected by then is corrected in all frames. World axes are those of `map_frame`.
+    """
+
+    def __init__(self, folder: Path, number: str, config: NodeConfig, cloud: CloudFile) -> None:
+        self._paths = folder / f"trajectory{number}_corrected.txt", folder / f"cloud{number}_corrected.ply"
+        self._config, self._cloud = config, cloud
+        self._frames: list[_Seen] = []
+        self._keyframes: dict[int, Similarity] = {-1: Similarity()}  # as last known
+
+    def add(self, placed: Placed) -> None:
+        """Notes where a frame is."""
+        segment = placed.frame.segment
+        assert segment  # as segment.enabled does not change in a replay
+        self._keyframes.update(segment.keyframes)
+        self._frames.append(_Seen.of(placed, segment))
+
+    def close(self) -> None:
+        """Writes both files."""
+        trajectory, cloud = self._paths
+        with closing(TrajectoryFile(trajectory, self._config, self._config.map_frame)) as poses:
+            for seen in self._frames:
+                poses.write_pose(seen.stamp_ns, seen.T_map_cam(self._keyframes[seen.segment.key]) @ seen.T_cam_child)
+        with (
+            closing(CloudFile(cloud, self._config, self._config.map_frame)) as points,
+            self._cloud.path.open("rb") as old,
+        ):
+            old.seek(self._cloud.start)
+            for seen, count in zip(self._frames, self._cloud.counts, strict=False):  # of a full disk fewer
+                points.append(self._moved(seen, old.read(count * CloudFile.VERTEX.itemsize)))
+
+    def _moved(self, seen: _Seen, points: bytes) -> np.ndarray:
+        vertices = np.frombuffer(points, CloudFile.VERTEX).copy()
+        keyframe = self._keyframes[seen.segment.key]
+        in_cam = transform(inverse(seen.T_odom_cam), vertices["position"])
+        vertices["position"] = transform(seen.T_map_cam(keyframe), in_cam * np.float32(keyframe.scale / seen.unit))
+        return vertices
+
+
+def _axes(config: NodeConfig, world: str) -> str:
     unit = "the model's" if config.scale.source == "none" else "metre"
-    return f"{config.world_frame} (x forward, y left, z up); unit: {unit}"
+    return f"{world} (x forward, y left, z up); unit: {unit}"
 
 
 def write_depth(path: Path, frame: Frame, confidence_threshold: float) -> None:

@@ -39,8 +39,8 @@ from xsvggt_ros.ros.parameters import Parameters
 from xsvggt_ros.ros.silence import why_silent
 from xsvggt_ros.ros.types import message_class
 from xsvggt_ros.ros.worker import Worker
+from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.status import ImageCounts, Status
-from xsvggt_ros.stream import GeometryStream
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
@@ -104,11 +104,13 @@ class StreamNode(LifecycleNode):
         self._diagnosed = ImageCounts()  # at the last diagnosis
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(SetBool, "~/enable", self._on_enable)
+        self.create_service(Trigger, "~/save_map", partial(self._on_map, "save_map"))
+        self.create_service(Trigger, "~/load_map", partial(self._on_map, "load_map"))
         self._outputs = {
             topic: self.create_lifecycle_publisher(
                 message_class(kind), topic, QoSProfile(depth=10), qos_overriding_options=OVERRIDABLE
             )
-            for topic, kind in (topics.TOPICS | topics.TRACKS).items()
+            for topic, kind in (topics.TOPICS | topics.TRACKS | topics.KEYFRAMES).items()
         }
         self._diagnostics = self.create_publisher(
             DiagnosticArray, "/diagnostics", 10, qos_overriding_options=OVERRIDABLE
@@ -137,7 +139,7 @@ class StreamNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         config = self.settings.settled()
         pool = ThreadPoolExecutor(max_workers=1)
-        loading = pool.submit(GeometryStream, config.stream)
+        loading = pool.submit(SegmentedStream, config.stream)
         while not loading.done():
             if self._stop.wait(POLL_S):
                 _leave()
@@ -317,6 +319,17 @@ class StreamNode(LifecycleNode):
             self._worker.listen()
         self._enabled = request.data
         response.success, response.message = True, "images are used" if request.data else "images are ignored"
+        return response
+
+    def _on_map(self, what: str, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._worker is None:
+            response.success, response.message = False, "the node is not configured"
+            return response
+        try:
+            folder = self.settings.config.stream.loop.folder
+            response.success, response.message = True, getattr(self._worker, what)(folder)
+        except (ValueError, OSError) as error:
+            response.success, response.message = False, str(error)
         return response
 
     def _publish(self, topic: str, make: Callable[[], Any]) -> None:

@@ -17,8 +17,8 @@ from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.ros.load_shedding import DENSE_TOPICS, LoadShedding
 from xsvggt_ros.ros.mailbox import Mailbox
 from xsvggt_ros.ros.monitor import Monitor
+from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.status import Status
-from xsvggt_ros.stream import GeometryStream
 
 
 class Worker:
@@ -30,7 +30,7 @@ class Worker:
 
     def __init__(
         self,
-        stream: GeometryStream,
+        stream: SegmentedStream,
         settings: Any,
         message_class: Callable[[str], Any],
         publish: Callable[[str, Callable[[], Any]], None],
@@ -48,6 +48,7 @@ class Worker:
         self._load = LoadShedding()
         # What the node's thread may ask for.
         self.reset, self.time_restarted = self._pipeline.reset, self._pipeline.time_restarted
+        self.save_map, self.load_map = self._pipeline.save_map, self._pipeline.load_map
         self.clear, self.close = self._mailbox.clear, self._mailbox.close
         self.listen = self._monitor.listen
 

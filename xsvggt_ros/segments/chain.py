@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from xsvggt_ros.config import LoopConfig, SegmentConfig
-from xsvggt_ros.frame import Frame
+from xsvggt_ros.frame import Frame, InSegment
 from xsvggt_ros.geometry import Array, transform
 from xsvggt_ros.segments.compare import agreement, match, overlap
 from xsvggt_ros.segments.join import Join, Shared, join
 from xsvggt_ros.segments.map import Map
-from xsvggt_ros.segments.similarity import Similarity
+from xsvggt_ros.similarity import Similarity
 from xsvggt_ros.status import SegmentStatus
 
 VIEW = 60.0  # degrees by which a camera that sees the same may be turned
@@ -36,7 +37,8 @@ class Chain:
         self._anchor: int | None = None  # key of the keyframe that the segment began at; None: before there were any
         self._first: Frame | None = None  # its first frame
         self._S_map_segment = self._S_odom_segment = Similarity()
-        self._rescaled = 1.0
+        self._rescaled = 1.0  # of the next frame
+        self._keyframes: Mapping[int, Similarity] = {}
         self._variance = (0.0, 0.0)
         self._begun = index  # when it began to serve
         self._untrusted = 0  # joins in a row
@@ -52,11 +54,16 @@ class Chain:
         placed = replace(
             frame,
             T_first_cam=S.pose(frame.T_first_cam),
-            T_map_cam=self._S_map_segment.pose(frame.T_first_cam),
             depth=frame.depth * np.float32(S.scale),
             predicted_points=points,
-            variance=self._variance,
-            rescaled=self._rescaled,
+            segment=InSegment(
+                T_map_cam=self._S_map_segment.pose(frame.T_first_cam),
+                key=-1 if self._anchor is None else self._anchor,
+                T_key_cam=frame.T_first_cam,
+                keyframes=self._keyframes,
+                variance=self._variance,
+                rescaled=self._rescaled,
+            ),
         )
         self._rescaled = 1.0
         return placed
@@ -84,8 +91,10 @@ class Chain:
         self._begun = frame.index
         self._tell()
 
-    def interrupt(self, T_odom_cam: Array, T_map_cam: Array) -> None:
-        """The next frame is of a segment without a past; its camera is taken to be where it was last."""
+    def interrupt(self, last: Frame) -> None:
+        """The next frame is of a segment without a past; its camera is taken to be where it was in the last."""
+        assert last.segment
+        T_odom_cam, T_map_cam = last.T_first_cam, last.segment.T_map_cam
         self._S_odom_segment = Similarity(self._S_odom_segment.scale, T_odom_cam[:3, :3], T_odom_cam[:3, 3])
         self._S_map_segment = Similarity(self._S_map_segment.scale, T_map_cam[:3, :3], T_map_cam[:3, 3])
         self._events.append("after the pause a new segment starts where the camera was")
@@ -185,7 +194,7 @@ class Chain:
         self._S_odom_segment = Similarity(
             scale, rotation, T_odom_cam[:3, 3] - scale * rotation @ new.T_first_cam[:3, 3]
         )
-        self._rescaled *= scale / (before.scale * joined.relation.scale)
+        self._rescaled *= before.scale * joined.relation.scale / scale
         depth = scale * float(np.median(new.depth))
         self._variance = (
             self._variance[0] + joined.rotation_spread**2,
@@ -198,6 +207,7 @@ class Chain:
 
     def _tell(self, joined: Join | None = None) -> None:
         assert self._anchor is not None
+        self._keyframes = {key: keyframe.S_map_key for key, keyframe in sorted(self.map.keyframes.items())}
         located = min(self.map.keyframes) in self.map.relations.component(self._anchor)
         if located and not self.status.located:
             self._events.append("the place is known again: the map goes on")

@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 from scipy.spatial.transform import Rotation
 
 from xsvggt_ros.geometry import Array, interpolate, rigid
-from xsvggt_ros.segments.similarity import Similarity
+from xsvggt_ros.similarity import Similarity
 
 # Standard deviations of a measured relation; what counts is their proportion.
 ROTATION = 0.03  # radians

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
-from xsvggt_ros.segments.similarity import Similarity
+from xsvggt_ros.similarity import Similarity
 
 MOST_TURN = np.deg2rad(6.0)  # by which shared frames may disagree in a join that is trusted,
 MOST_SCALE = 0.15  # of the logarithm of depths, and

@@ -12,7 +12,7 @@ from xsvggt_ros.descriptor import CELLS, SIZE, centre, likeness
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
 from xsvggt_ros.segments.graph import Relations, optimise
-from xsvggt_ros.segments.similarity import Similarity
+from xsvggt_ros.similarity import Similarity
 
 
 @dataclass
@@ -60,12 +60,17 @@ class Map:
         self.slots = Slots.of(capacity, height, width)
         self.keyframes: dict[int, Keyframe] = {}
         self.relations = Relations()
-        self._next_key = 0
+        self.next_key = 0
         self._time = 0
 
     @property
     def capacity(self) -> int:
         return len(self.slots.images)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Of the images, (h, w)."""
+        return self.slots.images.shape[1:3]
 
     @property
     def nbytes(self) -> int:
@@ -76,11 +81,6 @@ class Map:
     def nbytes_of(cls, capacity: int, height: int, width: int) -> int:
         """Of such a map, without making it."""
         return capacity * Slots.of(1, height, width).nbytes
-
-    def poses(self) -> Array:
-        """T_map_cam [N, 4, 4] of the keyframes, oldest first, in the map's unit."""
-        found = [keyframe.S_map_key.pose(np.eye(4)) for _, keyframe in sorted(self.keyframes.items())]
-        return np.reshape(found, (-1, 4, 4))
 
     @property
     def mean(self) -> Array:
@@ -101,8 +101,8 @@ class Map:
         while len(self.keyframes) >= self.capacity:
             self.remove(self._least_missed(keep))
         free = set(range(self.capacity)) - {keyframe.slot for keyframe in self.keyframes.values()}
-        slot, key = min(free), self._next_key
-        self._next_key += 1
+        slot, key = min(free), self.next_key
+        self.next_key += 1
         assert frame.descriptor is not None
         self.slots.put(slot, frame.image, frame.descriptor, frame.intrinsics)
         self.keyframes[key] = Keyframe(slot, S_map_key, self._time)
@@ -159,7 +159,7 @@ class Map:
             old = keyframe.slot
             new.slots.put(slot, self.slots.images[old], self.slots.descriptors[old], self.slots.intrinsics[old])
             new.keyframes[key] = Keyframe(slot, keyframe.S_map_key, keyframe.used)
-        new.relations, new._next_key, new._time = self.relations, self._next_key, self._time
+        new.relations, new.next_key, new._time = self.relations, self.next_key, self._time
         return new
 
     def _least_missed(self, keep: set[int]) -> int:

@@ -9,20 +9,20 @@ segment to segment and never jumps; `Frame.T_map_cam` is where the map has it, w
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import replace
-
-import numpy as np
+from pathlib import Path
 
 from xsvggt_ros.allowance import half
 from xsvggt_ros.config import CacheConfig, LoopConfig, SegmentConfig, StreamConfig
 from xsvggt_ros.frame import Frame
-from xsvggt_ros.geometry import Array
 from xsvggt_ros.memory import MIB, OutOfMemory
 from xsvggt_ros.model import StreamVGGT
 from xsvggt_ros.segments.builder import Builder
 from xsvggt_ros.segments.chain import Chain
 from xsvggt_ros.segments.map import Map
+from xsvggt_ros.segments.map_files import load, save
 from xsvggt_ros.stream import GeometryStream, NotFinite, _Waiting
 
 PAUSE = 30  # images, after a segment could not be filled
@@ -44,6 +44,7 @@ class SegmentedStream(GeometryStream):
         self._index = 0  # of the next frame of the world
         self._rest = 0  # index before which no segment begins
         self._last: Frame | None = None
+        self._loaded: Map | None = None  # for the world to come
         super().__init__(config, model)
 
     # --- settings ---------------------------------------------------------------------------------
@@ -97,11 +98,38 @@ class SegmentedStream(GeometryStream):
         patch = self.model.config.patch_size
         return Map.nbytes_of(self._loop.keyframes, rows * patch, columns * patch)
 
+    # --- maps of earlier streams --------------------------------------------------------------------
+
+    def save_map(self, folder: Path) -> str:
+        """Writes the keyframes and how they lie; returns what was written.
+
+        Raises ValueError if there are none, OSError if the folder cannot be written.
+        """
+        if not self._chain:
+            raise ValueError("there are no keyframes yet: set segment.enabled, and send images")
+        save(self._chain.map, folder, self._fingerprint())
+        return f"{len(self._chain.map.keyframes)} keyframes are in {folder}"
+
+    def load_map(self, folder: Path) -> str:
+        """The next world begins with the keyframes of a folder, and finds its place among them when it sees one.
+
+        Raises ValueError for what is no map or of another model, and without segments.
+        """
+        if not self._segment.enabled:
+            raise ValueError("a map is used by streams of segments only: set segment.enabled")
+        self._loaded = load(folder, self._loop.keyframes, self._fingerprint())
+        return f"{len(self._loaded.keyframes)} keyframes of {folder}: the next image starts a new world"
+
+    def _fingerprint(self) -> str:
+        """Of the encoder, which descriptors depend on."""
+        weight = self.model.aggregator.patch_embed.patch_embed.proj.weight
+        return hashlib.sha256(weight.detach().float().cpu().numpy().tobytes()).hexdigest()
+
     # --- images -----------------------------------------------------------------------------------
 
     def _take_in(self, images: list[_Waiting]) -> list[Frame]:
-        if self._chain and self._last and self._last.T_map_cam is not None and self._paused(images):
-            self._chain.interrupt(self._last.T_first_cam, self._last.T_map_cam)
+        if self._chain and self._last and self._paused(images):
+            self._chain.interrupt(self._last)
             self._drop()
             self._forget_past()
         frames = [replace(frame, index=self._index + i) for i, frame in enumerate(super()._take_in(images))]
@@ -118,7 +146,7 @@ class SegmentedStream(GeometryStream):
         """The frame in the axes and the unit of the world, once the segment to come has got its share of work."""
         started = time.perf_counter()
         if self._chain is None:
-            self._chain = Chain(Map(self._loop.keyframes, *frame.depth.shape), frame.index)
+            self._chain = self._new_chain(frame)
         chain = self._chain
         if frame.status.frame == 0:  # of its cache
             chain.begin(frame)
@@ -126,6 +154,16 @@ class SegmentedStream(GeometryStream):
         if self._segment.enabled:
             self._prepare(chain, frame)
         return self._with_status(placed, chain, time.perf_counter() - started)
+
+    def _new_chain(self, frame: Frame) -> Chain:
+        size = frame.depth.shape
+        loaded, self._loaded = self._loaded, None
+        if loaded and loaded.size == size:
+            return Chain(loaded, frame.index)
+        chain = Chain(Map(self._loop.keyframes, *size), frame.index)
+        if loaded:
+            chain.say("the loaded map is not used: its images are {1}x{0}, these {3}x{2}".format(*loaded.size, *size))
+        return chain
 
     def _with_status(self, frame: Frame, chain: Chain, seconds: float) -> Frame:
         status = frame.status
@@ -179,9 +217,3 @@ class SegmentedStream(GeometryStream):
     def _make_do(self, error: BaseException) -> str:
         self._drop()
         return super()._make_do(error)
-
-    # --- the map ----------------------------------------------------------------------------------
-
-    def keyframes(self) -> Array:
-        """Poses T_map_cam [N, 4, 4] of the keyframes, oldest first, in the unit of the world."""
-        return self._chain.map.poses() if self._chain else np.empty((0, 4, 4))

@@ -79,6 +79,10 @@ class ReferenceDepth:
         self._ratios = RunningRatio()
         self._waiting: list[tuple[int, Frame]] = []
 
+    def rescale(self, factor: float) -> None:
+        """As ScaleSource."""
+        self._ratios.rescale(factor)
+
     def add_depth(self, stamp_ns: int, samples: DepthSamples) -> None:
         """Takes a depth image."""
         self._images.add(stamp_ns, samples)

@@ -35,6 +35,10 @@ class CameraHeight:
         """Forgets what was measured."""
         self._ratios = RunningRatio()
 
+    def rescale(self, factor: float) -> None:
+        """As ScaleSource."""
+        self._ratios.rescale(factor)
+
     def update(self, frame: Frame, stamp_ns: int, T_base_cam: Array | None, config: ScaleConfig) -> ScaleStatus:
         """Takes a frame in the model's unit; of T_base_cam [4, 4] only the rotation counts."""
         # Row of a rotation: where an axis of the target points, in the camera. Optical y and -z of a base are down.

@@ -48,6 +48,10 @@ class ReferenceMotion:
         self._waiting: deque[tuple[int, Array, Array | None]] = deque(maxlen=FRAMES)
         self._keyframe: Moment | None = None
 
+    def rescale(self, factor: float) -> None:
+        """As ScaleSource."""
+        self._ratios.rescale(factor)
+
     def add_pose(self, stamp_ns: int, T_reference_base: Array) -> None:
         """Takes a pose [4, 4], metres, in a frame that does not move. One that is not finite is ignored."""
         if np.isfinite(T_reference_base).all():

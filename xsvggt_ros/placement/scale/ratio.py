@@ -29,6 +29,10 @@ class ScaleSource(Protocol):
         """Forgets what was measured: a new world has another unit."""
         ...
 
+    def rescale(self, factor: float) -> None:
+        """From now on the unit is `factor` times as many metres."""
+        ...
+
 
 class Fixed:
     """The factor that is set (source fixed), or 1 because the unit stays the model's (source none)."""
@@ -39,6 +43,9 @@ class Fixed:
 
     def reset(self) -> None:
         """Does nothing: nothing was measured."""
+
+    def rescale(self, factor: float) -> None:
+        """Does nothing: the factor is set."""
 
 
 class RunningRatio:
@@ -53,6 +60,10 @@ class RunningRatio:
         if LEAST < ratio < 1 / LEAST:
             self._logs.append(math.log(ratio))
             self._count += 1
+
+    def rescale(self, factor: float) -> None:
+        """What was measured holds for the new unit too."""
+        self._logs = [log + math.log(factor) for log in self._logs]
 
     def status(self, config: ScaleConfig, times: float = 1.0) -> ScaleStatus:
         """The median of the last `window` measurements, `times` a known length; NaN before MIN_MEASUREMENTS."""
