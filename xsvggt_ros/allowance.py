@@ -12,6 +12,7 @@ from xsvggt_ros.cache.policies import make_policy
 from xsvggt_ros.config import CacheConfig
 
 
+@lru_cache(maxsize=8)
 def scaled(cache: CacheConfig, fraction: float) -> CacheConfig:
     """With a fraction of its budget; policy full has none."""
     if cache.policy == "full" or fraction == 1:
@@ -21,6 +22,7 @@ def scaled(cache: CacheConfig, fraction: float) -> CacheConfig:
     return replace(cache, budget_frames=frames, budget_tokens=tokens, budget_mib=mib)
 
 
+@lru_cache(maxsize=8)
 def half(cache: CacheConfig, beside_mib: float = 0.0) -> CacheConfig:
     """Of two caches that keep within the budget of one together, and `beside_mib` of it for something else.
 

@@ -153,9 +153,10 @@ def test_tracks_are_a_cloud_that_tells_points_apart(message_class, frame):
 
 def test_status_carries_every_figure(message_class, frame):
     msg = convert(FrameMessages(message_class), frame)["~/status"]
-    for name, value in vars(frame.status).items():
-        if name != "seconds":
-            assert getattr(msg, name) == value
+    figures = vars(frame.status) | vars(frame.status.segments)
+    for name, value in figures.items():
+        if name not in ("seconds", "segments"):
+            assert getattr(msg, name) == value, name
     assert {stage: getattr(msg, f"{stage}_seconds") for stage in frame.status.seconds} == frame.status.seconds
     for values in (COUNTS, PERFORMANCE, SCALE):
         for name, value in vars(values).items():

@@ -18,6 +18,7 @@ from xsvggt_ros.messages.topics import TOPICS
 from xsvggt_ros.replay import command as replay
 from xsvggt_ros.rooms import stream
 from xsvggt_ros.rooms.bag import write_bag as write_room
+from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.settings import changed
 from xsvggt_ros.stream import GeometryStream
 
@@ -62,7 +63,7 @@ def read_points(msg):
     return packed[..., :3], colours
 
 
-class FailingStream(GeometryStream):
+class FailingStream(SegmentedStream):
     """Does at its third step what `failure` says."""
 
     def take(self, image, intrinsics=None, stamp_ns=None):
@@ -291,7 +292,7 @@ class TestEarlyEnd:
             raise RuntimeError("out of memory")
 
         monkeypatch.setattr(FailingStream, "failure", failure, raising=False)
-        monkeypatch.setattr(replay, "GeometryStream", FailingStream)
+        monkeypatch.setattr(replay, "SegmentedStream", FailingStream)
         with pytest.raises(RuntimeError, match="out of memory"):
             run(images, tmp_path / "out")
         self.check_two_frames(tmp_path / "out")
@@ -301,7 +302,7 @@ class TestEarlyEnd:
         before = signal.getsignal(number)
         failure = staticmethod(lambda: signal.raise_signal(number))
         monkeypatch.setattr(FailingStream, "failure", failure, raising=False)
-        monkeypatch.setattr(replay, "GeometryStream", FailingStream)
+        monkeypatch.setattr(replay, "SegmentedStream", FailingStream)
         assert run(images, tmp_path / "out") == 130
         assert read_trajectory(tmp_path / "out" / "trajectory.txt").shape == (3, 8)
         assert {len(messages) for messages in read_bag(tmp_path / "out").values()} == {3}
@@ -321,7 +322,7 @@ class TestRefused:
 
     @pytest.fixture(autouse=True)
     def no_model(self, monkeypatch):
-        monkeypatch.setattr(replay, "GeometryStream", lambda config: pytest.fail("the model was loaded"))
+        monkeypatch.setattr(replay, "SegmentedStream", lambda config: pytest.fail("the model was loaded"))
 
     @pytest.mark.parametrize(
         ("flags", "reason"),

@@ -13,13 +13,13 @@ from xsvggt_ros.status import Status
 
 
 def test_trajectory_is_tum_with_every_nanosecond(tmp_path):
-    file = TrajectoryFile(tmp_path / "t.txt", NodeConfig())
+    file = TrajectoryFile(tmp_path / "t.txt", NodeConfig(), "odom")
     file.write(place(frame(0), 1_700_000_000_123_456_789))
     moved = frame(0, T_first_cam=rigid(np.eye(3), np.array([1.0, 2.0, 3.0])))
     file.write(place(moved, 1_700_000_001_000_000_001))
     file.close()
     comment, first, second = (tmp_path / "t.txt").read_text().splitlines()
-    assert comment.startswith("# ")
+    assert comment.startswith("# ") and "odom" in comment
     assert first.split()[0] == "1700000000.123456789" and second.split()[0] == "1700000001.000000001"
     # Optical right, down, forward (1, 2, 3) is forward 3, left -1, up -2; an optical frame that looks
     # along x is turned by (-0.5, 0.5, -0.5, 0.5), as REP 103 has it.
@@ -29,7 +29,7 @@ def test_trajectory_is_tum_with_every_nanosecond(tmp_path):
 def test_cloud_is_the_points_of_all_frames_in_the_world(tmp_path):
     config = OutputConfig(confidence_threshold=2.0, point_stride=2)
     frames = [frame(i) for i in range(3)]
-    file = CloudFile(tmp_path / "c.ply", NodeConfig(output=config))
+    file = CloudFile(tmp_path / "c.ply", NodeConfig(output=config), "odom")
     for each in frames:
         file.write(place(each))
     file.close()
@@ -44,7 +44,7 @@ def test_cloud_is_the_points_of_all_frames_in_the_world(tmp_path):
 
 
 def test_cloud_without_points_can_be_read(tmp_path):
-    CloudFile(tmp_path / "c.ply", NodeConfig()).close()
+    CloudFile(tmp_path / "c.ply", NodeConfig(), "odom").close()
     assert len(read_ply(tmp_path / "c.ply")) == 0
 
 

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.evaluation.datasets import DATASETS, EvaluationSequence, readable, room_sequences
 from xsvggt_ros.evaluation.evaluate import UNALIGNED, SequenceErrors, mean_errors, sequence_errors, standing_still
+from xsvggt_ros.evaluation.long import KINDS, Long, false_closures, run_long, table
 from xsvggt_ros.evaluation.metrics import ALIGNMENTS, TrackErrors
-from xsvggt_ros.evaluation.plots import draw_accuracy, draw_sequence
+from xsvggt_ros.evaluation.plots import draw_accuracy, draw_long, draw_sequence
 from xsvggt_ros.evaluation.sweep import IMAGE_SIZE, ROWS, Sweep, rows_like, run_sweep
 from xsvggt_ros.evaluation.table import Estimate, Table, write_table
 from xsvggt_ros.evaluation.trace import Clouds, Gallery, Incomparable, Observer, Trace, follow
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 SETTINGS = settings(StreamConfig)
 ROOMS = "rooms"
 ROOM_FRAMES = 48
+LONG_FRAMES = {"drift": 300, "lap": 400, "alike": 200, "endless": 10_000}
 PICTURES = 5  # of a sequence
 NAME_WIDTH, COLUMN_WIDTH = 26, 9
 
@@ -126,7 +128,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="REGEX",
         help="of a sweep, only rows whose name, budget and bits it is found in (default: all)",
     )
-    rooms.add_argument("--workers", type=int, metavar="N", help="processes of a sweep (default: one per core; GPU: 1)")
+    rooms.add_argument(
+        "--long",
+        choices=KINDS,
+        help="compare streams of segments with one cache of the same bytes, into DIR: drift over many frames; a lap "
+        "that comes back to its start; a second room that looks like the first; endless: segments alone",
+    )
+    rooms.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core; GPU: 1)")
     add_settings(parser, SETTINGS)
 
 
@@ -143,7 +151,9 @@ def run(args: argparse.Namespace) -> int:
     config = changed(StreamConfig(), given)
     if args.rows and not args.sweep:
         raise ValueError("--rows chooses rows of a sweep: add --sweep")
-    if args.tracks:
+    if args.long:
+        _long(Long(config, args.long, args.frames or LONG_FRAMES[args.long], args.rate, args.motion), args)
+    elif args.tracks:
         _evaluate_tracks(args, config)
     elif args.sweep:
         _check_sweep(args, given)
@@ -180,6 +190,20 @@ def _sweep(sweep: Sweep, args: argparse.Namespace) -> None:
     write_table(table, args.output, _command(), json.loads((args.output / "settings.json").read_text()))
     draw_accuracy(args.output / "accuracy_vs_bytes.png", table)
     print((args.output / "table.md").read_text())
+
+
+def _long(long: Long, args: argparse.Namespace) -> None:
+    if args.output is None:
+        raise ValueError("long streams need a folder to write into: add --output DIR")
+    found = run_long(long, args.seeds, args.output, args.workers)
+    text = f"`{_command()}`: {len(found)} streams of {long.frames} frames.\n\n"
+    if long.kind == "alike":
+        text += f"{false_closures(found, long.frames)} of them took the second room for the first.\n"
+    else:
+        text += table(found)
+        draw_long(args.output / "errors.png", found)
+    (args.output / "table.md").write_text(text)
+    print(text)
 
 
 def _command() -> str:

@@ -13,6 +13,7 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from xsvggt_ros.evaluation.evaluate import UNALIGNED
+from xsvggt_ros.evaluation.long import Series
 from xsvggt_ros.evaluation.metrics import can_align, depth_scale, umeyama
 from xsvggt_ros.evaluation.sweep import FULL, PRUNING
 from xsvggt_ros.evaluation.table import Line, Table
@@ -34,6 +35,24 @@ def draw_sequence(path: Path, trace: Trace, gallery: Gallery, alignment: str) ->
     T, T_true = trace.poses()
     if len(T) and (alignment == UNALIGNED or can_align(T_true)):
         _draw_trajectory(figure.add_subplot(grid[:, -2:]), _in_metres(trace, T, T_true, alignment), _seen_first(T_true))
+    figure.savefig(path, dpi=DPI)
+
+
+def draw_long(path: Path, found: dict[int, dict[str, Series]]) -> None:
+    """Writes errors of rotation and position against the distance travelled: of each way the mean over streams."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    shown = {"rotation": "rotation [degrees]", "distance": "position [units]"}
+    ways = list(next(iter(found.values())))
+    for axes, (name, label) in zip(figure.subplots(1, 2), shown.items(), strict=True):
+        for way, colour in zip(ways, (GREEN, BLUE, GREY, RED), strict=False):
+            travelled = np.mean([series[way]["travelled"] for series in found.values()], axis=0)
+            errors = np.stack([series[way][name] for series in found.values()])
+            mean, spread = errors.mean(0), errors.std(0) / np.sqrt(len(errors))
+            axes.plot(travelled, mean, color=colour, label=way)
+            axes.fill_between(travelled, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+        axes.set(xlabel="travelled [units]", ylabel=label, ylim=(0, None))
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=DPI)
 
 

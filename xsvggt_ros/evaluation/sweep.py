@@ -7,12 +7,10 @@ import csv
 import hashlib
 import json
 import logging
-import multiprocessing
 import re
-import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,9 +27,9 @@ from xsvggt_ros.evaluation.caches import ComparedStream, CurrentFrameOnly, Publi
 from xsvggt_ros.evaluation.datasets import room_sequences
 from xsvggt_ros.evaluation.evaluate import UNALIGNED, depth_of, unaligned_pose_of
 from xsvggt_ros.evaluation.trace import Trace
+from xsvggt_ros.evaluation.workers import in_processes
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.model import StreamVGGT, load_model
-from xsvggt_ros.model.loading import open_device
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.rate import check_rate
 from xsvggt_ros.settings import values
@@ -205,12 +203,12 @@ def run_sweep(sweep: Sweep, seeds: range, folder: Path, workers: int | None) -> 
     if sweep.frames < 4:
         raise ValueError(f"the second half of each stream is scored: frames must be at least 4, got {sweep.frames}")
     folder.mkdir(parents=True, exist_ok=True)
-    _check_settings(folder / "settings.json", sweep.facts(weights_digest(load_model(sweep.config))))
+    check_settings(folder / "settings.json", sweep.facts(weights_digest(load_model(sweep.config))))
     scores = read_scores(folder / "streams.csv")
     left = [seed for seed in seeds if not {row.key for row in sweep.rows} <= scores.get(seed, {}).keys()]
     with tqdm(total=len(seeds), initial=len(seeds) - len(left), unit="stream") as progress:
         try:
-            for seed, score in _score_streams(sweep, left, workers or _default_workers(sweep.config)):
+            for seed, score in in_processes(partial(score_rows, sweep), left, sweep.config, workers):
                 scores[seed] = scores.get(seed, {}) | score
                 write_scores(folder / "streams.csv", scores)
                 progress.update()
@@ -227,7 +225,8 @@ def weights_digest(model: StreamVGGT) -> str:
     return digest.hexdigest()
 
 
-def _check_settings(path: Path, facts: dict[str, Any]) -> None:
+def check_settings(path: Path, facts: dict[str, Any]) -> None:
+    """Writes them, or compares them with those that are there. Raises ValueError where these are others."""
     if not path.exists():
         path.write_text(json.dumps(facts, indent=1) + "\n")
         return
@@ -264,39 +263,7 @@ def write_scores(path: Path, scores: Scores) -> None:
     part.replace(path)
 
 
-# --- worker processes -----------------------------------------------------------------------------
-
-
-def _default_workers(config: StreamConfig) -> int:
-    return torch.get_num_threads() if open_device(config.device).type == "cpu" else 1
-
-
-def _score_streams(sweep: Sweep, seeds: list[int], workers: int) -> Iterator[tuple[int, dict[str, Score]]]:
-    """(seed, scores) as they get done by processes with a thread each."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (sweep.config,))
-    try:
-        futures = {pool.submit(_score_stream, sweep, seed): seed for seed in seeds}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in multiprocessing.active_children():  # one may be in the middle of a stream
-            worker.terminate()
-
-
-_model: StreamVGGT  # of this worker
-
-
-def _start_worker(config: StreamConfig) -> None:
-    global _model
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
-    torch.set_num_threads(1)
-    _model = load_model(config)
-
-
-def _score_stream(sweep: Sweep, seed: int) -> dict[str, Score]:
-    return score_rows(sweep, seed, _model)
+# --- streams ---------------------------------------------------------------------------------------
 
 
 def score_rows(sweep: Sweep, seed: int, model: StreamVGGT) -> dict[str, Score]:

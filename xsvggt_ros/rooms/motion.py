@@ -34,6 +34,17 @@ TURN_RATE = 0.9  # radians per second; bends are taken slower
 INWARD = (0.0, 0.5)  # radians by which the line of sight leans from the path to the middle of the room
 
 
+def lap_seconds(room: Room, kind: str = "robot") -> float:
+    """How long a camera that moves so takes for one round of the room's path."""
+    return float(_timetable(room.path, _speed(room, MOTIONS[kind])[0])[0][-1])
+
+
+def _speed(room: Room, motion: Motion) -> tuple[float, np.random.Generator]:
+    """In metres per second, and what the rest of the motion is drawn with."""
+    rng = np.random.default_rng([room.seed, 1])
+    return rng.uniform(*motion.speed), rng
+
+
 def trajectory(room: Room, frames: int, kind: str = "robot", rate: float = 30.0) -> np.ndarray:
     """Camera poses T_room_cam, float64 [frames, 4, 4], `rate` per second, lap after lap of the room's path.
 
@@ -45,8 +56,8 @@ def trajectory(room: Room, frames: int, kind: str = "robot", rate: float = 30.0)
     if kind not in MOTIONS:
         raise ValueError(f"unknown motion {kind!r}: choose one of {', '.join(MOTIONS)}")
     motion = MOTIONS[kind]
-    rng = np.random.default_rng([room.seed, 1])
-    knots, heading = _timetable(room.path, rng.uniform(*motion.speed))
+    speed, rng = _speed(room, motion)
+    knots, heading = _timetable(room.path, speed)
     time = np.arange(frames) / rate
     lap_time = (time + rng.uniform(0, knots[-1])) % knots[-1]
     closed = np.vstack([room.path, room.path[:1]])

@@ -19,7 +19,7 @@ from xsvggt_ros.similarity import Similarity
 ROTATION = 0.03  # radians
 SCALE = 0.05  # of the logarithm
 SHIFT = 0.05  # in the unit of the first of the two keyframes, about the mean distance of what it sees
-ROUNDS = 8  # at most; the next correction goes on from there
+ROUNDS = 4  # at most; the next correction goes on from there
 MOST = 4  # measurements of one relation that count apart: their errors are alike
 
 Pair = tuple[int, int]

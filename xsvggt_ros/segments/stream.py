@@ -14,6 +14,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from xsvggt_ros.allowance import half
 from xsvggt_ros.config import CacheConfig, LoopConfig, SegmentConfig, StreamConfig
 from xsvggt_ros.frame import Frame
@@ -97,6 +99,19 @@ class SegmentedStream(GeometryStream):
         rows, columns = (self._cache.shape if self._cache else self._usual_shape()).grid
         patch = self.model.config.patch_size
         return Map.nbytes_of(self._loop.keyframes, rows * patch, columns * patch)
+
+    def most_nbytes(self) -> int:
+        """Of caches and keyframes together, at most."""
+        shape = self._cache.shape if self._cache else self._usual_shape()
+        cache = self._new_cache(shape, self._ceiling(), torch.device("meta"))
+        return 2 * cache.nbytes + self._map_nbytes() if self._segment.enabled else cache.nbytes
+
+    def summary(self) -> str:
+        text = super().summary()
+        if not self._segment.enabled:
+            return text
+        what = f"; segments: two such caches and {self._loop.keyframes} keyframes"
+        return text + f"{what}, {self.most_nbytes() / MIB:.1f} MiB at most"
 
     # --- maps of earlier streams --------------------------------------------------------------------
 
