@@ -11,6 +11,8 @@ from xsvggt_ros.cache.budget import budget_in_force
 from xsvggt_ros.cache.policies import make_policy
 from xsvggt_ros.config import CacheConfig
 
+LEAST_MIB = 1e-3  # of a budget that is used up: the policy's own least is in force then
+
 
 @lru_cache(maxsize=8)
 def scaled(cache: CacheConfig, fraction: float) -> CacheConfig:
@@ -23,18 +25,15 @@ def scaled(cache: CacheConfig, fraction: float) -> CacheConfig:
 
 
 @lru_cache(maxsize=8)
-def half(cache: CacheConfig, beside_mib: float = 0.0) -> CacheConfig:
-    """Of two caches that keep within the budget of one together, and `beside_mib` of it for something else.
-
-    Raises ValueError where a budget in MiB is used up by that.
-    """
-    if cache.budget_mib and cache.budget_mib <= beside_mib:
-        raise ValueError(
-            f"keyframes take {beside_mib:.2f} MiB, all that cache.budget_mib allows: raise it above that, or lower "
-            "loop.keyframes"
-        )
-    cache = replace(cache, budget_mib=max(0.0, cache.budget_mib - beside_mib))
+def half(cache: CacheConfig) -> CacheConfig:
+    """Of two caches that keep within the budget of one together."""
     return replace(scaled(cache, 0.5), camera_window=(cache.camera_window + 1) // 2)
+
+
+@lru_cache(maxsize=8)
+def beside(cache: CacheConfig, mib: float) -> CacheConfig:
+    """With so much less of a budget in MiB, for something else; where nothing is left, the least that there can be."""
+    return replace(cache, budget_mib=max(cache.budget_mib - mib, LEAST_MIB)) if cache.budget_mib else cache
 
 
 def halved(config: CacheConfig, cache: KVCache | None) -> CacheConfig:

@@ -202,7 +202,7 @@ class LoopConfig(Checked):
         64,
         "First frames of segments that are remembered, about 3 bytes per pixel of the network's image each.",
         unit="frames",
-        minimum=2,
+        minimum=3,
         maximum=10_000,
         live=True,
     )
@@ -424,7 +424,7 @@ class NodeConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.map_frame in (self.world_frame, self.base_frame):
+        if self.stream.segment.enabled and self.map_frame in (self.world_frame, self.base_frame):
             raise ValueError(f"map_frame must have a name of its own, got {self.map_frame!r}; REP 105 has map")
         if self.world_frame == self.base_frame:
             raise ValueError(

@@ -14,12 +14,15 @@ from torch.nn import functional as F
 CELLS = (6, 8)  # rows and columns that an image is divided into
 SIZE = 64  # numbers for each, of a random projection, which keeps the angles between tokens (Johnson-Lindenstrauss)
 
+LARGEST = 60_000.0  # that float16 holds
+
 
 def describe(patches: Tensor, grid: tuple[int, int]) -> NDArray[np.float16]:
     """Patch tokens [S, n, C] of images of a patch grid (h, w) -> [S, cells, SIZE], cells row by row."""
     tokens = patches.float().unflatten(1, grid).permute(0, 3, 1, 2)
     cells = F.adaptive_avg_pool2d(tokens, CELLS).flatten(2).transpose(1, 2)
-    return (cells @ _projection(patches.shape[-1], patches.device)).half().cpu().numpy()
+    found = cells @ _projection(patches.shape[-1], patches.device)
+    return found.clamp(-LARGEST, LARGEST).half().cpu().numpy()
 
 
 @lru_cache(maxsize=4)

@@ -351,7 +351,10 @@ class Pipeline:
 def _map_folder(folder: str) -> Path:
     if not folder:
         raise ValueError("no folder is set for maps: set loop.folder")
-    return Path(folder).expanduser()
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:  # ~NAME of nobody
+        raise ValueError(f"loop.folder {folder!r}: {error}; give a path without ~") from error
 
 
 def hand_over(placement: Placement, topic: str, message: Any) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from xsvggt_ros.geometry import Array, rigid
 
@@ -21,7 +22,8 @@ class Similarity:
     def __matmul__(self, other: Similarity) -> Similarity:
         """self @ other: first other, then self."""
         moved = self.scale * self.rotation @ other.translation + self.translation
-        return Similarity(self.scale * other.scale, self.rotation @ other.rotation, moved)
+        rotation = Rotation.from_matrix(self.rotation @ other.rotation).as_matrix()  # in chains errors would multiply
+        return Similarity(self.scale * other.scale, rotation, moved)
 
     def inverse(self) -> Similarity:
         back = self.rotation.T

@@ -338,7 +338,7 @@ def test_command_names_the_rooms_that_could_not_be_used(monkeypatch, capsys):
 @pytest.fixture
 def no_model(monkeypatch):
     """What is refused is refused before the model is there."""
-    monkeypatch.setattr("xsvggt_ros.evaluation.command.GeometryStream", lambda config: pytest.fail("a model was made"))
+    monkeypatch.setattr("xsvggt_ros.evaluation.command.SegmentedStream", lambda config: pytest.fail("a model was made"))
 
 
 @pytest.mark.usefixtures("no_model")

@@ -109,14 +109,14 @@ def test_a_stream_is_scored_on_its_second_half_against_the_truth(model):
 def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
     asked = []
 
-    def score_streams(sweep, seeds, workers):
+    def in_processes(work, seeds, config, workers):
         for seed in seeds:
             asked.append(seed)
             if len(asked) == 3:
                 raise KeyboardInterrupt
             yield seed, scores(seed)
 
-    monkeypatch.setattr(sweeps, "_score_streams", score_streams)
+    monkeypatch.setattr(sweeps, "in_processes", in_processes)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(SWEEP, range(4), tmp_path, 1)
     found = run_sweep(SWEEP, range(4), tmp_path, 1)

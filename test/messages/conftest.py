@@ -39,8 +39,8 @@ def frame(rgb):
         status=StepStatus(
             frame=3, event="why", policy="xstream", tokens=106, budget_tokens=212, floor_tokens=106, evicted_tokens=53,
             key_bits=2, value_bits=8, cache_bytes=2**33, scratch_bytes=7, track_bytes=11, camera_frames=4,
-            seconds=dict(preprocess=0.25, encoder=0.5, aggregator=0.75, camera=1.0, dense=1.25, tracks=1.5, segments=1.75,
-                         step=4.0),
+            seconds=dict(preprocess=0.25, encoder=0.5, aggregator=0.75, camera=1.0, dense=1.25, tracks=1.5,
+                         segments=1.75, step=4.0),
             segments=SegmentStatus(5, False, 6, 2**34, 7, 8, 0.125, 0.375, True),
         ),
     )  # fmt: skip

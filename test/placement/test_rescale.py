@@ -1,23 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scale where segments join and the stream's unit becomes another: what was measured before still counts."""
 
+import logging
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 from support.frames import frame
-from test_placement import T_BASE_CAM
-from test_placement import message as transform_message
+from support.recordings import header, message, raw_image
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.frame import InSegment
-from xsvggt_ros.geometry import inverse, rigid
-from xsvggt_ros.placement.placement import NotPlaced, Placement
-from xsvggt_ros.rooms import pinhole
+from xsvggt_ros.geometry import inverse, quaternion_xyzw, rigid
+from xsvggt_ros.messages.topics import DEPTH
+from xsvggt_ros.pipeline import Pipeline
+from xsvggt_ros.placement.placement import NotPlaced, Placed, Placement
+from xsvggt_ros.rooms import pinhole, stream
+from xsvggt_ros.segments import SegmentedStream, chain
+from xsvggt_ros.segments.join import join
 from xsvggt_ros.settings import changed
 from xsvggt_ros.similarity import Similarity
 
+# A camera 0.2 m ahead of the base and 0.5 m above it, looking 30 degrees down: optical axes in base axes (REP 103).
+SIN, COS = np.sin(np.pi / 6), np.cos(np.pi / 6)
+PITCHED = np.array([[0.0, -SIN, COS], [-1.0, 0, 0], [0.0, -COS, -SIN]])
+T_BASE_CAM = rigid(PITCHED, np.array([0.2, 0.0, 0.5]))
 STEP = 100_000_000  # ns between frames
 SIZE = (84, 112)
 UNITS = (2.0, 2.5)  # metres of the stream's unit, before and after the join
@@ -25,12 +34,24 @@ BEFORE, AFTER = 9, 3  # frames
 K = pinhole(SIZE[1], SIZE[0])
 WINDOW = {"scale.window": 20, "scale.min_motion": 0.05}
 SETTINGS = {
-    "depth": {},
+    "depth": {"base_frame": "base_link"},
     "camera_height": {"scale.camera_height": float(T_BASE_CAM[2, 3]), "base_frame": "base_link"},
     "odometry": {"base_frame": "base_link"},
     "tf": {"base_frame": "base_link", "scale.parent_frame": "wheels", "scale.child_frame": "base_link"},
 }
 MEASURED = list(SETTINGS)
+
+
+def mounting(T=T_BASE_CAM, parent="base_link", child="lens", stamp=0):
+    """TransformStamped."""
+    T = message(
+        "geometry_msgs/msg/Transform",
+        translation=message("geometry_msgs/msg/Vector3", **dict(zip("xyz", T[:3, 3], strict=True))),
+        rotation=message("geometry_msgs/msg/Quaternion", **dict(zip("xyzw", quaternion_xyzw(T[:3, :3]), strict=True))),
+    )
+    return message(
+        "geometry_msgs/msg/TransformStamped", header=header(stamp, parent), child_frame_id=child, transform=T
+    )
 
 
 def config_of(source, **values):
@@ -59,7 +80,7 @@ class World:
 
     def __init__(self, config):
         self.config, self.placement = config, Placement(config)
-        self.placement.receive_transforms([transform_message("base_link", "lens", T_BASE_CAM)], static=True)
+        self.placement.receive_transforms([mounting()], static=True)
         self.depth = floor_depth()
         self.position = np.zeros(3)  # of the camera, in units so far
         self.last = np.zeros(3)  # in metres
@@ -80,7 +101,7 @@ class World:
         if source == "odometry":
             self.placement.receive_pose(i * STEP, base(i))
         elif source == "tf":
-            self.placement.receive_transforms([transform_message("wheels", "base_link", base(i), i * STEP)], False)
+            self.placement.receive_transforms([mounting(base(i), "wheels", "base_link", i * STEP)], False)
         elif source == "depth":
             self.placement.receive_depth(i * STEP, self.depth)
 
@@ -152,7 +173,7 @@ def test_what_comes_late_is_compared_in_the_unit_that_its_frames_had(source):
 
 def test_a_join_counts_though_its_frame_cannot_be_placed():
     """Its image says that another camera took it, as one whose mounting is not known."""
-    world = World(config_of("depth", base_frame="base_link"))
+    world = World(config_of("depth"))
     for i in range(BEFORE):
         world.refer(i)
         world.place(i, UNITS[0])
@@ -160,3 +181,62 @@ def test_a_join_counts_though_its_frame_cannot_be_placed():
     with pytest.raises(NotPlaced, match="mounting"):
         world.placement.place(joined, BEFORE * STEP, "unknown", world.config)
     assert world.place(BEFORE + 1, UNITS[1]).scale.scale == pytest.approx(UNITS[1], rel=0.01)
+
+
+# --- a real stream ----------------------------------------------------------------------------------
+
+SOON = {"segment.enabled": True, "segment.work": 1.0, "segment.overlap": 0.9, "segment.shared": 1}
+AT_ANY_RATE = {"loop.likeness": 0.3, "loop.agreement": 0.1, "loop.match": 0.2}
+ROOM_FRAMES = 14  # in which a place is seen again
+
+
+def depth_image(depth, stamp):
+    rows, columns = depth.shape
+    values = dict(height=rows, width=columns, encoding="32FC1", is_bigendian=0, step=4 * columns)
+    data = depth.astype("<f4").view(np.uint8).ravel()
+    return message("sensor_msgs/msg/Image", header=header(stamp, "lens"), data=data, **values)
+
+
+@pytest.fixture(scope="module", params=[2, 5], ids="room {}".format)
+def followed(request):
+    """Placed frames of a room with the true depth of each, and what its segments shared where they joined."""
+    settings = SOON | AT_ANY_RATE | {"device": "cpu", "dtype": "float32", "scale.source": "depth"}
+    config = changed(NodeConfig(), settings)
+    pipeline = Pipeline(SegmentedStream(config.stream), config, logging.getLogger(__name__))
+    placed, joins = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chain, "join", lambda shared: joins.append((shared, join(shared))) or joins[-1][1])
+        for truth in stream(request.param, ROOM_FRAMES, SIZE[1], SIZE[0], "robot", 4.0):
+            pipeline.receive(DEPTH, depth_image(truth.depth, truth.stamp_ns))
+            (answer,) = pipeline.process(raw_image(truth.rgb, truth.stamp_ns), config)
+            if isinstance(answer.result, Placed):
+                placed.append((answer.result, truth.depth))
+    return placed, joins
+
+
+def log_ratio(depth, truth):
+    """Of the scale that depth has."""
+    return float(np.median(np.log(depth / truth)))
+
+
+def test_the_join_tells_how_the_unit_changes_as_the_true_depth_does(followed):
+    """Within 2 %, on the image that both segments have."""
+    placed, joins = followed
+    truth = {each.frame.index: depth for each, depth in placed}
+    known = [(shared[-1], joined) for shared, joined in joins if shared[-1][0].index in truth]
+    assert len(known) >= 2
+    for (old, new), joined in known[1:]:  # the first comes before there is much to see
+        change = log_ratio(old.depth, truth[old.index]) - log_ratio(new.depth, truth[old.index])
+        assert np.log(joined.relation.scale) == pytest.approx(change, abs=0.02)
+
+
+def test_depth_in_metres_does_not_jump_where_the_unit_does(followed):
+    """By no more than 4 %, of which the network's own from image to image is 1 to 2; the unit changes by more."""
+    placed, _ = followed
+    jumps = []
+    for (before, true_before), (after, true_after) in pairwise(placed):
+        if after.frame.segment.rescaled != 1:
+            jumps.append(abs(np.log(after.frame.segment.rescaled)))
+            jump = log_ratio(after.frame.depth, true_after) - log_ratio(before.frame.depth, true_before)
+            assert abs(jump) < 0.04
+    assert max(jumps) > 0.05

@@ -13,7 +13,7 @@ from rclpy.serialization import deserialize_message, serialize_message
 
 from xsvggt_ros.ros.load_shedding import LEVELS
 from xsvggt_ros.ros.monitor import STEPS, WINDOW_S, Monitor, diagnostic
-from xsvggt_ros.status import NO_CAMERA_INFO, ImageCounts, Performance, ScaleStatus, Status, StepStatus
+from xsvggt_ros.status import NO_CAMERA_INFO, ImageCounts, Performance, ScaleStatus, SegmentStatus, Status, StepStatus
 
 OK, WARN, ERROR, STALE = (getattr(DiagnosticStatus, level) for level in ("OK", "WARN", "ERROR", "STALE"))
 
@@ -164,6 +164,28 @@ def test_frames_that_find_no_place_are_a_warning_with_the_reason(node):
 def test_what_is_given_up_for_the_latency_is_a_warning(node, level):
     node.level = level
     assert node.verdict() == (WARN, f"too slow for target_latency_ms: {level.description}")
+
+
+def test_a_join_that_is_uncertain_is_a_warning_until_the_next(node):
+    for uncertain, level, message in (
+        (True, WARN, "the newest join of segments is uncertain: odometry may be off there"),
+        (False, OK, "every image is used"),
+    ):
+        node.step = StepStatus(segments=SegmentStatus(segment=3, join_uncertain=uncertain, join_rotation_spread=0.25))
+        status = node.diagnostic()
+        assert (status.level, status.message) == (level, message)
+        values = {value.key: value.value for value in status.values}
+        assert (values["segment"], values["join_uncertain"]) == ("3", str(uncertain))
+        assert values["join_rotation_spread"] == "0.25"
+
+
+def test_a_place_that_the_map_does_not_know_is_said_and_is_no_warning(node):
+    node.step = StepStatus(segments=SegmentStatus(located=False))
+    level, message = node.verdict()
+    assert level == OK and message.startswith("the map does not say where the camera is")
+    node.step = StepStatus(segments=SegmentStatus(located=False, join_uncertain=True))
+    level, message = node.verdict()
+    assert level == WARN and message.startswith("the newest join") and "the map does not say" in message
 
 
 def test_a_cache_cut_for_want_of_memory_is_an_error_until_it_is_set_anew(node):

@@ -79,9 +79,10 @@ def test_turns_are_spread_about_their_mean():
 
 def test_frames_count_by_their_confidence():
     (first, second) = shared(2)
-    doubtful = replace(turned(second[1], 8.0), confidence=np.ones_like(second[1].confidence))
-    joined = join([first, (second[0], doubtful)])
-    assert far_from(joined.relation, OLD.inverse() @ NEW) < 1e-3
+    for astray in (turned(second[1], 8.0), shifted(second[1], 0.4)):
+        doubtful = replace(astray, confidence=np.ones_like(second[1].confidence))
+        joined = join([first, (second[0], doubtful)])
+        assert far_from(joined.relation, OLD.inverse() @ NEW) < 1e-3
 
 
 def test_a_frame_shared_with_itself_is_the_identity():

@@ -7,7 +7,7 @@ from scipy.spatial.transform import Rotation
 from support.recordings import picture
 from xsvggt_ros.descriptor import CELLS, SIZE
 from xsvggt_ros.frame import Frame
-from xsvggt_ros.geometry import Array, inverse, rigid, transform
+from xsvggt_ros.geometry import Array, rigid, transform
 from xsvggt_ros.similarity import Similarity
 from xsvggt_ros.status import StepStatus
 
@@ -60,7 +60,7 @@ def _rays(pixels: Array) -> Array:
 
 def _depth(T_world_cam: Array, pixels: Array) -> Array:
     rays, at = _rays(pixels) @ T_world_cam[:3, :3].T, T_world_cam[:3, 3]
-    return (np.copysign(HALF, rays) - at).__truediv__(np.where(rays, rays, 1e-12)).min(-1)
+    return ((np.copysign(HALF, rays) - at) / np.where(rays, rays, 1e-12)).min(-1)
 
 
 def _descriptor(T_world_cam: Array, place: int) -> Array:
@@ -73,8 +73,3 @@ def _descriptor(T_world_cam: Array, place: int) -> Array:
     pixels = np.stack([column, row], -1).reshape(-1, 2)
     points = transform(T_world_cam, _rays(pixels) * _depth(T_world_cam, pixels)[:, None])
     return np.cos(points @ waves + phases).astype(np.float16)
-
-
-def between(T_world_a: Array, T_world_b: Array) -> Array:
-    """T_a_b."""
-    return inverse(T_world_a) @ T_world_b

@@ -116,6 +116,6 @@ def _tracks(cloud: Any) -> NDArray[np.void]:
 
 
 def _status(message: Any) -> StepStatus:
-    same = {f.name: getattr(message, f.name) for f in fields(StepStatus) if f.name != "seconds"}
+    same = {f.name: getattr(message, f.name) for f in fields(StepStatus) if f.name not in ("seconds", "segments")}
     names = (name for name in message.get_fields_and_field_types() if name.endswith("_seconds"))
     return StepStatus(**same, seconds={name.removesuffix("_seconds"): getattr(message, name) for name in names})

@@ -70,12 +70,10 @@ def ways(long: Long, model: StreamVGGT) -> dict[str, SegmentedStream]:
     segments = make(on, replace(long.config.loop, enabled=True))
     if long.kind in ("alike", "endless"):
         return {"segments": segments}
-    chain = make(on, replace(long.config.loop, enabled=False))
-    found = {"segments": segments, "segments, no loops": chain}
-    if long.kind == "drift":
-        found |= {"one cache": make(off, long.config.loop)}
-        found |= {"one cache, bytes of segments": make(off, long.config.loop, segments.most_nbytes() / MIB)}
-    return found
+    if long.kind == "lap":
+        return {"segments": segments, "segments, no loops": make(on, replace(long.config.loop, enabled=False))}
+    same_bytes = make(off, long.config.loop, segments.most_nbytes() / MIB)
+    return {"segments": segments, "one cache of their bytes": same_bytes, "one cache": make(off, long.config.loop)}
 
 
 def run_long(long: Long, seeds: range, folder: Path, workers: int | None) -> dict[int, dict[str, Series]]:

@@ -85,6 +85,8 @@ class Placement:
         if frame.index == 0:
             self._start()
             self._measured.reset()
+        if frame.segment and frame.segment.rescaled != 1:  # whatever else may be missing
+            self._measured.rescale(frame.segment.rescaled)
         if camera == config.world_frame:
             raise NotPlaced(f"the image's frame_id is world_frame, {camera}; give world_frame another name")
         T_base_cam = self._mounting(config.base_frame, camera, stamp_ns) if config.base_frame else None
@@ -130,8 +132,6 @@ class Placement:
                 self._measured.add_pose(stamp, value)
             elif isinstance(self._measured, ReferenceDepth):
                 self._measured.add_depth(stamp, value)
-        if frame.segment and frame.segment.rescaled != 1:
-            self._measured.rescale(frame.segment.rescaled)
         return self._measured.update(frame, stamp_ns, T_base_cam, config.scale)
 
     def _match_motion(self, now_ns: int, config: NodeConfig) -> None:

@@ -45,5 +45,5 @@ def _messages(encode: Encoder, frame: RoomFrame) -> dict[str, Any]:
         "/camera/camera_info": info,
         "/camera/depth/image": encode.image(camera, frame.depth),
         "/camera/depth/camera_info": info,
-        "/tf": encode.transform(encode.header(frame.stamp_ns, ROOM), FRAME_ID, frame.T_room_cam),
+        "/tf": encode.transforms([encode.transform(encode.header(frame.stamp_ns, ROOM), FRAME_ID, frame.T_room_cam)]),
     }

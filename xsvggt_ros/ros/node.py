@@ -149,7 +149,7 @@ class StreamNode(LifecycleNode):
         except BaseException:
             pool.shutdown()
             raise
-        self.settings.check = lambda config: stream.check(config.stream.cache)
+        self.settings.check = lambda config: stream.check_all(config.stream)
         self._serving = pool.submit(self._worker.run)
         pool.shutdown(wait=False)  # no other work comes; the thread ends with this one
         self.get_logger().info(f"configured: {stream.summary()}")

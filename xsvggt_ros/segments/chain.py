@@ -110,12 +110,11 @@ class Chain:
         if not config.enabled:
             return None
         located = self.status.located
+        R_map_cam = self._S_map_segment.rotation @ frame.T_first_cam[:3, :3]
         for likeness, key in self.map.alike(frame, self._anchor):
             if likeness < config.likeness + STRICTER * (not located):
                 break
-            turn = _degrees(
-                self.map.S_map_key(key).rotation.T @ self._S_map_segment.rotation @ frame.T_first_cam[:3, :3]
-            )
+            turn = _degrees(self.map.S_map_key(key).rotation.T @ R_map_cam)
             if not located or turn <= config.max_turn + VIEW:
                 return key
         return None
@@ -173,7 +172,7 @@ class Chain:
         S_map_new = self._S_map_segment @ joined.relation
         self._anchor = self.map.add(first, S_map_new, set() if before is None else {before})
         if before is not None:
-            self.map.relate(before, self._anchor, joined.relation)
+            self.map.relations.add(before, self._anchor, joined.relation)
 
     def _refuse(self, key: int | None) -> None:
         if key is None:

@@ -50,7 +50,7 @@ class Slots:
 
 
 class Map:
-    """At most `capacity` keyframes of images [h, w]; the least missed makes room for a new one.
+    """At most `capacity` keyframes, at least 3, of images [h, w]; the least missed makes room for a new one.
 
     Keyframes have keys, that grow with age. Those related to each other, directly or not, are one component; what the
     map's axes and unit are the oldest of a component says.
@@ -68,9 +68,10 @@ class Map:
         return len(self.slots.images)
 
     @property
-    def size(self) -> tuple[int, ...]:
+    def size(self) -> tuple[int, int]:
         """Of the images, (h, w)."""
-        return self.slots.images.shape[1:3]
+        _, height, width, _ = self.slots.images.shape
+        return height, width
 
     @property
     def nbytes(self) -> int:
@@ -115,6 +116,8 @@ class Map:
 
     def alike(self, frame: Frame, besides: int | None) -> list[tuple[float, int]]:
         """(likeness, key) of all but one, the most alike first."""
+        if not self.keyframes:
+            return []
         assert frame.descriptor is not None
         mean = self.mean
         mine = centre(frame.descriptor, mean)

@@ -19,6 +19,8 @@ from xsvggt_ros.similarity import Similarity
 NUMBERS, ABOUT = "keyframes.safetensors", "map.json"
 FORMAT = 1
 CELL_COUNT = CELLS[0] * CELLS[1]
+OFF = 1e-3  # by which a rotation may be none
+LEAST = 1e-6  # of a scale, and 1 over the most
 
 
 def save(map_: Map, folder: Path, fingerprint: str) -> None:
@@ -40,14 +42,17 @@ def save(map_: Map, folder: Path, fingerprint: str) -> None:
     }
     about = {"format": FORMAT, "encoder": fingerprint, "unit": "the model's, of the first keyframe; optical axes"}
     parts = [folder / f"{name}.part" for name in (NUMBERS, ABOUT)]
-    save_file(arrays, parts[0])
+    try:
+        save_file(arrays, parts[0])
+    except SafetensorError as error:  # of the system's own
+        raise OSError(f"{parts[0]} cannot be written: {error}") from error
     parts[1].write_text(json.dumps(about, indent=1) + "\n")
     for part in parts:
         part.replace(part.with_suffix(""))
 
 
 def load(folder: Path, capacity: int, fingerprint: str) -> Map:
-    """The map that `save` wrote, its oldest keyframes at most `capacity`.
+    """The map that `save` wrote, with at most `capacity` of its keyframes.
 
     Raises ValueError, with the reason and the remedy, for what is none, or of another encoder.
     """
@@ -58,7 +63,7 @@ def load(folder: Path, capacity: int, fingerprint: str) -> Map:
         raise ValueError(f"the map in {folder} was made with other weights: set those, or make a new map")
     _check(folder, arrays)
     count = len(arrays["images"])
-    map_ = Map(max(count, 2), *arrays["images"].shape[1:3])
+    map_ = Map(count, *arrays["images"].shape[1:3])
     poses, relations = _similarities(arrays["poses"]), _similarities(arrays["relations"])
     for i in range(count):
         map_.slots.put(i, arrays["images"][i], arrays["descriptors"][i], arrays["intrinsics"][i])
@@ -74,7 +79,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         about = json.loads((folder / ABOUT).read_text())
         arrays = load_file(folder / NUMBERS)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         fix = "give a folder that ~/save_map wrote"
         raise ValueError(f"{folder} holds no map that can be read ({error}): {fix}") from error
     return about if isinstance(about, dict) else {}, arrays
@@ -83,7 +88,14 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _check(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     """Raises ValueError where sizes, types or numbers cannot be a map's."""
     images, pairs = arrays.get("images"), arrays.get("pairs")
-    if images is None or images.ndim != 4 or images.shape[-1] != 3 or not images.size or pairs is None:
+    if (
+        images is None
+        or images.ndim != 4
+        or images.shape[-1] != 3
+        or not images.size
+        or pairs is None
+        or pairs.ndim != 2
+    ):
         raise ValueError(f"{folder / NUMBERS} is damaged: it has no images; make a new map")
     count = len(images)
     wanted: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -98,9 +110,18 @@ def _check(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         x = arrays.get(name)
         if x is None or x.dtype != kind or x.shape != shape or not np.isfinite(x).all():
             raise ValueError(f"{folder / NUMBERS} is damaged: {name} should be {np.dtype(kind)} {list(shape)}")
-    scales = np.concatenate([arrays["poses"][:, 0], arrays["relations"][:, 0]])
-    if (scales <= 0).any() or (pairs[:, 0] >= pairs[:, 1]).any() or (pairs < 0).any() or (pairs >= count).any():
+    if (pairs[:, 0] >= pairs[:, 1]).any() or (pairs < 0).any() or (pairs >= count).any():
         raise ValueError(f"{folder / NUMBERS} is damaged: its relations are between none of its keyframes")
+    of_cameras = (arrays["intrinsics"][:, [0, 1], [0, 1]] > 0).all()
+    if not (of_cameras and _are_similarities(arrays["poses"]) and _are_similarities(arrays["relations"])):
+        raise ValueError(f"{folder / NUMBERS} is damaged: its numbers are not those of cameras")
+
+
+def _are_similarities(numbers: np.ndarray) -> bool:
+    """Whether [N, 13] are scales within reason and rotations."""
+    scale, R = numbers[:, 0], numbers[:, 1:10].reshape(-1, 3, 3)
+    near = np.abs(R @ np.swapaxes(R, 1, 2) - np.eye(3)).max(initial=0.0) < OFF
+    return bool(near and (np.linalg.det(R) > 0).all() and (scale > LEAST).all() and (scale < 1 / LEAST).all())
 
 
 def _stacked(of: list[Similarity]) -> np.ndarray:

@@ -4,7 +4,7 @@
 A segment's poses are as good as the network is near the segment's first frame, its keyframe. When the camera leaves
 that view, a next segment begins: at a keyframe seen before, if one is in view, or else at an image of its own. It is
 filled while the present one serves; images that both took in tell how they join. `Frame.T_first_cam` goes on from
-segment to segment and never jumps; `Frame.T_map_cam` is where the map has it, which places seen again correct.
+segment to segment and never jumps; `Frame.segment` says where the map has it, which places seen again correct.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from xsvggt_ros.allowance import half
+from xsvggt_ros.allowance import beside, half, scaled
 from xsvggt_ros.config import CacheConfig, LoopConfig, SegmentConfig, StreamConfig
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.memory import MIB, OutOfMemory
@@ -25,6 +25,7 @@ from xsvggt_ros.segments.builder import Builder
 from xsvggt_ros.segments.chain import Chain
 from xsvggt_ros.segments.map import Map
 from xsvggt_ros.segments.map_files import load, save
+from xsvggt_ros.status import StepStatus
 from xsvggt_ros.stream import GeometryStream, NotFinite, _Waiting
 
 PAUSE = 30  # images, after a segment could not be filled
@@ -75,8 +76,17 @@ class SegmentedStream(GeometryStream):
             self._chain.resize(loop.keyframes)
 
     def check(self, cache: CacheConfig) -> None:
-        if self._segment.enabled:
-            half(cache, self._map_nbytes() / MIB)
+        self.check_all(replace(self.config, cache=cache, segment=self._segment, loop=self._loop))
+
+    def check_all(self, config: StreamConfig) -> None:
+        """As `check`, of cache, segments and loops together."""
+        cache = config.cache
+        keyframes = self._map_nbytes(config.segment, config.loop) / MIB
+        if cache.budget_mib and cache.budget_mib <= keyframes:
+            raise ValueError(
+                f"keyframes take {keyframes:.2f} MiB, all that cache.budget_mib allows: raise it above that, or lower "
+                "loop.keyframes"
+            )
         super().check(cache)
 
     def reconfigure(self, cache: CacheConfig) -> None:
@@ -89,22 +99,24 @@ class SegmentedStream(GeometryStream):
         super().limit(fraction)
 
     def _ceiling(self) -> CacheConfig:
-        whole = super()._ceiling()
-        return half(whole, self._map_nbytes() / MIB) if self._segment.enabled else whole
+        cache = beside(self._cache_config, self._map_nbytes(self._segment, self._loop) / MIB)
+        return scaled(half(cache) if self._segment.enabled else cache, self._fraction)
 
-    def _map_nbytes(self) -> int:
-        """Of the keyframes, there or to come."""
+    def _map_nbytes(self, segment: SegmentConfig, loop: LoopConfig) -> int:
+        """Of the keyframes that there is room for, or will be."""
         if self._chain:
-            return self._chain.map.nbytes
+            return Map.nbytes_of(loop.keyframes, *self._chain.map.size)
+        if not segment.enabled:
+            return 0
         rows, columns = (self._cache.shape if self._cache else self._usual_shape()).grid
         patch = self.model.config.patch_size
-        return Map.nbytes_of(self._loop.keyframes, rows * patch, columns * patch)
+        return Map.nbytes_of(loop.keyframes, rows * patch, columns * patch)
 
     def most_nbytes(self) -> int:
         """Of caches and keyframes together, at most."""
         shape = self._cache.shape if self._cache else self._usual_shape()
         cache = self._new_cache(shape, self._ceiling(), torch.device("meta"))
-        return 2 * cache.nbytes + self._map_nbytes() if self._segment.enabled else cache.nbytes
+        return (1 + self._segment.enabled) * cache.nbytes + self._map_nbytes(self._segment, self._loop)
 
     def summary(self) -> str:
         text = super().summary()
@@ -120,7 +132,7 @@ class SegmentedStream(GeometryStream):
 
         Raises ValueError if there are none, OSError if the folder cannot be written.
         """
-        if not self._chain:
+        if not self._chain or not self._chain.map.keyframes:
             raise ValueError("there are no keyframes yet: set segment.enabled, and send images")
         save(self._chain.map, folder, self._fingerprint())
         return f"{len(self._chain.map.keyframes)} keyframes are in {folder}"
@@ -133,7 +145,7 @@ class SegmentedStream(GeometryStream):
         if not self._segment.enabled:
             raise ValueError("a map is used by streams of segments only: set segment.enabled")
         self._loaded = load(folder, self._loop.keyframes, self._fingerprint())
-        return f"{len(self._loaded.keyframes)} keyframes of {folder}: the next image starts a new world"
+        return f"{len(self._loaded.keyframes)} keyframes of {folder}: the next world looks for its place among them"
 
     def _fingerprint(self) -> str:
         """Of the encoder, which descriptors depend on."""
@@ -143,7 +155,7 @@ class SegmentedStream(GeometryStream):
     # --- images -----------------------------------------------------------------------------------
 
     def _take_in(self, images: list[_Waiting]) -> list[Frame]:
-        if self._chain and self._last and self._paused(images):
+        if self._segment.enabled and self._chain and self._last and self._continuity.paused:
             self._chain.interrupt(self._last)
             self._drop()
             self._forget_past()
@@ -153,9 +165,6 @@ class SegmentedStream(GeometryStream):
         self._index += len(frames)
         self._last = frames[-1]
         return frames
-
-    def _paused(self, images: list[_Waiting]) -> bool:
-        return self._segment.enabled and bool(images[0].event) and self._continuity.paused
 
     def _followed(self, frame: Frame) -> Frame:
         """The frame in the axes and the unit of the world, once the segment to come has got its share of work."""
@@ -184,9 +193,15 @@ class SegmentedStream(GeometryStream):
         status = frame.status
         event = "; ".join(filter(None, [status.event, *chain.events()]))
         times = status.seconds | {"segments": seconds, "step": status.seconds["step"] + seconds}
-        caches = status.cache_bytes + (self._next.status.cache_bytes if self._next else 0)
+        other = self._next.status if self._next else StepStatus()
         self.status = replace(
-            status, frame=frame.index, event=event, seconds=times, cache_bytes=caches, segments=chain.status
+            status,
+            frame=frame.index,
+            event=event,
+            seconds=times,
+            cache_bytes=status.cache_bytes + other.cache_bytes,
+            scratch_bytes=status.scratch_bytes + other.scratch_bytes,
+            segments=chain.status,
         )
         return replace(frame, status=self.status)
 
@@ -210,8 +225,12 @@ class SegmentedStream(GeometryStream):
 
     def _build(self, key: int | None) -> None:
         if self._next is None:
-            config = replace(self.config, cache=self._ceiling(), track_groups=0, track_grid=0)
-            self._next = GeometryStream(config, self.model)
+            off = replace(self._segment, enabled=False)
+            config = replace(self.config, cache=self._ceiling(), segment=off, track_groups=0, track_grid=0)
+            try:
+                self._next = GeometryStream(config, self.model)
+            except ValueError as error:  # of a cache for which there is no memory now
+                raise OutOfMemory(str(error)) from error
         self._next.reset()
         assert self._chain
         image = None if key is None else self._chain.map.image(key)

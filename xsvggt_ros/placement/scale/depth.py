@@ -77,11 +77,12 @@ class ReferenceDepth:
     def reset(self) -> None:
         """Forgets what was measured; depth images, whose unit does not change, are kept."""
         self._ratios = RunningRatio()
-        self._waiting: list[tuple[int, Frame]] = []
+        self._waiting: list[tuple[int, Frame, float]] = []  # and what the unit has grown by since
 
     def rescale(self, factor: float) -> None:
         """As ScaleSource."""
         self._ratios.rescale(factor)
+        self._waiting = [(stamp, frame, before * factor) for stamp, frame, before in self._waiting]
 
     def add_depth(self, stamp_ns: int, samples: DepthSamples) -> None:
         """Takes a depth image."""
@@ -90,12 +91,12 @@ class ReferenceDepth:
     def update(self, frame: Frame, stamp_ns: int, T_base_cam: Array | None, config: ScaleConfig) -> ScaleStatus:
         """Takes a frame in the model's unit."""
         if len(self._waiting) < FRAMES:  # else this one is left out: were it the oldest, late depth would never do
-            self._waiting.append((stamp_ns, frame))
+            self._waiting.append((stamp_ns, frame, 1.0))
         while self._waiting and self._images.reaches(self._waiting[0][0]):
             self._measure(*self._waiting.pop(0))
         return self._ratios.status(config)
 
-    def _measure(self, stamp_ns: int, frame: Frame) -> None:
+    def _measure(self, stamp_ns: int, frame: Frame, grown: float) -> None:
         self._images.forget_before(stamp_ns)
         stamp, samples = min(self._images.around(stamp_ns), key=lambda image: abs(image[0] - stamp_ns))
         if abs(stamp - stamp_ns) > NEAR_NS:
@@ -109,4 +110,4 @@ class ReferenceDepth:
             return
         valid = np.isfinite(metres) & (metres > 0) & (confidence >= np.median(frame.confidence))
         if valid.sum() >= LEAST_SAMPLES:
-            self._ratios.add(float(np.median(metres[valid] / units[valid])))
+            self._ratios.add(grown * float(np.median(metres[valid] / units[valid])))

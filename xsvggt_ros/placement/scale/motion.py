@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from xsvggt_ros.config import ScaleConfig
 from xsvggt_ros.frame import Frame
-from xsvggt_ros.geometry import Array, interpolate
+from xsvggt_ros.geometry import Array, interpolate, rigid
 from xsvggt_ros.placement.scale.ratio import RunningRatio
 from xsvggt_ros.placement.timeline import Timeline
 from xsvggt_ros.status import ScaleStatus
@@ -47,10 +47,22 @@ class ReferenceMotion:
         self._ratios = RunningRatio()
         self._waiting: deque[tuple[int, Array, Array | None]] = deque(maxlen=FRAMES)
         self._keyframe: Moment | None = None
+        self._newest: Array | None = None  # T_first_cam of the newest frame
 
     def rescale(self, factor: float) -> None:
-        """As ScaleSource."""
+        """As ScaleSource. Ways that began in the old unit go on in the new one."""
         self._ratios.rescale(factor)
+        if self._newest is None:
+            return
+        joint = self._newest[:3, 3]
+
+        def moved(T_first_cam: Array) -> Array:
+            return rigid(T_first_cam[:3, :3], joint + (T_first_cam[:3, 3] - joint) / factor)
+
+        waiting = [(stamp, moved(T), mounting) for stamp, T, mounting in self._waiting]
+        self._waiting = deque(waiting, maxlen=FRAMES)
+        if self._keyframe:
+            self._keyframe = replace(self._keyframe, T_first_cam=moved(self._keyframe.T_first_cam))
 
     def add_pose(self, stamp_ns: int, T_reference_base: Array) -> None:
         """Takes a pose [4, 4], metres, in a frame that does not move. One that is not finite is ignored."""
@@ -62,6 +74,7 @@ class ReferenceMotion:
 
         Without it, the robot's motion is taken for the camera's where both turn little.
         """
+        self._newest = frame.T_first_cam
         self._waiting.append((stamp_ns, frame.T_first_cam, T_base_cam))
         while self._waiting and self._poses.reaches(self._waiting[0][0]):
             stamp, T_first_cam, mounting = self._waiting.popleft()

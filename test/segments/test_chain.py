@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segments of a cube's inside, made up frame by frame: each has axes and a unit of its own."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.segments import HEIGHT, WIDTH, pose, seen, segment_at
+
+from xsvggt_ros.config import LoopConfig, SegmentConfig
+from xsvggt_ros.frame import Frame
+from xsvggt_ros.geometry import transform, unproject
+from xsvggt_ros.segments.chain import LEAST, PATIENCE, Chain
+from xsvggt_ros.segments.map import Map
+
+STEP = 6.0  # degrees that the camera turns from image to image, and it moves on
+LOOP = LoopConfig()
+
+
+def way(index: float) -> np.ndarray:
+    """T_world_cam."""
+    return pose(turn=(0, STEP * index, 0), at=(0.03 * index, 0, 0.01 * index))
+
+
+class Drive:
+    """A chain, and a camera on its way through segments with true relations."""
+
+    def __init__(self, capacity: int = 8) -> None:
+        self.chain = Chain(Map(capacity, HEIGHT, WIDTH), 0)
+        self.S = segment_at(way(0))  # of the segment that serves
+        self.starts = {0: 0}  # {key: index of the image that is the keyframe}
+        self.index = 0
+        self.frame = self._see(0)
+        self.chain.begin(self.frame)
+        self.placed = self.chain.placed(self.frame)
+
+    def _see(self, index: int) -> Frame:
+        return seen(way(index), self.S, index)
+
+    def go(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.index += 1
+            self.frame = self._see(self.index)
+            self.placed = self.chain.placed(self.frame)
+
+    def join(self, scale: float = 1.0, key: int | None = None, spoil=lambda frame: frame, config=LOOP) -> bool:
+        """The newest two images are shared with a next segment, which begins at the first of them or at a keyframe."""
+        begins = way(self.index - 1 if key is None else self.starts[key])
+        S_world_new = segment_at(begins, scale)
+        new = [spoil(seen(way(i), S_world_new, i)) for i in (self.index - 1, self.index)]
+        old = [self._see(i) for i in (self.index - 1, self.index)]
+        first = new[0] if key is None else seen(begins, S_world_new)
+        if took := self.chain.take_over(key, first, list(zip(old, new, strict=True)), config):
+            self.S, self.newest = S_world_new, new[-1]
+            if key is None:
+                self.starts[max(self.chain.map.keyframes)] = self.index - 1
+        return took
+
+
+def half_as_deep(frame: Frame) -> Frame:
+    """Every other image, so that the two that are shared disagree."""
+    return replace(frame, depth=frame.depth * np.float32(0.5)) if frame.index % 2 else frame
+
+
+def test_a_chain_of_segments_has_the_pose_the_depth_and_the_points_of_one():
+    drive = Drive()
+    for scale in (0.5, 2.0, 3.0):
+        drive.go(4)
+        assert drive.join(scale)
+        drive.go()
+        truth = seen(way(drive.index))
+        np.testing.assert_allclose(drive.placed.T_first_cam, way(drive.index), atol=1e-6)
+        np.testing.assert_allclose(drive.placed.segment.T_map_cam, way(drive.index), atol=1e-6)
+        np.testing.assert_allclose(drive.placed.depth, truth.depth, rtol=1e-6)
+        np.testing.assert_allclose(drive.placed.points_world(), truth.points_world(), atol=1e-5)
+        assert drive.placed.segment.rescaled == pytest.approx(1)
+    assert drive.chain.status.segment == 3 and drive.chain.status.keyframes == 4
+
+
+def test_points_of_the_point_head_go_on_as_those_of_the_depth():
+    drive = Drive()
+    drive.go(4)
+    drive.join(2.0)
+    frame = drive.newest
+    predicted = transform(frame.T_first_cam, unproject(frame.depth, frame.intrinsics))
+    placed = drive.chain.placed(replace(frame, predicted_points=predicted))
+    np.testing.assert_allclose(placed.points_world(), drive.chain.placed(frame).points_world(), atol=1e-5)
+
+
+def test_a_camera_that_stands_still_does_not_move_at_a_join():
+    """Though the images that are shared do not agree about where it is: the newest goes on where it was."""
+
+    def astray(frame):
+        T = pose(turn=(0, 1.0 * (frame.index % 2), 0), at=(0.01 * (frame.index % 2), 0, 0)) @ frame.T_first_cam
+        return replace(frame, T_first_cam=T)
+
+    drive = Drive()
+    for scale in (0.5, 2.0):
+        drive.go(5)
+        before = drive.placed.T_first_cam
+        assert drive.join(scale, spoil=astray)
+        np.testing.assert_allclose(drive.chain.placed(drive.newest).T_first_cam, before, atol=1e-9)
+        assert drive.chain.status.join_rotation_spread > 0
+
+
+def test_what_joins_are_uncertain_of_adds_up():
+    def astray(frame):
+        return replace(frame, T_first_cam=pose(turn=(0, 2.0 * (frame.index % 2), 0)) @ frame.T_first_cam)
+
+    drive = Drive()
+    assert drive.placed.segment.variance == (0, 0)
+    rotations = []
+    for _ in range(3):
+        drive.go(5)
+        drive.join(spoil=astray)
+        rotations.append(drive.chain.placed(drive.newest).segment.variance[0])
+    np.testing.assert_allclose(rotations, np.deg2rad(1.0) ** 2 * np.array([1, 2, 3]), rtol=1e-3)
+
+
+def test_a_join_that_is_not_trusted_is_put_off_and_then_said():
+    drive = Drive()
+    drive.go(4)
+    for _ in range(PATIENCE):
+        before = drive.chain.placed(drive.frame)
+        assert not drive.join(spoil=half_as_deep)
+        np.testing.assert_array_equal(drive.chain.placed(drive.frame).T_first_cam, before.T_first_cam)
+        assert drive.chain.status.segment == 0 and not drive.chain.events()
+        drive.go()
+    assert drive.join(spoil=half_as_deep)
+    status = drive.chain.status
+    assert status.segment == 1 and status.join_uncertain and status.join_scale_spread > 0.3
+    assert drive.chain.events() == ["a join of segments is uncertain: the images that both share do not agree"]
+    assert not drive.chain.events()
+    drive.go(4)
+    assert not drive.join(spoil=half_as_deep)  # patience is as at first
+    assert drive.join() and not drive.chain.status.join_uncertain
+
+
+def test_a_place_seen_again_puts_the_scale_right_and_says_by_how_much():
+    """A join that was a fifth too large, which the images did not tell."""
+    drive = Drive()
+    drive.go(2)
+    drive.join(spoil=lambda frame: replace(frame, depth=frame.depth / np.float32(1.2)))
+    drive.go(2)
+    before = drive.placed.depth * np.float32(1.0)
+    np.testing.assert_allclose(before, 1.2 * seen(way(drive.index)).depth, rtol=1e-5)
+    assert drive.join(key=0)
+    after = drive.chain.placed(drive.newest)
+    np.testing.assert_allclose(after.depth, seen(way(drive.index)).depth, rtol=1e-5)
+    assert after.segment.rescaled == pytest.approx(float(np.median(before / after.depth)), rel=1e-5)
+    assert drive.chain.placed(drive.newest).segment.rescaled == 1
+    np.testing.assert_allclose(after.T_first_cam, drive.placed.T_first_cam, atol=1e-9)
+    np.testing.assert_allclose(after.segment.T_map_cam, way(drive.index), atol=1e-5)
+    assert drive.chain.status.closures == 1
+
+
+def closes_turned_by(degrees: float, **loop) -> Chain:
+    """The chain after it was tried to begin at the first keyframe, by whose view the camera is turned."""
+    drive = Drive()
+    drive.go(4)
+    drive.join()
+    drive.go(1)
+    new = [seen(way(i), index=i) for i in (0, 1)]
+    old = [seen(way(i) @ pose(turn=(degrees, 0, 0)), drive.S, i) for i in (0, 1)]
+    before = drive.chain.placed(drive.frame).segment
+    took = drive.chain.take_over(0, new[0], list(zip(old, new, strict=True)), LoopConfig(**loop))
+    assert took == bool(drive.chain.status.closures)
+    if not took:
+        after = drive.chain.placed(drive.frame).segment
+        np.testing.assert_array_equal(after.T_map_cam, before.T_map_cam)
+        assert (after.key, drive.chain.status.segment) == (before.key, 1)
+    return drive.chain
+
+
+def test_a_keyframe_that_the_map_has_turned_by_too_much_is_refused_and_counted():
+    assert closes_turned_by(20).status.closures_refused == 0
+    assert closes_turned_by(50).status.closures_refused == 1
+    assert closes_turned_by(20, max_turn=15).status.closures_refused == 1
+    assert closes_turned_by(50, max_turn=60).status.closures_refused == 0
+
+
+@pytest.mark.parametrize("loop", [dict(agreement=1.0), dict(match=1.0)])
+def test_a_keyframe_that_does_not_show_the_same_place_is_refused(loop):
+    drive = Drive()
+    drive.go(2)
+    drive.join()
+    drive.go(1)
+    assert not drive.join(key=0, config=LoopConfig(**loop))
+    assert drive.chain.status.closures_refused == 1
+    assert drive.join(key=0)
+
+
+def test_a_keyframe_whose_shared_images_do_not_agree_is_refused_however_often():
+    drive = Drive()
+    drive.go(2)
+    drive.join()
+    drive.go(1)
+    older = drive.index - 1
+    for _ in range(PATIENCE + 2):
+        assert not drive.join(key=0, spoil=lambda f: replace(f, depth=f.depth / 2) if f.index == older else f)
+    assert drive.chain.status.closures_refused == PATIENCE + 2
+    assert drive.join(key=0)
+
+
+def interrupted(turn: float = 0.0) -> Drive:
+    """A drive after a pause in which the camera has moved to somewhere that the chain does not know."""
+    drive = Drive()
+    drive.go(5)
+    drive.join()
+    drive.go(3)
+    drive.before = drive.placed
+    drive.chain.interrupt(drive.placed)
+    drive.S = segment_at(way(drive.index) @ pose(turn=(0, turn, 0)), 0.8)
+    drive.frame = seen(way(drive.index) @ pose(turn=(0, turn, 0)), drive.S, drive.index + 1)
+    drive.chain.begin(drive.frame)
+    drive.placed = drive.chain.placed(drive.frame)
+    return drive
+
+
+def test_after_a_pause_the_camera_is_where_it_was_and_not_located():
+    drive = interrupted(turn=10)
+    np.testing.assert_allclose(drive.placed.T_first_cam, drive.before.T_first_cam, atol=1e-12)
+    np.testing.assert_allclose(drive.placed.segment.T_map_cam, drive.before.segment.T_map_cam, atol=1e-12)
+    assert not drive.chain.status.located and drive.chain.status.keyframes == 3
+    assert drive.chain.events() == ["after the pause a new segment starts where the camera was"]
+
+
+def test_a_place_from_before_the_pause_locates_the_camera_again():
+    drive = interrupted(turn=-40)
+    drive.chain.events()
+    T = way(1)
+    old = [seen(T @ pose(turn=(0, i, 0)), drive.S, 20 + i) for i in (0, 1)]
+    new = [seen(T @ pose(turn=(0, i, 0)), index=20 + i) for i in (0, 1)]
+    last = drive.chain.placed(old[-1])
+    assert drive.chain.take_over(0, seen(way(0)), list(zip(old, new, strict=True)), LOOP)
+    placed = drive.chain.placed(new[-1])
+    assert drive.chain.status.located and drive.chain.events() == ["the place is known again: the map goes on"]
+    np.testing.assert_allclose(placed.segment.T_map_cam, T @ pose(turn=(0, 1, 0)), atol=1e-6)
+    np.testing.assert_allclose(placed.T_first_cam, last.T_first_cam, atol=1e-9)
+    assert drive.chain.map.relations.component(0) == {0, 1, 2}
+
+
+def test_a_segment_ends_when_its_view_is_left_but_serves_a_few_images():
+    chain, config = Drive().chain, SegmentConfig()
+    assert not chain.ends(seen(way(1), index=LEAST), config)
+    assert chain.ends(seen(way(8), index=LEAST), config)
+    assert not chain.ends(seen(way(8), index=LEAST - 1), config)
+    assert Chain(Map(4, HEIGHT, WIDTH), 0).ends(seen(way(0)), config)  # it has none yet
+
+
+def test_a_keyframe_is_seen_again_where_the_camera_may_be_near():
+    drive = Drive(capacity=16)
+    for _ in range(4):
+        drive.go(4)
+        assert drive.join()
+    assert drive.chain.seen_before(seen(way(drive.index), drive.S), LOOP) not in (None, 4)  # not its own
+    there = seen(way(0), drive.S)
+    assert drive.chain.seen_before(there, LOOP) == 0
+    assert drive.chain.seen_before(there, LoopConfig(enabled=False)) is None
+    behind = replace(there, T_first_cam=there.T_first_cam @ pose(turn=(0, 180, 0)))
+    assert drive.chain.seen_before(behind, LOOP) is None
+
+
+def test_frames_bring_the_keyframes_that_are_remembered_the_oldest_first():
+    drive = Drive(capacity=3)
+    for count in range(4):
+        drive.go(4)
+        drive.join()
+        keys = list(drive.chain.placed(drive.newest).segment.keyframes)
+        assert keys == sorted(keys) and keys[0] == 0 and keys[-1] == count + 1 and len(keys) == min(count + 2, 3)
+
+
+def test_a_chain_with_the_fewest_keyframes_goes_on():
+    drive = Drive(capacity=3)
+    for count in range(5):
+        drive.go(4)
+        assert drive.join()
+        assert drive.chain.placed(drive.newest).segment.key == count + 1
+    np.testing.assert_allclose(drive.chain.placed(drive.newest).T_first_cam, way(drive.index), atol=1e-5)
+
+
+def test_another_number_of_keyframes_leaves_the_one_of_the_segment():
+    drive = Drive()
+    for _ in range(3):
+        drive.go(4)
+        drive.join()
+    drive.chain.resize(2)
+    status = drive.chain.status
+    assert drive.chain.map.keyframes.keys() == {0, 3}
+    assert (status.keyframes, status.keyframe_bytes) == (2, Map.nbytes_of(2, HEIGHT, WIDTH))
+    before = drive.chain.placed(drive.newest).T_first_cam
+    np.testing.assert_allclose(before, way(drive.index), atol=1e-5)

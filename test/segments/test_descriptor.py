@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept of what the encoder says."""
+
+import numpy as np
+import pytest
+import torch
+
+from xsvggt_ros.descriptor import CELLS, SIZE, centre, describe, likeness
+
+CELL_COUNT = CELLS[0] * CELLS[1]
+
+
+def tokens(count: int, grid: tuple[int, int], width: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, grid[0] * grid[1], width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("grid", [CELLS, (1, 1), (3, 4), (6, 9), (28, 37), (17, 5)])
+@pytest.mark.parametrize("width", [16, SIZE, 384])
+def test_any_grid_and_width_has_the_same_shape(grid, width):
+    described = describe(tokens(2, grid, width), grid)
+    assert described.shape == (2, CELL_COUNT, SIZE) and described.dtype == np.float16
+    assert np.isfinite(described).all() and described.any()
+
+
+def test_the_same_tokens_say_the_same_whatever_came_before():
+    first = describe(tokens(2, (6, 8), 384), (6, 8))
+    describe(tokens(1, (6, 8), 200, seed=1), (6, 8))
+    np.testing.assert_array_equal(describe(tokens(2, (6, 8), 384), (6, 8)), first)
+    alone = describe(tokens(2, (6, 8), 384)[1:], (6, 8))[0]
+    np.testing.assert_allclose(alone.astype(np.float32), first[1], atol=2e-3)
+
+
+def test_tokens_that_are_short_are_kept_as_they_are():
+    few = tokens(1, CELLS, 16)
+    described = describe(few, CELLS)[0]
+    np.testing.assert_array_equal(described[:, :16], few[0].half().numpy())
+    assert not described[:, 16:].any()
+
+
+def test_cells_go_row_by_row():
+    grid = 2 * CELLS[0], 2 * CELLS[1]
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    places = torch.stack([rows, columns], -1).flatten(0, 1).float()[None]
+    described = describe(places, grid)[0].reshape(*CELLS, SIZE)
+    np.testing.assert_array_equal(described[2, 5, :2], [4.5, 10.5])
+
+
+def test_angles_between_tokens_are_roughly_kept():
+    base, other = tokens(2, CELLS, 384)
+    for share in (0.0, 0.5, 0.9):
+        mixed = torch.stack([base, share * base + (1 - share**2) ** 0.5 * other])
+        before = torch.cosine_similarity(*mixed, dim=-1).mean().item()
+        a, b = (centre(each, np.zeros(SIZE)) for each in describe(mixed, CELLS))
+        assert (a * b).sum(-1).mean() == pytest.approx(before, abs=0.1)
+
+
+def test_centred_descriptors_have_length_one_or_none():
+    described = describe(tokens(1, CELLS, 384), CELLS)[0]
+    np.testing.assert_allclose(np.linalg.norm(centre(described, described[0] / 2), axis=-1), 1, atol=1e-5)
+    assert not centre(described, described[0])[0].any()
+
+
+def test_an_image_is_most_like_itself_wherever_its_cells_have_gone():
+    a, b = (centre(each, np.zeros(SIZE)) for each in describe(tokens(2, CELLS, 384), CELLS))
+    assert likeness(a, a) == pytest.approx(1, abs=1e-5)
+    assert likeness(a, np.roll(a, 7, axis=0)) == pytest.approx(1, abs=1e-5)
+    assert likeness(a, b) == likeness(b, a) < 0.6
