@@ -224,7 +224,7 @@ def test_every_setting_of_segments_and_loops_changes_while_images_come(user, pic
 
 
 def test_the_fewest_keyframes_are_enough_to_go_on(user, pictures):
-    assert user.set_parameters(loop__keyframes=2, loop__enabled=False).successful
+    assert user.set_parameters(loop__keyframes=3, loop__enabled=False).successful
     statuses = show(user, [*pictures, *pictures[::-1]])
     assert [status.frame for status in statuses] == list(range(2 * FRAMES))
     assert statuses[-1].frames_rejected == statuses[0].frames_rejected
