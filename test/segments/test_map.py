@@ -21,7 +21,7 @@ def map_of(count: int, capacity: int = 16) -> Map:
     return map_
 
 
-@pytest.mark.parametrize("capacity", [3, 3, 5])
+@pytest.mark.parametrize("capacity", [3, 4, 5])
 def test_a_full_map_makes_room_but_keeps_the_oldest_and_what_it_is_told_to(capacity):
     """As a chain does it: the keyframe of the present segment stays until the next one has joined it."""
     map_ = Map(capacity, HEIGHT, WIDTH)

@@ -176,13 +176,13 @@ def _two_rooms(long: Long, seed: int) -> Iterator[RoomFrame]:
 Column = Callable[[Series], float]
 COLUMNS: dict[str, tuple[Column, str]] = {
     "rotation [°]": (lambda s: s["rotation"].mean(), ".1f"),
-    "second half": (lambda s: s["rotation"][len(s["rotation"]) // 2 :].mean(), ".1f"),
+    "rotation, 2nd half": (lambda s: _half(s["rotation"]).mean(), ".1f"),
     "centre": (lambda s: s["distance"].mean() / s["away"].mean(), ".3f"),
-    "second half ": (lambda s: _half(s["distance"]).mean() / _half(s["away"]).mean(), ".3f"),
+    "centre, 2nd half": (lambda s: _half(s["distance"]).mean() / _half(s["away"]).mean(), ".3f"),
     "AbsRel": (lambda s: s["abs_rel"].mean(), ".3f"),
-    "AbsRel, second half": (lambda s: _half(s["abs_rel"]).mean(), ".3f"),
-    "end [°]": (lambda s: s["rotation"][-END:].mean(), ".1f"),
-    "end": (lambda s: s["distance"][-END:].mean(), ".3f"),
+    "AbsRel, 2nd half": (lambda s: _half(s["abs_rel"]).mean(), ".3f"),
+    "rotation at the end": (lambda s: s["rotation"][-END:].mean(), ".1f"),
+    "position at the end": (lambda s: s["distance"][-END:].mean(), ".3f"),
     "closures": (lambda s: s["closures"][-1], ".1f"),
     "MiB": (lambda s: s["bytes"].max() / MIB, ".2f"),
     "step [ms]": (lambda s: float(np.median(_warm(s["ms"]))), ".0f"),
