@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from xsvggt_ros.config import LoopConfig, SegmentConfig, StreamConfig
 from xsvggt_ros.evaluation.metrics import first_frame_errors, scene_scale
 from xsvggt_ros.evaluation.sweep import IMAGE_SIZE, check_settings
 from xsvggt_ros.evaluation.table import Estimate
+from xsvggt_ros.evaluation.trace import resize_depth
 from xsvggt_ros.evaluation.workers import in_processes
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
@@ -118,7 +120,9 @@ NOTED = ("abs_rel", "ms", "bytes", "closures", "refused", "key")
 def _note(frame: Frame, truth: RoomFrame, scale: float) -> tuple[float, ...]:
     """NOTED, of one frame."""
     status = frame.status
-    error = np.abs(frame.depth * scale - truth.depth) / truth.depth
+    height, width = truth.depth.shape
+    depth = scale * resize_depth(frame.depth, width, height, cv2.INTER_CUBIC)
+    error = np.abs(depth - truth.depth) / truth.depth
     held = status.cache_bytes + status.segments.keyframe_bytes
     key = frame.segment.key if frame.segment else -1
     seconds = status.seconds["step"]

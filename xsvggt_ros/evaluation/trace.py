@@ -119,7 +119,7 @@ class Trace:
                 "network cuts high ones: turn both, the longer side across"
             )
         valid = valid_depth(truth.depth, self.sequence)
-        return _resize(frame.depth, width, height, cv2.INTER_CUBIC)[valid], truth.depth[valid]
+        return resize_depth(frame.depth, width, height, cv2.INTER_CUBIC)[valid], truth.depth[valid]
 
     def poses(self) -> tuple[Array, Array]:
         """Predicted and true poses [N, 4, 4] of the frames whose true one is known."""
@@ -144,7 +144,7 @@ class Clouds:
         if T_first_room is None or truth.depth is None or truth.intrinsics is None or truth.T_world_cam is None:
             return
         height, width = frame.depth.shape
-        depth = _resize(truth.depth, width, height, cv2.INTER_NEAREST_EXACT)
+        depth = resize_depth(truth.depth, width, height, cv2.INTER_NEAREST_EXACT)
         shape = truth.image.shape
         intrinsics = Resize(width / shape[1], height / shape[0], width, height, height, 0).intrinsics(truth.intrinsics)
         middle = _middle(height), _middle(width)
@@ -175,7 +175,8 @@ def valid_depth(depth: Depth, sequence: EvaluationSequence) -> NDArray[np.bool_]
     return (depth > 0) & (depth < sequence.max_depth)
 
 
-def _resize(depth: Depth, width: int, height: int, interpolation: int) -> Depth:
+def resize_depth(depth: Depth, width: int, height: int, interpolation: int) -> Depth:
+    """Depth [h, w] at another size."""
     return cv2.resize(depth, (width, height), interpolation=interpolation).astype(np.float32, copy=False)
 
 
