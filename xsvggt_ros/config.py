@@ -203,7 +203,7 @@ class LoopConfig(Checked):
         "First frames of segments that are remembered, about 3 bytes per pixel of the network's image each.",
         unit="frames",
         minimum=3,
-        maximum=10_000,
+        maximum=1000,
         live=True,
     )
     likeness: float = setting(

@@ -48,10 +48,10 @@ class Continuity:
         """The image is the newest; returns what its stamp has to say, mostly nothing."""
         self._size = size
         self._strays.clear()
+        self._before_gap_ns = None
         if stamp_ns is None:
             return ""
         before_ns, self._newest_ns = self._newest_ns, stamp_ns
-        self._before_gap_ns = None
         if self._first_ns is None or before_ns is None:
             self._first_ns = stamp_ns
             return ""

@@ -40,7 +40,10 @@ def centre(descriptor: NDArray, mean: NDArray) -> NDArray[np.float32]:
     return apart / np.maximum(np.linalg.norm(apart, axis=-1, keepdims=True), 1e-6)
 
 
-def likeness(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Of two centred descriptors, at most 1: the mean cosine of each cell and the most similar of the other image."""
-    cosines = a @ b.T
-    return float((cosines.max(0).mean() + cosines.max(1).mean()) / 2)
+def likeness(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of a centred descriptor and others [..., cells, SIZE], at most 1 each [...].
+
+    It is the mean cosine of each cell and the most similar of the other image.
+    """
+    cosines = b @ a.T
+    return (cosines.max(-1).mean(-1) + cosines.max(-2).mean(-1)) / 2

@@ -45,6 +45,7 @@ class InSegment:
     keyframes: Mapping[int, Similarity]  # S_map_key of each that is remembered, the oldest first
     variance: tuple[float, float]  # of T_first_cam's rotation, rad^2, and position, unit^2, by joins so far
     rescaled: float  # metres per unit here over those at the frame before, as shared images say; 1 but after a join
+    located: bool = True  # whether the map says where it is; T_map_cam is a guess if not
 
 
 @dataclass(frozen=True)

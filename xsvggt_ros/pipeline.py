@@ -189,8 +189,8 @@ class Pipeline:
         """The next image starts a new world, in the map of a folder; as `save_map`."""
         with self._between_images:
             done = self._stream.load_map(_map_folder(folder))
-        self._why_reset = "a map was loaded"
-        self.reset()
+            self._why_reset = "a map was loaded"
+            self.reset()
         return done
 
     def _take(self, image: InputImage, arrival: Arrival) -> list[Answer]:
@@ -245,17 +245,14 @@ class Pipeline:
         if now.cache.chunk != before.cache.chunk:
             answers += self.flush()
         self._config = config
-        if now.cache != before.cache:
-            self._change("cache", lambda: self._stream.reconfigure(now.cache))
-        if (now.segment, now.loop) != (before.segment, before.loop):
-            self._change("segment", lambda: self._stream.reconfigure_segments(now.segment, now.loop))
-        return answers
-
-    def _change(self, what: str, change: Callable[[], None]) -> None:
         try:
-            change()
+            if (now.segment, now.loop) != (before.segment, before.loop):
+                self._stream.reconfigure_all(now.cache, now.segment, now.loop)
+            elif now.cache != before.cache:
+                self._stream.reconfigure(now.cache)
         except (ValueError, OutOfMemory) as error:
-            self._log.error(f"{what} settings not applied: {error}")
+            self._log.error(f"cache settings not applied: {error}")
+        return answers
 
     def _ask(self, topic: str, message: Any) -> None:
         waiting = len(self._points_asked)

@@ -134,9 +134,13 @@ class GeometryStream:
 
         It is measured for images like those that come or, before the first, for one of 4:3. Any thread may ask.
         """
+        self._check_memory(cache, 1, 0)
+
+    def _check_memory(self, cache: CacheConfig, count: int, more: int) -> None:
+        """As `check`, of so many such caches and so many bytes more."""
         there = self._cache
         asked = self._new_cache(there.shape if there else self._usual_shape(), cache, torch.device("meta"))
-        needed = asked.nbytes + asked.scratch_nbytes + asked.shape.beside_nbytes
+        needed = count * (asked.nbytes + asked.scratch_nbytes) + asked.shape.beside_nbytes + more
         reach = memory_in_reach(self.device, there.filled_nbytes + there.scratch_nbytes if there else 0)
         if needed > reach:
             raise ValueError(
@@ -301,7 +305,7 @@ class GeometryStream:
         seen = np.stack([image.seen for image in images])
         pixels = torch.tensor(seen, device=self.device).permute(0, 3, 1, 2) / 255  # [S, 3, h, w]
         timer("preprocess")
-        cache = self._cache or self._start(*seen.shape[1:3])
+        cache = self._cache or self.allocate(*seen.shape[1:3])
         self._adapt(cache)
         predictions = yield from self.model.step_parts(pixels, cache, timer)
         T_first_model, frames = self._frames(predictions, cache.frames, images)
@@ -318,7 +322,8 @@ class GeometryStream:
         self._T_first_model, self._failures = T_first_model, 0
         return self._told(frames, images, status)
 
-    def _start(self, height: int, width: int) -> KVCache:
+    def allocate(self, height: int, width: int) -> KVCache:
+        """Makes the cache for images as the network sees them, of that size; a step does so where there is none."""
         shape = self._shape(height, width)
         self._cache = self._new_cache(shape, self._in_force(shape), self.device)
         return self._cache
@@ -381,7 +386,7 @@ class GeometryStream:
             return
         self._failures += 1
         what = f"the model's numbers for {'an image' if len(frames) == 1 else f'a chunk of {len(frames)} images'}"
-        if self._T_first_model is not None and self._failures < FAILURES and self._abandon_frames():
+        if self._failures < FAILURES and (self._begins_anew() or self._abandon_frames()):
             self._event, done = f"{what} were not finite: left out", "the stream goes on without"
         else:
             self.reset(f"{what} were not finite")
@@ -397,7 +402,9 @@ class GeometryStream:
             self._cache = None
         before = self._cache_config
         self._cache_config = halved(before, self._cache)
-        if self._abandon_frames() and self._cache is not None:
+        if self._begins_anew():
+            done = "the segment begins with the next image"
+        elif self._abandon_frames() and self._cache is not None:
             done = f"{self._cache.config.policy} goes on with {self._cache.budget} tokens per layer"
         else:
             self.reset()
@@ -405,9 +412,19 @@ class GeometryStream:
         self._event = self._halved = f"out of memory: {done}; {LESS}"
         return self._halved
 
+    def _stands(self) -> bool:
+        """Whether a world without its present first frame is one."""
+        return False
+
+    def _begins_anew(self) -> bool:
+        """Whether the next image may be the first in place of the one at hand."""
+        if stands := self._stands():
+            self._cache = None
+        return stands
+
     def _abandon_frames(self) -> bool:
         """Makes the cache forget the frames at hand; whether something is left to go on with."""
-        if self._cache is None or self._cache.lost:
+        if self._cache is None or self._cache.lost or self._T_first_model is None:
             return False
         try:
             self._cache.abandon_frames(self._in_force(self._cache.shape))

@@ -60,13 +60,13 @@ def test_tf_has_map_to_odom_beside_the_pose_only_with_segments(message_class, fr
     np.testing.assert_allclose(matrix(corrected.transform), T_MAP_ODOM, atol=1e-12)
 
 
-def test_only_the_childs_transform_is_inverted(message_class, frame):
-    (child, corrected), (inverted, same) = (
+def test_both_transforms_are_inverted_as_a_frame_has_one_parent(message_class, frame):
+    straight, inverted = (
         made_of(message_class, placed_of(frame), invert_tf=invert)["/tf"].transforms for invert in (False, True)
     )
-    assert names(inverted) == ("lens", "odom") and names(same) == ("map", "odom")
-    np.testing.assert_allclose(matrix(inverted.transform) @ matrix(child.transform), np.eye(4), atol=1e-12)
-    np.testing.assert_array_equal(matrix(same.transform), matrix(corrected.transform))
+    assert [names(each) for each in inverted] == [("lens", "odom"), ("odom", "map")]
+    for before, after in zip(straight, inverted, strict=True):
+        np.testing.assert_allclose(matrix(after.transform) @ matrix(before.transform), np.eye(4), atol=1e-12)
 
 
 def test_frames_are_named_as_the_settings_say_and_no_tf_is_none(message_class, frame):

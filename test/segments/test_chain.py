@@ -50,7 +50,7 @@ class Drive:
         new = [spoil(seen(way(i), S_world_new, i)) for i in (self.index - 1, self.index)]
         old = [self._see(i) for i in (self.index - 1, self.index)]
         first = new[0] if key is None else seen(begins, S_world_new)
-        if took := self.chain.take_over(key, first, list(zip(old, new, strict=True)), config):
+        if took := self.chain.take_over(key, first, list(zip(old, new, strict=True)), old[-1], config):
             self.S, self.newest = S_world_new, new[-1]
             if key is None:
                 self.starts[max(self.chain.map.keyframes)] = self.index - 1
@@ -163,7 +163,7 @@ def closes_turned_by(degrees: float, **loop) -> Chain:
     new = [seen(way(i), index=i) for i in (0, 1)]
     old = [seen(way(i) @ pose(turn=(degrees, 0, 0)), drive.S, i) for i in (0, 1)]
     before = drive.chain.placed(drive.frame).segment
-    took = drive.chain.take_over(0, new[0], list(zip(old, new, strict=True)), LoopConfig(**loop))
+    took = drive.chain.take_over(0, new[0], list(zip(old, new, strict=True)), old[-1], LoopConfig(**loop))
     assert took == bool(drive.chain.status.closures)
     if not took:
         after = drive.chain.placed(drive.frame).segment
@@ -232,7 +232,7 @@ def test_a_place_from_before_the_pause_locates_the_camera_again():
     old = [seen(T @ pose(turn=(0, i, 0)), drive.S, 20 + i) for i in (0, 1)]
     new = [seen(T @ pose(turn=(0, i, 0)), index=20 + i) for i in (0, 1)]
     last = drive.chain.placed(old[-1])
-    assert drive.chain.take_over(0, seen(way(0)), list(zip(old, new, strict=True)), LOOP)
+    assert drive.chain.take_over(0, seen(way(0)), list(zip(old, new, strict=True)), old[-1], LOOP)
     placed = drive.chain.placed(new[-1])
     assert drive.chain.status.located and drive.chain.events() == ["the place is known again: the map goes on"]
     np.testing.assert_allclose(placed.segment.T_map_cam, T @ pose(turn=(0, 1, 0)), atol=1e-6)

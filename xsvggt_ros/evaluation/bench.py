@@ -15,8 +15,9 @@ from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.memory import MIB
 from xsvggt_ros.model.loading import RANDOM
+from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.settings import changed, settings
-from xsvggt_ros.stream import GeometryStream, StageTimer
+from xsvggt_ros.stream import StageTimer
 
 SETTINGS = settings(StreamConfig)
 IMAGE_SIZE = (480, 640)  # rows, columns; 518x392 for the published model
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     config = changed(StreamConfig(weights=RANDOM), given_settings(args, SETTINGS))  # time is the same
     if config.cache.chunk > 1:
         raise ValueError("bench times steps of single images: leave --cache.chunk at 1")
-    stream = GeometryStream(config)
+    stream = SegmentedStream(config)
     stages = time_stages(stream, args.frames, args.warm_up)
     rate = gemm_rate(stream.device, stream.dtype)
     if args.json:
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def time_stages(stream: GeometryStream, frames: int, warm_up: int) -> dict[str, Timing]:
+def time_stages(stream: SegmentedStream, frames: int, warm_up: int) -> dict[str, Timing]:
     """{stage: timing} of `frames` steps on images of noise, after `warm_up` others; "step" is the whole."""
     rng = np.random.default_rng(0)
     seconds = []
@@ -87,7 +88,7 @@ def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * rows * inner * columns / float(np.median(times))
 
 
-def _facts(stream: GeometryStream) -> dict[str, Any]:
+def _facts(stream: SegmentedStream) -> dict[str, Any]:
     s = stream.status
     return {
         "model": stream.config.model,
@@ -108,7 +109,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _print_table(stream: GeometryStream, stages: dict[str, Timing], rate: float) -> None:
+def _print_table(stream: SegmentedStream, stages: dict[str, Timing], rate: float) -> None:
     for name, value in _facts(stream).items():
         print(f"{name:<16}{value / MIB:.2f} MiB" if name.endswith("_bytes") else f"{name:<16}{value}")
     print(f"\n{'stage':<16}{'median [ms]':>12}{'least [ms]':>12}")

@@ -193,6 +193,10 @@ def _sweep(sweep: Sweep, args: argparse.Namespace) -> None:
 
 
 def _long(long: Long, args: argparse.Namespace) -> None:
+    if args.dataset != ROOMS or args.root or args.stride != 1 or args.points or args.sweep or args.tracks:
+        raise ValueError(
+            "--long makes its own streams: leave DATASET, ROOT, --stride, --points, --sweep and --tracks out"
+        )
     if args.output is None:
         raise ValueError("long streams need a folder to write into: add --output DIR")
     found = run_long(long, args.seeds, args.output, args.workers)

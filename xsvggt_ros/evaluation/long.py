@@ -55,8 +55,8 @@ class Long:
     motion: str
 
     def __post_init__(self) -> None:
-        if self.frames < LEAST_FRAMES:
-            raise ValueError(f"long streams have at least {LEAST_FRAMES} frames, got {self.frames}")
+        if self.frames < LEAST_FRAMES or self.frames % 2:
+            raise ValueError(f"long streams have at least {LEAST_FRAMES} frames, an even number, got {self.frames}")
 
 
 def ways(long: Long, model: StreamVGGT) -> dict[str, SegmentedStream]:
@@ -206,12 +206,12 @@ def table(found: dict[int, dict[str, Series]]) -> str:
     """Means over streams with their standard errors, a line for each way, and what the first is of the others."""
     names = list(next(iter(found.values())))
     lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
-    values = {way: {c: np.array([f(s[way]) for s in found.values()]) for c, (f, _) in COLUMNS.items()} for way in names}
+    means = {way: {c: np.array([f(s[way]) for s in found.values()]) for c, (f, _) in COLUMNS.items()} for way in names}
     for way in names:
-        estimates = (Estimate.of(values[way][c]).text(form) for c, (_, form) in COLUMNS.items())
+        estimates = (Estimate.of(means[way][c]).text(form) for c, (_, form) in COLUMNS.items())
         lines.append(f"| {way} | {' | '.join(estimates)} |")
     for other in names[1:]:
-        shares = (_share(values[names[0]][c], values[other][c]).text(".2f") for c in COLUMNS)
+        shares = (_share(means[names[0]][c], means[other][c]).text(".2f") for c in COLUMNS)
         lines.append(f"| {names[0]} / {other} | {' | '.join(shares)} |")
     return "\n".join(lines) + "\n"
 

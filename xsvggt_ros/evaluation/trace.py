@@ -150,7 +150,10 @@ class Clouds:
         middle = _middle(height), _middle(width)
         valid = valid_depth(depth[middle], self.sequence)
         points = transform(T_first_room @ truth.T_world_cam, unproject(depth, intrinsics))
-        self.predicted.append(frame.points_world()[middle][valid])
+        predicted = frame.points_world()
+        if frame.segment:
+            predicted = transform(frame.segment.T_map_cam, frame.points_cam())
+        self.predicted.append(predicted[middle][valid])
         self.true.append(points[middle][valid])
 
 

@@ -90,7 +90,7 @@ class FrameMessages:
         }
         if frame.tracks is not None:
             topics |= dict.fromkeys(TRACKS, lambda: encode.tracks(camera, frame))
-        if frame.segment is not None:
+        if placed.T_map_odom is not None:
             corrected = encode.header(placed.stamp_ns, config.map_frame)
             topics |= dict.fromkeys(KEYFRAMES, lambda: encode.pose_array(corrected, keyframe_poses(placed)))
         if not config.publish_tf:
@@ -108,12 +108,11 @@ class FrameMessages:
         del self._path[:-length]
 
     def _transform(self, placed: Placed, config: NodeConfig) -> Any:
-        parent, child, T = config.world_frame, placed.child, placed.T_odom_child
-        if config.invert_tf:
-            parent, child, T = child, parent, inverse(T)
-        found = [(parent, child, T)]
+        found = [(config.world_frame, placed.child, placed.T_odom_child)]
         if placed.T_map_odom is not None:
             found.append((config.map_frame, config.world_frame, placed.T_map_odom))
+        if config.invert_tf:  # all: a frame has one parent
+            found = [(child, parent, inverse(T)) for parent, child, T in found]
         encode = self._encoder
         header = partial(encode.header, placed.stamp_ns)
         return encode.transforms([encode.transform(header(parent), child, T) for parent, child, T in found])

@@ -40,7 +40,7 @@ class Placed:
     child: str  # base_frame, or the camera's frame where that is not set
     scale: ScaleStatus
     starts: bool = False  # whether it is the first of its world to be placed
-    T_map_odom: Array | None = None  # [4, 4], what of the way is corrected; None: not a stream of segments
+    T_map_odom: Array | None = None  # [4, 4], what of the way is corrected; None: no map says where the camera is
     T_odom_first: Array = field(default_factory=lambda: np.eye(4))  # [4, 4], ROS world <- the stream's first camera
 
 
@@ -100,7 +100,7 @@ class Placement:
         T_odom_first = self._T_odom_first
         T_odom_cam = T_odom_first @ metric.T_first_cam
         T_map_odom = None
-        if frame.segment:
+        if frame.segment and frame.segment.located:
             T_map_cam = in_metres(frame.segment.T_map_cam, self.scale.scale)
             T_map_odom = T_odom_first @ T_map_cam @ inverse(T_odom_cam)
         child, T_odom_child = camera, T_odom_cam

@@ -8,9 +8,9 @@ what it had. World axes are those of the node's TF: x forward, y left, z up.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -21,7 +21,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.frame import Frame, InSegment
+from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import inverse, quaternion_xyzw, transform
 from xsvggt_ros.installation import package_file
 from xsvggt_ros.memory import MIB
@@ -206,69 +206,92 @@ class CloudFile:
             file.write(b"%012d" % sum(self.counts))  # of one width, so that it can be overwritten at the end
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """Where a frame was put as it came, and where it is in its segment."""
-
-    stamp_ns: int
-    segment: InSegment
-    unit: float  # of the segment in the world's, then
-    metres: float  # per unit of the world, then
-    T_odom_cam: np.ndarray  # [4, 4]
-    T_cam_child: np.ndarray  # [4, 4]
-    T_map_first: np.ndarray  # [4, 4], ROS world <- the stream's
-
-    @classmethod
-    def of(cls, placed: Placed, segment: InSegment) -> _Seen:
-        unit = segment.keyframes.get(segment.key, Similarity()).scale
-        T_cam_child = inverse(placed.T_odom_cam) @ placed.T_odom_child
-        metres, T_odom_first = placed.scale.scale, placed.T_odom_first
-        return cls(placed.stamp_ns, segment, unit, metres, placed.T_odom_cam, T_cam_child, T_odom_first)
-
-    def T_map_cam(self, keyframe: Similarity) -> np.ndarray:
-        """Where the camera is, now that its segment's keyframe is there."""
-        return self.T_map_first @ in_metres(keyframe.pose(self.segment.T_key_cam), self.metres)
-
-
 class CorrectedWay:
     """trajectory_corrected.txt and cloud_corrected.ply of a stream of segments, written when its world has ended.
 
-    What places seen again have corrected by then is corrected in all frames. World axes are those of `map_frame`.
+    What places seen again have corrected by then is corrected in all frames, and metres are those of the last one.
+    World axes are those of `map_frame`. Until then what is known of each frame is in a file without a name.
     """
+
+    FRAME = np.dtype(
+        [
+            ("stamp_ns", "<i8"),
+            ("key", "<i8"),
+            ("unit", "<f8"),  # metres per unit of its segment, then
+            ("T_key_cam", "<f8", (4, 4)),
+            ("T_odom_cam", "<f8", (4, 4)),
+            ("T_cam_child", "<f8", (4, 4)),
+        ]
+    )
 
     def __init__(self, folder: Path, number: str, config: NodeConfig, cloud: CloudFile) -> None:
         self._paths = folder / f"trajectory{number}_corrected.txt", folder / f"cloud{number}_corrected.ply"
         self._config, self._cloud = config, cloud
-        self._frames: list[_Seen] = []
-        self._keyframes: dict[int, Similarity] = {-1: Similarity()}  # as last known
+        self._seen = TemporaryFile(dir=folder)  # noqa: SIM115
+        self._keyframes: Mapping[int, Similarity] = {}  # as of the newest frame
+        self._gone: dict[int, tuple[int, Similarity]] = {}  # key of one forgotten: another's, and how it lies to that
+        self._last: Placed | None = None
 
     def add(self, placed: Placed) -> None:
         """Notes where a frame is."""
         segment = placed.frame.segment
         assert segment  # as segment.enabled does not change in a replay
-        self._keyframes.update(segment.keyframes)
-        self._frames.append(_Seen.of(placed, segment))
+        self._forget(segment.keyframes)
+        unit = placed.scale.scale * segment.keyframes[segment.key].scale
+        T_cam_child = inverse(placed.T_odom_cam) @ placed.T_odom_child
+        row = (placed.stamp_ns, segment.key, unit, segment.T_key_cam, placed.T_odom_cam, T_cam_child)
+        self._seen.write(np.array([row], self.FRAME).tobytes())
+        self._last = placed
+
+    def _forget(self, now: Mapping[int, Similarity]) -> None:
+        """Notes how keyframes that are no more lie to others that are: what corrects these corrects them."""
+        if now is not self._keyframes:
+            for key in self._keyframes.keys() - now.keys():
+                near = min(self._keyframes.keys() & now.keys(), key=lambda other: abs(other - key))
+                self._gone[key] = near, self._keyframes[near].inverse() @ self._keyframes[key]
+            self._keyframes = now
+
+    def _keyframe(self, key: int) -> Similarity:
+        if key in self._keyframes:
+            return self._keyframes[key]
+        near, S_near_key = self._gone[key]
+        return self._keyframe(near) @ S_near_key
 
     def close(self) -> None:
         """Writes both files."""
         trajectory, cloud = self._paths
-        with closing(TrajectoryFile(trajectory, self._config, self._config.map_frame)) as poses:
-            for seen in self._frames:
-                poses.write_pose(seen.stamp_ns, seen.T_map_cam(self._keyframes[seen.segment.key]) @ seen.T_cam_child)
-        with (
-            closing(CloudFile(cloud, self._config, self._config.map_frame)) as points,
-            self._cloud.path.open("rb") as old,
-        ):
-            old.seek(self._cloud.start)
-            for seen, count in zip(self._frames, self._cloud.counts, strict=False):  # of a full disk fewer
-                points.append(self._moved(seen, old.read(count * CloudFile.VERTEX.itemsize)))
+        with self._seen, closing(TrajectoryFile(trajectory, self._config, self._config.map_frame)) as poses:
+            for seen in self._frames():
+                poses.write_pose(int(seen["stamp_ns"]), self._T_map_cam(seen) @ seen["T_cam_child"])
+            self._write_cloud(cloud)
 
-    def _moved(self, seen: _Seen, points: bytes) -> np.ndarray:
-        vertices = np.frombuffer(points, CloudFile.VERTEX).copy()
-        keyframe = self._keyframes[seen.segment.key]
-        in_cam = transform(inverse(seen.T_odom_cam), vertices["position"])
-        vertices["position"] = transform(seen.T_map_cam(keyframe), in_cam * np.float32(keyframe.scale / seen.unit))
-        return vertices
+    def _frames(self) -> Iterator[np.void]:
+        self._seen.seek(0)
+        while row := self._seen.read(self.FRAME.itemsize):
+            yield np.frombuffer(row, self.FRAME)[0]
+
+    def _write_cloud(self, path: Path) -> None:
+        new = CloudFile(path, self._config, self._config.map_frame)
+        with closing(new), self._cloud.path.open("rb") as old:
+            old.seek(self._cloud.start)
+            for seen, count in zip(self._frames(), self._cloud.counts, strict=False):  # of a full disk fewer
+                vertices = np.frombuffer(old.read(count * CloudFile.VERTEX.itemsize), CloudFile.VERTEX).copy()
+                stretch = np.float32(self._metres * self._keyframe(int(seen["key"])).scale / seen["unit"])
+                in_cam = stretch * transform(inverse(seen["T_odom_cam"]), vertices["position"])
+                vertices["position"] = transform(self._T_map_cam(seen), in_cam)
+                new.append(vertices)
+
+    @property
+    def _metres(self) -> float:
+        """Per unit of the map, as last known."""
+        assert self._last
+        return self._last.scale.scale
+
+    def _T_map_cam(self, seen: np.void) -> np.ndarray:
+        """Where the camera is, now that all is corrected."""
+        assert self._last
+        T_first_cam = self._keyframe(int(seen["key"])).pose(seen["T_key_cam"])
+        return self._last.T_odom_first @ in_metres(T_first_cam, self._metres)
 
 
 def _axes(config: NodeConfig, world: str) -> str:

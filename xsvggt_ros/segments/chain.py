@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from xsvggt_ros.config import LoopConfig, SegmentConfig
 from xsvggt_ros.frame import Frame, InSegment
-from xsvggt_ros.geometry import Array, transform
+from xsvggt_ros.geometry import Array, inverse, rigid, transform
 from xsvggt_ros.segments.compare import agreement, match, overlap
 from xsvggt_ros.segments.join import Join, Shared, join
 from xsvggt_ros.segments.map import Map
@@ -20,10 +20,10 @@ from xsvggt_ros.similarity import Similarity
 from xsvggt_ros.status import SegmentStatus
 
 VIEW = 60.0  # degrees by which a camera that sees the same may be turned
-LEAST = 4  # images that a segment serves
+LEAST = 4  # images that a segment has of its own before the next begins
 NEAR = 4  # joins to a keyframe at which the map may be off by as much as is set
 PATIENCE = 2  # joins in a row that are not trusted; the next is made nevertheless
-STRICTER = 0.05  # likeness, agreement and match, where the map does not say where the camera is
+STRICTER = 0.05  # likeness, agreement and match, where the map does not say how a keyframe lies
 MOST_STRETCH = 0.6  # of the logarithm of the scale, and
 MOST_SHIFT = 1.2  # in the keyframe's unit, by which the map may be off at a place seen again
 
@@ -40,7 +40,7 @@ class Chain:
         self._rescaled = 1.0  # of the next frame
         self._keyframes: Mapping[int, Similarity] = {}
         self._variance = (0.0, 0.0)
-        self._begun = index  # when it began to serve
+        self._begun = index  # of its first image that the segment before does not have
         self._untrusted = 0  # joins in a row
         self._events: list[str] = []
 
@@ -62,6 +62,7 @@ class Chain:
                 T_key_cam=frame.T_first_cam,
                 keyframes=self._keyframes,
                 variance=self._variance,
+                located=self.status.located,
                 rescaled=self._rescaled,
             ),
         )
@@ -80,7 +81,7 @@ class Chain:
         """Another number of keyframes at most."""
         if keyframes != self.map.capacity:
             self.map = self.map.resized(keyframes, set() if self._anchor is None else {self._anchor})
-            self.status = replace(self.status, keyframes=len(self.map.keyframes), keyframe_bytes=self.map.nbytes)
+            self._note_keyframes()
 
     # --- the next segment -------------------------------------------------------------------------
 
@@ -109,20 +110,21 @@ class Chain:
         """Key of the keyframe that looks most like the frame, if it is one that the camera may be near."""
         if not config.enabled:
             return None
-        located = self.status.located
         R_map_cam = self._S_map_segment.rotation @ frame.T_first_cam[:3, :3]
         for likeness, key in self.map.alike(frame, self._anchor):
-            if likeness < config.likeness + STRICTER * (not located):
+            related = self._joins_to(key) is not None
+            if likeness < config.likeness:
                 break
             turn = _degrees(self.map.S_map_key(key).rotation.T @ R_map_cam)
-            if not located or turn <= config.max_turn + VIEW:
+            if turn <= config.max_turn + VIEW if related else likeness >= config.likeness + STRICTER:
                 return key
         return None
 
-    def take_over(self, key: int | None, first: Frame, shared: Shared, config: LoopConfig) -> bool:
+    def take_over(self, key: int | None, first: Frame, shared: Shared, now: Frame, config: LoopConfig) -> bool:
         """Joins the next segment, which serves from now on; whether that can be trusted. It stays as it is if not.
 
-        It begins with the frame `first`: at the keyframe of that key, or at an image of its own.
+        It begins with the frame `first`: at the keyframe of that key, or at an image of its own. The present segment
+        is at the frame `now`.
         """
         joined = join(shared)
         if key is not None and self._verified(key, first, shared, joined, config):
@@ -132,14 +134,15 @@ class Chain:
         else:
             self._refuse(key)
             return False
-        self._go_on(first, shared, joined)
+        self._go_on(first, shared, joined, now)
         return True
 
     # --- inside -----------------------------------------------------------------------------------
 
     def _verified(self, key: int, first: Frame, shared: Shared, joined: Join, config: LoopConfig) -> bool:
         """Whether the keyframe shows the same place: both the new segment and the map have to agree."""
-        stricter = STRICTER * (not self.status.located)
+        joins = self._joins_to(key)
+        stricter = STRICTER * (joins is None)
         newest = shared[-1][1]
         if not (
             joined.trusted
@@ -147,7 +150,9 @@ class Chain:
             and match(first, newest, self.map.mean) >= config.match + stricter
         ):
             return False
-        slack = self._slack(key)
+        if joins is None:
+            return True
+        slack = max(1.0, math.sqrt(joins / NEAR))  # errors add up from join to join
         off = self.map.S_map_key(key).inverse() @ self._S_map_segment @ joined.relation
         return (
             _degrees(off.rotation) <= config.max_turn * slack
@@ -155,10 +160,9 @@ class Chain:
             and float(np.linalg.norm(off.translation)) <= MOST_SHIFT * slack
         )
 
-    def _slack(self, key: int) -> float:
-        """How much further than usual the map may be off at a keyframe: its errors add up from join to join."""
-        joins = np.inf if self._anchor is None else self.map.relations.distances(self._anchor).get(key, np.inf)
-        return max(1.0, math.sqrt(joins / NEAR))
+    def _joins_to(self, key: int) -> int | None:
+        """How many relations lead to a keyframe; None: none do, and the map does not say where it is from here."""
+        return None if self._anchor is None else self.map.relations.distances(self._anchor).get(key)
 
     def _close(self, key: int, joined: Join) -> None:
         if self._anchor is not None:  # else there is nothing to relate it to
@@ -180,24 +184,24 @@ class Chain:
         else:
             self.status = replace(self.status, closures_refused=self.status.closures_refused + 1)
 
-    def _go_on(self, first: Frame, shared: Shared, joined: Join) -> None:
-        """The new segment serves: odometry goes on from the newest shared frame, in the map's present unit."""
+    def _go_on(self, first: Frame, shared: Shared, joined: Join, now: Frame) -> None:
+        """The new segment serves: odometry goes on from where the camera is now, in the map's present unit."""
         assert self._anchor is not None
         self.map.use(self._anchor)
         before = self._S_odom_segment
         self._S_map_segment = self.map.S_map_key(self._anchor)
         old, new = shared[-1]
-        T_odom_cam = before.pose(old.T_first_cam)
+        since = inverse(old.T_first_cam) @ now.T_first_cam  # of the camera, as the old segment has it
+        T_new_now = new.T_first_cam @ rigid(since[:3, :3], since[:3, 3] / joined.relation.scale)
         scale = self._S_map_segment.scale
-        rotation = T_odom_cam[:3, :3] @ new.T_first_cam[:3, :3].T
-        self._S_odom_segment = Similarity(
-            scale, rotation, T_odom_cam[:3, 3] - scale * rotation @ new.T_first_cam[:3, 3]
-        )
-        self._rescaled *= before.scale * joined.relation.scale / scale
-        depth = scale * float(np.median(new.depth))
+        self._S_odom_segment = _exact(before.pose(now.T_first_cam), T_new_now, scale)
+        grown = before.scale * joined.relation.scale / scale
+        self._rescaled *= grown
+        depth = scale * float(np.median(first.depth))
+        rotation, position = self._variance
         self._variance = (
-            self._variance[0] + joined.rotation_spread**2,
-            self._variance[1] + (joined.position_spread * depth) ** 2,
+            rotation + joined.rotation_spread**2,
+            position / grown**2 + (joined.position_spread * depth) ** 2,
         )
         if not joined.trusted:
             self._events.append("a join of segments is uncertain: the images that both share do not agree")
@@ -206,7 +210,6 @@ class Chain:
 
     def _tell(self, joined: Join | None = None) -> None:
         assert self._anchor is not None
-        self._keyframes = {key: keyframe.S_map_key for key, keyframe in sorted(self.map.keyframes.items())}
         located = min(self.map.keyframes) in self.map.relations.component(self._anchor)
         if located and not self.status.located:
             self._events.append("the place is known again: the map goes on")
@@ -214,12 +217,21 @@ class Chain:
             self.status,
             segment=self.status.segment + (joined is not None),
             located=located,
-            keyframes=len(self.map.keyframes),
-            keyframe_bytes=self.map.nbytes,
             join_rotation_spread=joined.rotation_spread if joined else 0.0,
             join_scale_spread=joined.scale_spread if joined else 0.0,
             join_uncertain=joined is not None and not joined.trusted,
         )
+        self._note_keyframes()
+
+    def _note_keyframes(self) -> None:
+        self._keyframes = {key: keyframe.S_map_key for key, keyframe in sorted(self.map.keyframes.items())}
+        self.status = replace(self.status, keyframes=len(self.map.keyframes), keyframe_bytes=self.map.nbytes)
+
+
+def _exact(T_target_cam: Array, T_source_cam: Array, scale: float) -> Similarity:
+    """S_target_source of that scale that brings one pose of a camera to the other."""
+    rotation = T_target_cam[:3, :3] @ T_source_cam[:3, :3].T
+    return Similarity(scale, rotation, T_target_cam[:3, 3] - scale * rotation @ T_source_cam[:3, 3])
 
 
 def _degrees(rotation: Array) -> float:

@@ -31,6 +31,7 @@ class Slots:
     images: NDArray[np.uint8]  # [N, h, w, 3], RGB, as the network sees them
     descriptors: NDArray[np.float16]  # [N, cells, SIZE]
     intrinsics: Array  # [N, 3, 3]
+    likeness: NDArray[np.float32]  # [N, N], of two keyframes, as it was when the younger came
 
     @classmethod
     def of(cls, count: int, height: int, width: int) -> Slots:
@@ -39,11 +40,12 @@ class Slots:
             np.zeros((count, height, width, 3), np.uint8),
             np.zeros((count, cells, SIZE), np.float16),
             np.zeros((count, 3, 3)),
+            np.zeros((count, count), np.float32),
         )
 
     @property
     def nbytes(self) -> int:
-        return self.images.nbytes + self.descriptors.nbytes + self.intrinsics.nbytes
+        return self.images.nbytes + self.descriptors.nbytes + self.intrinsics.nbytes + self.likeness.nbytes
 
     def put(self, slot: int, image: NDArray[np.uint8], descriptor: NDArray, intrinsics: Array) -> None:
         self.images[slot], self.descriptors[slot], self.intrinsics[slot] = image, descriptor, intrinsics
@@ -52,8 +54,8 @@ class Slots:
 class Map:
     """At most `capacity` keyframes, at least 3, of images [h, w]; the least missed makes room for a new one.
 
-    Keyframes have keys, that grow with age. Those related to each other, directly or not, are one component; what the
-    map's axes and unit are the oldest of a component says.
+    Keyframes have keys, the older the smaller. Those related to each other, directly or not, are one component; what
+    the map's axes and unit are the oldest of a component says.
     """
 
     def __init__(self, capacity: int, height: int, width: int) -> None:
@@ -81,7 +83,8 @@ class Map:
     @classmethod
     def nbytes_of(cls, capacity: int, height: int, width: int) -> int:
         """Of such a map, without making it."""
-        return capacity * Slots.of(1, height, width).nbytes
+        of_each = 3 * height * width + CELLS[0] * CELLS[1] * SIZE * 2 + 9 * 8 + capacity * 4
+        return capacity * of_each
 
     @property
     def mean(self) -> Array:
@@ -92,7 +95,7 @@ class Map:
     def image(self, key: int) -> tuple[NDArray[np.uint8], Array]:
         """The keyframe's image, as the network saw it, and its intrinsics."""
         slot = self.keyframes[key].slot
-        return self.slots.images[slot], self.slots.intrinsics[slot]
+        return self.slots.images[slot].copy(), self.slots.intrinsics[slot].copy()
 
     def S_map_key(self, key: int) -> Similarity:
         return self.keyframes[key].S_map_key
@@ -107,7 +110,16 @@ class Map:
         assert frame.descriptor is not None
         self.slots.put(slot, frame.image, frame.descriptor, frame.intrinsics)
         self.keyframes[key] = Keyframe(slot, S_map_key, self._time)
+        self.compare(key)
         return key
+
+    def compare(self, key: int) -> None:
+        """Notes how alike a keyframe is to the others."""
+        slots = [keyframe.slot for keyframe in self.keyframes.values()]
+        mine = self.keyframes[key].slot
+        found = self._likeness(self.slots.descriptors[mine])
+        self.slots.likeness[mine, slots] = self.slots.likeness[slots, mine] = found
+        self.slots.likeness[mine, mine] = -1  # not to itself
 
     def use(self, key: int) -> None:
         """A segment begins at the keyframe."""
@@ -119,14 +131,13 @@ class Map:
         if not self.keyframes:
             return []
         assert frame.descriptor is not None
-        mean = self.mean
-        mine = centre(frame.descriptor, mean)
-        found = [
-            (likeness(mine, centre(self.slots.descriptors[keyframe.slot], mean)), key)
-            for key, keyframe in self.keyframes.items()
-            if key != besides
-        ]
-        return sorted(found, reverse=True)
+        found = zip(self._likeness(frame.descriptor).tolist(), self.keyframes, strict=True)
+        return sorted(((like, key) for like, key in found if key != besides), reverse=True)
+
+    def _likeness(self, descriptor: NDArray) -> NDArray[np.float32]:
+        """Of a descriptor to all keyframes, in their order."""
+        slots, mean = [keyframe.slot for keyframe in self.keyframes.values()], self.mean
+        return likeness(centre(descriptor, mean), centre(self.slots.descriptors[slots], mean))
 
     def relate(self, a: int, b: int, S_a_b: Similarity) -> None:
         """Takes in how two keyframes lie to each other.
@@ -162,6 +173,7 @@ class Map:
             old = keyframe.slot
             new.slots.put(slot, self.slots.images[old], self.slots.descriptors[old], self.slots.intrinsics[old])
             new.keyframes[key] = Keyframe(slot, keyframe.S_map_key, keyframe.used)
+            new.compare(key)
         new.relations, new.next_key, new._time = self.relations, self.next_key, self._time
         return new
 
@@ -170,7 +182,5 @@ class Map:
         keep = keep | {min(self.keyframes)}
         old = sorted((key for key in self.keyframes if key not in keep), key=lambda key: self.keyframes[key].used)
         old = old[: max(1, len(old) // 2)]
-        mean = self.mean
-        views = {key: centre(self.slots.descriptors[each.slot], mean) for key, each in self.keyframes.items()}
-        most = {key: max(likeness(views[key], views[o]) for o in views if o != key) for key in old}
-        return max(old, key=lambda key: most[key])
+        there = [keyframe.slot for keyframe in self.keyframes.values()]
+        return max(old, key=lambda key: self.slots.likeness[self.keyframes[key].slot, there].max())

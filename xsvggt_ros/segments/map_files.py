@@ -68,6 +68,7 @@ def load(folder: Path, capacity: int, fingerprint: str) -> Map:
     for i in range(count):
         map_.slots.put(i, arrays["images"][i], arrays["descriptors"][i], arrays["intrinsics"][i])
         map_.keyframes[i] = Keyframe(i, poses[i], used=0)
+        map_.compare(i)
     map_.relations = Relations()
     for (a, b), relation in zip(arrays["pairs"].tolist(), relations, strict=True):
         map_.relations.add(a, b, relation)

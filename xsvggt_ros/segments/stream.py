@@ -19,13 +19,12 @@ import torch
 from xsvggt_ros.allowance import beside, half, scaled
 from xsvggt_ros.config import CacheConfig, LoopConfig, SegmentConfig, StreamConfig
 from xsvggt_ros.frame import Frame
-from xsvggt_ros.memory import MIB, OutOfMemory
+from xsvggt_ros.memory import MIB, OutOfMemory, memory_for
 from xsvggt_ros.model import StreamVGGT
 from xsvggt_ros.segments.builder import Builder
 from xsvggt_ros.segments.chain import Chain
 from xsvggt_ros.segments.map import Map
 from xsvggt_ros.segments.map_files import load, save
-from xsvggt_ros.status import StepStatus
 from xsvggt_ros.stream import GeometryStream, NotFinite, _Waiting
 
 PAUSE = 30  # images, after a segment could not be filled
@@ -59,21 +58,30 @@ class SegmentedStream(GeometryStream):
         self._drop()
 
     def reconfigure_segments(self, segment: SegmentConfig, loop: LoopConfig) -> None:
-        """Other settings of segments and loops from the next image on. A segment that is being filled begins anew.
+        """As `reconfigure_all`, with the cache's settings as they are."""
+        self.reconfigure_all(self._cache_config, segment, loop)
 
-        Raises ValueError or OutOfMemory, as `reconfigure` does; nothing has changed then.
+    def reconfigure_all(self, cache: CacheConfig, segment: SegmentConfig, loop: LoopConfig) -> None:
+        """Other settings from the next image on, all together. A segment that is being filled begins anew.
+
+        Raises ValueError or OutOfMemory, as `reconfigure` does; nothing else has changed then.
         """
+        self.check_all(replace(self.config, cache=cache, segment=segment, loop=loop))
         before = self._segment, self._loop
         self._drop()
         self._segment, self._loop = segment, loop
+        switched = f"segments are {'on' if segment.enabled else 'off'}"
+        event = switched if segment.enabled != before[0].enabled else "settings of cache and segments changed"
         try:
-            self.check(self._cache_config)
-            self._switch(self._cache_config, self._fraction, f"segments are {'on' if segment.enabled else 'off'}")
-        except (ValueError, OutOfMemory):
+            with memory_for("no memory for so many keyframes; lower loop.keyframes"):
+                if self._chain:
+                    self._chain.resize(loop.keyframes)
+            self._switch(cache, self._fraction, event)
+        except OutOfMemory:
             self._segment, self._loop = before
             raise
-        if self._chain:
-            self._chain.resize(loop.keyframes)
+        self._halved = ""
+        self._unstick()
 
     def check(self, cache: CacheConfig) -> None:
         self.check_all(replace(self.config, cache=cache, segment=self._segment, loop=self._loop))
@@ -87,7 +95,8 @@ class SegmentedStream(GeometryStream):
                 f"keyframes take {keyframes:.2f} MiB, all that cache.budget_mib allows: raise it above that, or lower "
                 "loop.keyframes"
             )
-        super().check(cache)
+        segments = 1 + config.segment.enabled
+        self._check_memory(half(cache) if segments > 1 else cache, segments, int(keyframes * MIB))
 
     def reconfigure(self, cache: CacheConfig) -> None:
         self._drop()
@@ -103,12 +112,13 @@ class SegmentedStream(GeometryStream):
         return scaled(half(cache) if self._segment.enabled else cache, self._fraction)
 
     def _map_nbytes(self, segment: SegmentConfig, loop: LoopConfig) -> int:
-        """Of the keyframes that there is room for, or will be."""
-        if self._chain:
-            return Map.nbytes_of(loop.keyframes, *self._chain.map.size)
+        """Of the keyframes that there is room for, or will be. Any thread may ask."""
+        chain, cache = self._chain, self._cache
+        if chain:
+            return Map.nbytes_of(loop.keyframes, *chain.map.size)
         if not segment.enabled:
             return 0
-        rows, columns = (self._cache.shape if self._cache else self._usual_shape()).grid
+        rows, columns = (cache.shape if cache else self._usual_shape()).grid
         patch = self.model.config.patch_size
         return Map.nbytes_of(loop.keyframes, rows * patch, columns * patch)
 
@@ -149,8 +159,11 @@ class SegmentedStream(GeometryStream):
 
     def _fingerprint(self) -> str:
         """Of the encoder, which descriptors depend on."""
-        weight = self.model.aggregator.patch_embed.patch_embed.proj.weight
-        return hashlib.sha256(weight.detach().float().cpu().numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256()
+        for tensor in self.model.aggregator.patch_embed.state_dict().values():
+            rounded = tensor.to("cpu", torch.bfloat16).contiguous()  # the same in any compute type
+            digest.update(rounded.flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     # --- images -----------------------------------------------------------------------------------
 
@@ -193,14 +206,14 @@ class SegmentedStream(GeometryStream):
         status = frame.status
         event = "; ".join(filter(None, [status.event, *chain.events()]))
         times = status.seconds | {"segments": seconds, "step": status.seconds["step"] + seconds}
-        other = self._next.status if self._next else StepStatus()
+        other = self._next._cache if self._next else None
         self.status = replace(
             status,
             frame=frame.index,
             event=event,
             seconds=times,
-            cache_bytes=status.cache_bytes + other.cache_bytes,
-            scratch_bytes=status.scratch_bytes + other.scratch_bytes,
+            cache_bytes=status.cache_bytes + (other.nbytes if other else 0),
+            scratch_bytes=status.scratch_bytes + (other.scratch_nbytes if other else 0),
             segments=chain.status,
         )
         return replace(frame, status=self.status)
@@ -217,7 +230,7 @@ class SegmentedStream(GeometryStream):
             assert self._builder and self._next
             self._builder.advance(frame, self._segment.work)
             if len(self._builder.shared) >= self._segment.shared:
-                self._join(chain, self._builder, self._next)
+                self._join(chain, self._builder, self._next, frame)
         except (OutOfMemory, NotFinite) as error:
             self._drop()
             self._rest = frame.index + PAUSE
@@ -231,22 +244,28 @@ class SegmentedStream(GeometryStream):
                 self._next = GeometryStream(config, self.model)
             except ValueError as error:  # of a cache for which there is no memory now
                 raise OutOfMemory(str(error)) from error
-        self._next.reset()
         assert self._chain
+        self._next.reset()
+        self._next.allocate(*self._chain.map.size)
         image = None if key is None else self._chain.map.image(key)
         self._builder = Builder(self._next.step_parts, key, image, self.model.part_count)
 
-    def _join(self, chain: Chain, builder: Builder, stream: GeometryStream) -> None:
+    def _join(self, chain: Chain, builder: Builder, stream: GeometryStream, frame: Frame) -> None:
         assert builder.first
         self._builder = None
-        if chain.take_over(builder.key, builder.first, builder.shared, self._loop):
+        if chain.take_over(builder.key, builder.first, builder.shared, frame, self._loop):
             self.adopt(stream)
+            stream.allocate(*chain.map.size)  # so that the bytes held are always the same
         else:
             self._build(None)
 
     def _drop(self) -> None:
         """Gives up the segment to come, which another one will replace."""
         self._builder = self._next = None
+
+    def _stands(self) -> bool:
+        """Whether the world stands, though its present segment has no first frame yet: after a pause."""
+        return self._chain is not None and self._T_first_model is None
 
     def _make_do(self, error: BaseException) -> str:
         self._drop()
