@@ -36,10 +36,10 @@ def poison(model, monkeypatch):
     """From here on the model's numbers are none."""
 
     def overflow(*arguments):
-        return encode(*arguments) * float("nan")
+        return (yield from encode(*arguments)) * float("nan")
 
-    encode = model.aggregator.encode
-    return lambda: monkeypatch.setattr(model.aggregator, "encode", overflow)
+    encode = model.aggregator.encode_parts
+    return lambda: monkeypatch.setattr(model.aggregator, "encode_parts", overflow)
 
 
 def stream_of(model, chunk=CHUNK, **cache) -> GeometryStream:

@@ -16,7 +16,7 @@ from xsvggt_ros.config import POLICIES
 from xsvggt_ros.continuity import Late
 from xsvggt_ros.memory import OutOfMemory
 from xsvggt_ros.model import load_model
-from xsvggt_ros.status import StepStatus
+from xsvggt_ros.status import SegmentStatus, StepStatus
 from xsvggt_ros.stream import FAILURES, NotFinite
 
 TOKENS = 53  # of a 112x84 frame
@@ -198,7 +198,8 @@ def test_status_has_the_fields_of_the_message():
 
     lines = (ROOT / "msg" / "StreamStatus.msg").read_text().splitlines()
     names = {line.split("#")[0].split()[1] for line in lines if line.split("#")[0].strip()}
-    own = {field.name for field in dataclasses.fields(StepStatus)} - {"seconds"}
+    own = {field.name for kind in (StepStatus, SegmentStatus) for field in dataclasses.fields(kind)}
+    own -= {"seconds", "segments"}  # whose parts are fields of their own
     assert own <= names
 
 
@@ -252,14 +253,14 @@ def test_how_late_is_late_can_be_set(model):
 @pytest.fixture
 def poison(model, monkeypatch):
     """Makes a step find, or find no longer, an activation of the encoder that is not finite."""
-    encode = model.aggregator.encode
+    encode = model.aggregator.encode_parts
 
     def overflow(*arguments):
-        tokens = encode(*arguments).clone()
+        tokens = (yield from encode(*arguments)).clone()
         tokens[0, 7, 3] = float("inf")
         return tokens
 
-    return lambda there: monkeypatch.setattr(model.aggregator, "encode", overflow if there else encode)
+    return lambda there: monkeypatch.setattr(model.aggregator, "encode_parts", overflow if there else encode)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -290,20 +291,20 @@ def test_an_image_whose_numbers_are_not_finite_is_left_out_and_the_stream_goes_o
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_a_frame_of_which_one_number_is_not_finite_is_left_out(model, monkeypatch, name, number):
     """Whichever it is: a policy that goes by geometry would be led astray by it."""
-    step = model.step
+    step = model.step_parts
 
     def spoiled(*arguments):
-        predictions = step(*arguments)
+        predictions = yield from step(*arguments)
         predictions = dataclasses.replace(predictions, points=torch.ones(*predictions.depth.shape, 3))
         getattr(predictions, name)[-1, ..., 0] = number
         return predictions
 
     stream = stream_of(model, policy="ghost")
     stream.step(image(0))
-    monkeypatch.setattr(model, "step", spoiled)
+    monkeypatch.setattr(model, "step_parts", spoiled)
     with pytest.raises(NotFinite, match="goes on without"):
         stream.step(image(1))
-    monkeypatch.setattr(model, "step", step)
+    monkeypatch.setattr(model, "step_parts", step)
     assert stream.step(image(2)).index == 1
 
 
@@ -491,7 +492,8 @@ def test_again_and_again_out_of_memory_the_budget_ends_at_the_least(model):
 
 def test_other_errors_of_a_step_are_not_taken_for_a_shortage(model, monkeypatch):
     stream = small_stream_of(model)
-    monkeypatch.setattr(stream.model, "step", lambda *_: (_ for _ in ()).throw(RuntimeError("mat1 and mat2 shapes")))
+    error = RuntimeError("mat1 and mat2 shapes")
+    monkeypatch.setattr(stream.model, "step_parts", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         stream.step(image(0))
     assert not stream.shortage

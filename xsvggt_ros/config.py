@@ -221,7 +221,7 @@ class LoopConfig(Checked):
         live=True,
     )
     match: float = setting(
-        0.65,
+        0.76,
         "Least likeness of what the encoder says at the same points of both views, at which it is.",
         minimum=0.0,
         maximum=1.0,
