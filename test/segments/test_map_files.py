@@ -54,30 +54,30 @@ def rewrite(folder, **arrays) -> None:
 
 
 def test_a_map_comes_back_as_it_was(saved):
-    loaded = load(saved, 6, ENCODER)
+    loaded = load(saved, ENCODER)
     assert same(some_map(), loaded)
-    assert (loaded.capacity, loaded.size, loaded.next_key) == (6, (HEIGHT, WIDTH), 5)
-    assert loaded.add(seen(pose()), some_similarity(0), set()) == 5
+    assert (loaded.capacity, loaded.size, loaded.next_key) == (5, (HEIGHT, WIDTH), 5)
+    assert loaded.resized(6, set()).add(seen(pose()), some_similarity(0), set()) == 5
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_small_map_comes_back_too(tmp_path, count):
     save(some_map(count), tmp_path / "deep" / "er", ENCODER)
-    assert same(some_map(count), load(tmp_path / "deep" / "er", 6, ENCODER))
+    assert same(some_map(count), load(tmp_path / "deep" / "er", ENCODER))
 
 
 def test_keyframes_that_are_gone_leave_no_gap(tmp_path):
     map_ = some_map()
     map_.remove(2)
     save(map_, tmp_path, ENCODER)
-    loaded = load(tmp_path, 6, ENCODER)
+    loaded = load(tmp_path, ENCODER)
     assert same(map_, loaded) and sorted(loaded.keyframes) == [0, 1, 2, 3]
 
 
 def test_an_older_map_is_replaced(saved):
     newer = some_map(3, first=2)
     save(newer, saved, ENCODER)
-    assert same(newer, load(saved, 6, ENCODER))
+    assert same(newer, load(saved, ENCODER))
     assert sorted(path.name for path in saved.iterdir()) == sorted([NUMBERS, ABOUT])
 
 
@@ -88,7 +88,7 @@ def test_a_map_that_is_saved_is_not_changed_by_it(tmp_path):
 
 
 def test_a_map_larger_than_the_capacity_loses_keyframes_but_not_the_oldest(saved):
-    loaded = load(saved, 3, ENCODER)
+    loaded = load(saved, ENCODER).resized(3, set())
     assert len(loaded.keyframes) == loaded.capacity == 3
     assert far_from(loaded.S_map_key(min(loaded.keyframes)), some_map().S_map_key(0)) == 0
     assert loaded.relations.component(min(loaded.keyframes)) == loaded.keyframes.keys()
@@ -96,7 +96,7 @@ def test_a_map_larger_than_the_capacity_loses_keyframes_but_not_the_oldest(saved
 
 def test_a_map_of_another_encoder_is_refused(saved):
     with pytest.raises(ValueError, match="other weights: set those, or make a new map"):
-        load(saved, 6, "another")
+        load(saved, "another")
 
 
 @pytest.mark.parametrize("format_", [2, None, "1"])
@@ -104,14 +104,14 @@ def test_a_map_of_another_format_is_refused(saved, format_):
     about = json.loads((saved / ABOUT).read_text())
     (saved / ABOUT).write_text(json.dumps(about | {"format": format_}))
     with pytest.raises(ValueError, match=f"is of format {format_!r}, and this version reads 1"):
-        load(saved, 6, ENCODER)
+        load(saved, ENCODER)
 
 
 @pytest.mark.parametrize("name", [NUMBERS, ABOUT])
 def test_a_file_that_is_not_there_is_refused(saved, name):
     (saved / name).unlink()
     with pytest.raises(ValueError, match=rf"no map that can be read .*{name}.*give a folder that ~/save_map wrote"):
-        load(saved, 6, ENCODER)
+        load(saved, ENCODER)
 
 
 @pytest.mark.parametrize("left", [0, 7, 100, 0.5, 0.999])
@@ -119,14 +119,14 @@ def test_a_file_that_is_cut_off_is_refused(saved, left):
     whole = (saved / NUMBERS).read_bytes()
     (saved / NUMBERS).write_bytes(whole[: left if isinstance(left, int) else int(left * len(whole))])
     with pytest.raises(ValueError, match="no map that can be read"):
-        load(saved, 6, ENCODER)
+        load(saved, ENCODER)
 
 
 @pytest.mark.parametrize("garbage", [b"", b"{", b"\xff\xfe\x00", b"null", b"[1]", b"[" * 100_000], ids=range(6))
 def test_what_is_no_json_is_refused(saved, garbage):
     (saved / ABOUT).write_bytes(garbage)
     with pytest.raises(ValueError, match=r"no map that can be read|is of format None"):
-        load(saved, 6, ENCODER)
+        load(saved, ENCODER)
 
 
 def spoiled(array, value, at=(0, 0)):
@@ -164,14 +164,14 @@ DAMAGES = {
 def test_numbers_that_cannot_be_a_maps_are_refused(saved, damage):
     rewrite(saved, **DAMAGES[damage](load_file(saved / NUMBERS)))
     with pytest.raises(ValueError, match="is damaged"):
-        load(saved, 6, ENCODER)
+        load(saved, ENCODER)
 
 
 def test_numbers_of_a_type_that_numpy_does_not_have_are_refused(saved):
     arrays = {name: torch.from_numpy(x) for name, x in load_file(saved / NUMBERS).items()}
     save_tensors(arrays | {"poses": arrays["poses"].bfloat16()}, saved / NUMBERS)
     with pytest.raises(ValueError, match=r"no map that can be read|is damaged"):
-        load(saved, 6, ENCODER)
+        load(saved, ENCODER)
 
 
 @pytest.mark.parametrize("name", [NUMBERS, ABOUT])
@@ -179,4 +179,4 @@ def test_a_map_that_cannot_be_written_is_an_error_of_the_system_and_leaves_the_o
     (saved / f"{name}.part").mkdir()
     with pytest.raises(OSError, match="directory"):
         save(some_map(3), saved, ENCODER)
-    assert same(some_map(), load(saved, 6, ENCODER))
+    assert same(some_map(), load(saved, ENCODER))

@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         help="folder for trajectory.txt (TUM), cloud.ply, depth/*.png (16 bit, 1/1000 of the model's unit, "
-        "0: no depth) and bag/ (rosbag2 of the node's topics)",
+        "0: no depth) and bag/ (rosbag2 of the node's topics); with segment.enabled also trajectory_corrected.txt and "
+        "cloud_corrected.ply, in the map",
     )
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N images (default: all)")
     add_settings(parser, SETTINGS)

@@ -29,7 +29,7 @@ from xsvggt_ros.messages.bag import NewBag
 from xsvggt_ros.messages.topics import FrameMessages, outputs
 from xsvggt_ros.placement.placement import Placed, in_metres
 from xsvggt_ros.similarity import Similarity
-from xsvggt_ros.status import Status
+from xsvggt_ros.status import SegmentStatus, Status
 
 NODE_NAME = "/stream"  # of stream.launch.py: what "~" stands for in topic names
 DEPTH_SCALE = 1000  # steps of a depth image per unit of depth, as in 7-Scenes and Open3D's default
@@ -52,6 +52,7 @@ class ReplayFiles:
         self.frames = 0
         self._seconds = 0.0  # in the stream's steps
         self._cache_bytes = 0
+        self._segments = SegmentStatus()
         self._open: list[TrajectoryFile | CloudFile] = []
         self._way: CorrectedWay | None = None  # of the world, where it is a stream of segments
         self._depth = folder / "depth"
@@ -71,10 +72,16 @@ class ReplayFiles:
         self.frames += 1
         self._seconds += status.step.seconds["step"]
         self._cache_bytes = status.step.cache_bytes
+        self._segments = status.step.segments
 
     def summary(self) -> str:
         """What the frames took, at least one, and the files, a line each."""
         figures = f"{self._seconds / self.frames:.3f} s per frame, {self._cache_bytes / MIB:.1f} MiB of cache"
+        if (segments := self._segments).keyframes:
+            figures += (
+                f", {segments.keyframe_bytes / MIB:.1f} MiB of keyframes; {segments.segment + 1} segments, of which "
+            )
+            figures += f"{segments.closures} began at a keyframe seen before; {segments.closures_refused} others looked like one"
         return "\n".join([figures, *map(str, written_files(self._folder))])
 
     def close(self) -> None:

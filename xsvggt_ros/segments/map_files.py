@@ -51,8 +51,8 @@ def save(map_: Map, folder: Path, fingerprint: str) -> None:
         part.replace(part.with_suffix(""))
 
 
-def load(folder: Path, capacity: int, fingerprint: str) -> Map:
-    """The map that `save` wrote, with at most `capacity` of its keyframes.
+def load(folder: Path, fingerprint: str) -> Map:
+    """The map that `save` wrote, with room for its keyframes and no others.
 
     Raises ValueError, with the reason and the remedy, for what is none, or of another encoder.
     """
@@ -73,7 +73,7 @@ def load(folder: Path, capacity: int, fingerprint: str) -> Map:
     for (a, b), relation in zip(arrays["pairs"].tolist(), relations, strict=True):
         map_.relations.add(a, b, relation)
     map_.next_key = count
-    return map_.resized(capacity, set())
+    return map_
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

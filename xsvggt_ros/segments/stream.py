@@ -150,11 +150,13 @@ class SegmentedStream(GeometryStream):
     def load_map(self, folder: Path) -> str:
         """The next world begins with the keyframes of a folder, and finds its place among them when it sees one.
 
-        Raises ValueError for what is no map or of another model, and without segments.
+        Raises ValueError for what is no map or of another model, and without segments or loops.
         """
         if not self._segment.enabled:
             raise ValueError("a map is used by streams of segments only: set segment.enabled")
-        self._loaded = load(folder, self._loop.keyframes, self._fingerprint())
+        if not self._loop.enabled:
+            raise ValueError("no place is looked for while loop.enabled is false: set it")
+        self._loaded = load(folder, self._fingerprint())
         return f"{len(self._loaded.keyframes)} keyframes of {folder}: the next world looks for its place among them"
 
     def _fingerprint(self) -> str:
@@ -196,7 +198,7 @@ class SegmentedStream(GeometryStream):
         size = frame.depth.shape
         loaded, self._loaded = self._loaded, None
         if loaded and loaded.size == size:
-            return Chain(loaded, frame.index)
+            return Chain(loaded.resized(self._loop.keyframes, set()), frame.index)
         chain = Chain(Map(self._loop.keyframes, *size), frame.index)
         if loaded:
             chain.say("the loaded map is not used: its images are {1}x{0}, these {3}x{2}".format(*loaded.size, *size))
