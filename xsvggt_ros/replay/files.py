@@ -78,10 +78,8 @@ class ReplayFiles:
         """What the frames took, at least one, and the files, a line each."""
         figures = f"{self._seconds / self.frames:.3f} s per frame, {self._cache_bytes / MIB:.1f} MiB of cache"
         if (segments := self._segments).keyframes:
-            figures += (
-                f", {segments.keyframe_bytes / MIB:.1f} MiB of keyframes; {segments.segment + 1} segments, of which "
-            )
-            figures += f"{segments.closures} began at a keyframe seen before; {segments.closures_refused} others looked like one"
+            figures += f", {segments.keyframe_bytes / MIB:.1f} MiB of keyframes; {segments.segment + 1} segments: "
+            figures += f"{segments.closures} at a keyframe seen before, {segments.closures_refused} tries refused"
         return "\n".join([figures, *map(str, written_files(self._folder))])
 
     def close(self) -> None:
