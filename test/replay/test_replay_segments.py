@@ -19,7 +19,7 @@ from xsvggt_ros.messages.topics import KEYFRAMES, TOPICS
 from xsvggt_ros.rooms import stream
 
 FRAMES = 18
-CLOSURE = 11  # the first frame of a segment that began at a keyframe seen before
+CLOSURE = 12  # the first frame of a segment that began at a keyframe seen before
 STRIDE = 4
 POINTS = 21 * 28  # of a frame of 84 x 112
 SEGMENTS = ["--segment.enabled", "--segment.work", "1", "--segment.overlap", "0.9", "--segment.shared", "1"]

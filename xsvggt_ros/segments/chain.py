@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -21,11 +21,34 @@ from xsvggt_ros.status import SegmentStatus
 
 VIEW = 60.0  # degrees by which a camera that sees the same may be turned
 LEAST = 4  # images that a segment has of its own before the next begins
+LONGEST = 2.0  # step over a join, as a multiple of the one before
 NEAR = 4  # joins to a keyframe at which the map may be off by as much as is set
 PATIENCE = 2  # joins in a row that are not trusted; the next is made nevertheless
 STRICTER = 0.05  # likeness, agreement and match, where the map does not say how a keyframe lies
 MOST_STRETCH = 0.6  # of the logarithm of the scale, and
 MOST_SHIFT = 1.2  # in the keyframe's unit, by which the map may be off at a place seen again
+
+
+@dataclass(frozen=True)
+class _Joint:
+    """Where the camera was at the last frame of a segment, in odometry and as the next segment would have it."""
+
+    T_odom_now: Array
+    T_new_now: Array  # by what the old segment says of the motion since the newest shared image
+    motion: Array  # [4, 4], of the camera at that frame, in the new unit
+    scale: float  # of the new segment
+
+    def S_odom_segment(self, T_new_cam: Array) -> Similarity:
+        """By the next segment's first frame: no step over a join is longer than twice the last, or turns further.
+
+        One that is would be what the old segment was off by, and not a motion; the camera is then taken to go on as it
+        did.
+        """
+        step = _stretched(inverse(self.T_new_now) @ T_new_cam, self.scale)
+        longest = [LONGEST * size for size in _sizes(self.motion)]
+        if any(size > most for size, most in zip(_sizes(step), longest, strict=True)):
+            step = self.motion
+        return _exact(self.T_odom_now @ step, T_new_cam, self.scale)
 
 
 class Chain:
@@ -37,6 +60,8 @@ class Chain:
         self._anchor: int | None = None  # key of the keyframe that the segment began at; None: before there were any
         self._first: Frame | None = None  # its first frame
         self._S_map_segment = self._S_odom_segment = Similarity()
+        self._before = self._now = np.eye(4)  # T_odom_cam of the newest two frames
+        self._joint: _Joint | None = None  # after a join, until the next frame
         self._rescaled = 1.0  # of the next frame
         self._keyframes: Mapping[int, Similarity] = {}
         self._variance = (0.0, 0.0)
@@ -48,6 +73,8 @@ class Chain:
 
     def placed(self, frame: Frame) -> Frame:
         """The frame in the axes and the unit of the world, with where the map has it."""
+        if self._joint:  # the first that the segment has for itself
+            self._S_odom_segment, self._joint = self._joint.S_odom_segment(frame.T_first_cam), None
         S, points = self._S_odom_segment, frame.predicted_points
         if points is not None:
             points = transform(S.pose(np.eye(4)), points * np.float32(S.scale))
@@ -67,6 +94,7 @@ class Chain:
             ),
         )
         self._rescaled = 1.0
+        self._before, self._now = self._now, placed.T_first_cam
         return placed
 
     def events(self) -> list[str]:
@@ -96,6 +124,7 @@ class Chain:
         """The next frame is of a segment without a past; its camera is taken to be where it was in the last."""
         assert last.segment
         T_odom_cam, T_map_cam = last.T_first_cam, last.segment.T_map_cam
+        self._joint = None
         self._S_odom_segment = Similarity(self._S_odom_segment.scale, T_odom_cam[:3, :3], T_odom_cam[:3, 3])
         self._S_map_segment = Similarity(self._S_map_segment.scale, T_map_cam[:3, :3], T_map_cam[:3, 3])
         self._events.append("after the pause a new segment starts where the camera was")
@@ -123,8 +152,8 @@ class Chain:
     def take_over(self, key: int | None, first: Frame, shared: Shared, now: Frame, config: LoopConfig) -> bool:
         """Joins the next segment, which serves from now on; whether that can be trusted. It stays as it is if not.
 
-        It begins with the frame `first`: at the keyframe of that key, or at an image of its own. The present segment
-        is at the frame `now`.
+        It begins with the frame `first`: at the keyframe of that key, or at an image of its own. The present one is at
+        the frame `now`.
         """
         joined = join(shared)
         if key is not None and self._verified(key, first, shared, joined, config):
@@ -190,13 +219,18 @@ class Chain:
         self.map.use(self._anchor)
         before = self._S_odom_segment
         self._S_map_segment = self.map.S_map_key(self._anchor)
-        old, new = shared[-1]
-        since = inverse(old.T_first_cam) @ now.T_first_cam  # of the camera, as the old segment has it
-        T_new_now = new.T_first_cam @ rigid(since[:3, :3], since[:3, 3] / joined.relation.scale)
         scale = self._S_map_segment.scale
-        self._S_odom_segment = _exact(before.pose(now.T_first_cam), T_new_now, scale)
         grown = before.scale * joined.relation.scale / scale
         self._rescaled *= grown
+        old, new = shared[-1]
+        self._joint = _Joint(
+            T_odom_now=self._now,
+            T_new_now=new.T_first_cam
+            @ _stretched(inverse(old.T_first_cam) @ now.T_first_cam, 1 / joined.relation.scale),
+            motion=_stretched(inverse(self._before) @ self._now, 1 / grown),
+            scale=scale,
+        )
+        self._S_odom_segment = Similarity(scale)  # until then
         depth = scale * float(np.median(first.depth))
         rotation, position = self._variance
         self._variance = (
@@ -226,6 +260,16 @@ class Chain:
     def _note_keyframes(self) -> None:
         self._keyframes = {key: keyframe.S_map_key for key, keyframe in sorted(self.map.keyframes.items())}
         self.status = replace(self.status, keyframes=len(self.map.keyframes), keyframe_bytes=self.map.nbytes)
+
+
+def _stretched(T: Array, factor: float) -> Array:
+    """With another unit of length."""
+    return rigid(T[:3, :3], factor * T[:3, 3])
+
+
+def _sizes(motion: Array) -> tuple[float, float]:
+    """Degrees and length."""
+    return _degrees(motion[:3, :3]), float(np.linalg.norm(motion[:3, 3]))
 
 
 def _exact(T_target_cam: Array, T_source_cam: Array, scale: float) -> Similarity:

@@ -225,14 +225,15 @@ class SegmentedStream(GeometryStream):
     def _prepare(self, chain: Chain, frame: Frame) -> None:
         """Works on the segment to come, if it is time for one, and lets it take over when it is ready."""
         try:
+            if self._builder and self._next and len(self._builder.shared) >= self._segment.shared:
+                self._join(chain, self._builder, self._next, frame)  # work enough for an image
+                return
             if self._builder is None:
                 if frame.index < self._rest or not chain.ends(frame, self._segment):
                     return
                 self._build(chain.seen_before(frame, self._loop))
-            assert self._builder and self._next
+            assert self._builder
             self._builder.advance(frame, self._segment.work)
-            if len(self._builder.shared) >= self._segment.shared:
-                self._join(chain, self._builder, self._next, frame)
         except (OutOfMemory, NotFinite) as error:
             self._drop()
             self._rest = frame.index + PAUSE
