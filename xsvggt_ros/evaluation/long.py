@@ -38,6 +38,7 @@ KINDS = ("drift", "lap", "alike", "endless")
 LAPS = 1.05  # of a lap: so far beyond its end that the start is in view again
 END = 10  # frames at the end of a stream
 LEAST_FRAMES = 20
+SETTLED = 6  # frames; longer than a join takes from its newest image on
 OTHER = 500_000  # seeds between a room and the one that looks like it
 WARM = 4  # a stream's first part, 1 / WARM of it, whose times do not count
 
@@ -226,10 +227,11 @@ def _share(a: NDArray, b: NDArray) -> Estimate:
 def false_closures(found: dict[int, dict[str, Series]], frames: int) -> int:
     """How many streams of two rooms had a frame of the second in a segment that begins at a keyframe of the first.
 
-    Until the first segment that begins in the second room, frames are in the last one of the first.
+    Until the first segment that begins in the second room, frames are in the last one of the first; and one that joins
+    in its first SETTLED frames is of images of the first room.
     """
-    keys = [ways_["segments"]["key"] for ways_ in found.values()]
-    return sum(_mixed(key[: frames // 2], key[frames // 2 :]) for key in keys)
+    keys, half = [ways_["segments"]["key"] for ways_ in found.values()], frames // 2
+    return sum(_mixed(key[:half], key[half + SETTLED :]) for key in keys)
 
 
 def _mixed(first: NDArray, second: NDArray) -> bool:
