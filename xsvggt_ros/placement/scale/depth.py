@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from xsvggt_ros.config import PATCH_SIZE, ScaleConfig
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
-from xsvggt_ros.placement.scale.ratio import RunningRatio
+from xsvggt_ros.placement.scale.ratio import KEPT, RunningRatio
 from xsvggt_ros.placement.timeline import Timeline
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.status import ScaleStatus
@@ -81,7 +81,7 @@ class ReferenceDepth:
 
     def rescale(self, factor: float) -> None:
         """As ScaleSource."""
-        self._ratios.rescale(factor)
+        self._ratios.rescale(factor, keep=KEPT)
         self._waiting = [(stamp, frame, before * factor) for stamp, frame, before in self._waiting]
 
     def add_depth(self, stamp_ns: int, samples: DepthSamples) -> None:

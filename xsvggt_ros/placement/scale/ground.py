@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from xsvggt_ros.config import ScaleConfig
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
-from xsvggt_ros.placement.scale.ratio import RunningRatio
+from xsvggt_ros.placement.scale.ratio import KEPT, RunningRatio
 from xsvggt_ros.status import ScaleStatus
 
 CELLS = 20  # that the image's shorter side is divided into, at least
@@ -37,7 +37,7 @@ class CameraHeight:
 
     def rescale(self, factor: float) -> None:
         """As ScaleSource."""
-        self._ratios.rescale(factor)
+        self._ratios.rescale(factor, keep=KEPT)
 
     def update(self, frame: Frame, stamp_ns: int, T_base_cam: Array | None, config: ScaleConfig) -> ScaleStatus:
         """Takes a frame in the model's unit; of T_base_cam [4, 4] only the rotation counts."""

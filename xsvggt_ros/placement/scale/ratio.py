@@ -15,6 +15,7 @@ from xsvggt_ros.geometry import Array
 from xsvggt_ros.status import ScaleStatus
 
 MIN_MEASUREMENTS = 3
+KEPT = 8  # measurements over a join where every frame measures: those of the new unit then soon outnumber them
 LEAST = 1e-6  # ratio; neither it nor its inverse is a measurement
 
 
@@ -61,9 +62,9 @@ class RunningRatio:
             self._logs.append(math.log(ratio))
             self._count += 1
 
-    def rescale(self, factor: float) -> None:
-        """What was measured holds for the new unit too."""
-        self._logs = [log + math.log(factor) for log in self._logs]
+    def rescale(self, factor: float, keep: int = 0) -> None:
+        """What was measured holds for the new unit too; keep: so many of the newest are enough, 0: all count."""
+        self._logs = [log + math.log(factor) for log in self._logs[-keep:]]
 
     def status(self, config: ScaleConfig, times: float = 1.0) -> ScaleStatus:
         """The median of the last `window` measurements, `times` a known length; NaN before MIN_MEASUREMENTS."""
