@@ -308,7 +308,7 @@ class GeometryStream:
         cache = self._cache or self.allocate(*seen.shape[1:3])
         self._adapt(cache)
         predictions = yield from self.model.step_parts(pixels, cache, timer)
-        T_first_model, frames = self._frames(predictions, cache.frames, images)
+        T_first_model, frames = self._frames(predictions, cache.patches, cache.frames, images)
         self._check_finite(frames)
         if self._tracker and predictions.track_maps is not None:
             tracks = self._tracker.update(predictions.track_maps[0])
@@ -329,7 +329,7 @@ class GeometryStream:
         return self._cache
 
     def _frames(
-        self, predictions: Predictions, first: int, images: list[_Waiting]
+        self, predictions: Predictions, patches: torch.Tensor, first: int, images: list[_Waiting]
     ) -> tuple[NDArray[np.float64], list[Frame]]:
         """First camera <- the model's world, and the frames, indexed from `first`, whose status is not known yet."""
         encoded = predictions.pose[0].double().cpu().numpy()  # [S, 9]
@@ -337,8 +337,7 @@ class GeometryStream:
         T_first_model = poses[0][0] if self._T_first_model is None else self._T_first_model
         depth = predictions.depth[0].float().cpu().numpy()  # [S, h, w]
         confidence = predictions.depth_confidence[0].float().cpu().numpy()
-        assert predictions.patches is not None
-        descriptors = describe(predictions.patches, self.model.grid(predictions.depth))
+        descriptors = describe(patches, self.model.grid(predictions.depth))
         points: list[Any] = [None] * len(images)
         if predictions.points is not None:
             points = [geometry.transform(T_first_model, p) for p in predictions.points[0].float().cpu().numpy()]

@@ -43,6 +43,7 @@ class KVCache:
         self.frames = 0  # seen so far
         self.evicted = 0  # per layer, by the last frames and by reconfiguring before them
         self.lost = False  # whether memory ended in the middle of a change: it is of no more use then
+        self.patches = torch.empty(0)  # [S, n, C], what the encoder makes of the newest frames
         self._newest = 0  # index of the first of the newest frames
         self._gone = 0  # tokens of all layers, since the frames before
         self._likeness: list[float] | None = None  # of the keys of each layer, once measured
@@ -104,6 +105,7 @@ class KVCache:
         if self.config.layer_budgets == "adaptive" and self._likeness is None and self._full:
             self._likeness = self._measure()
             self._switch(self.config, self._newest)
+        self.patches = patches
         self.policy.begin(patches, self.frames)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

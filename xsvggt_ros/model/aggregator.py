@@ -47,12 +47,15 @@ class Aggregator(nn.Module):
 
     def encode(self, images: Tensor, context: Context) -> Tensor:
         """images [S, 3, H, W] in [0, 1] -> patch tokens [S, n, C]."""
-        return whole(self.encode_parts(images, context))
+        return self.patch_embed(self._normalised(images), context)
 
     def encode_parts(self, images: Tensor, context: Context) -> Parts[Tensor]:
         """`encode`, in parts."""
+        return (yield from self.patch_embed.parts(self._normalised(images), context))
+
+    def _normalised(self, images: Tensor) -> Tensor:
         mean, std = self._statistics(images.device, images.dtype)
-        return (yield from self.patch_embed.parts(((images - mean) / std).to(self.camera_token.dtype), context))
+        return ((images - mean) / std).to(self.camera_token.dtype)
 
     def with_specials(self, patches: Tensor, starts: bool) -> Tensor:
         """Patch tokens [B, S, n, C] of frames, the very first of a sequence if `starts` -> [B, S, P, C]."""

@@ -35,7 +35,6 @@ class Predictions:
     visibility: Tensor | None = None  # [B, S, N]
     track_confidence: Tensor | None = None  # [B, S, N]
     track_maps: Tensor | None = None  # [B, S, F, H/2, W/2], features of the track head, in a stream
-    patches: Tensor | None = None  # [S, n, C], what the encoder makes of each frame, in a stream
 
     @property
     def pose(self) -> Tensor:
@@ -120,7 +119,6 @@ class StreamVGGT(nn.Module):
         mark("camera")
         yield
         predictions = self.dense(taps, grid, poses)
-        predictions.patches = patches
         mark("dense")
         if self.track_head is not None:
             of_patches = [tap[0, :, self.config.specials :] for tap in taps]
