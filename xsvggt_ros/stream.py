@@ -60,6 +60,7 @@ class GeometryStream:
     """
 
     _cache_type: type[KVCache] = KVCache
+    describes = False  # whether frames have a descriptor
 
     def __init__(self, config: StreamConfig | None = None, model: StreamVGGT | None = None):
         self.config = config or StreamConfig()
@@ -337,7 +338,8 @@ class GeometryStream:
         T_first_model = poses[0][0] if self._T_first_model is None else self._T_first_model
         depth = predictions.depth[0].float().cpu().numpy()  # [S, h, w]
         confidence = predictions.depth_confidence[0].float().cpu().numpy()
-        descriptors = describe(patches, self.model.grid(predictions.depth))
+        grid = self.model.grid(predictions.depth)
+        descriptors: Any = describe(patches, grid) if self.describes else [None] * len(images)
         points: list[Any] = [None] * len(images)
         if predictions.points is not None:
             points = [geometry.transform(T_first_model, p) for p in predictions.points[0].float().cpu().numpy()]

@@ -40,6 +40,7 @@ class SegmentedStream(GeometryStream):
     def __init__(self, config: StreamConfig | None = None, model: StreamVGGT | None = None) -> None:
         config = config or StreamConfig()
         self._segment, self._loop = config.segment, config.loop
+        self.describes = config.segment.enabled
         self._chain: Chain | None = None
         self._next: GeometryStream | None = None  # the segment to come, and
         self._builder: Builder | None = None  # what fills it
@@ -70,6 +71,7 @@ class SegmentedStream(GeometryStream):
         before = self._segment, self._loop
         self._drop()
         self._segment, self._loop = segment, loop
+        self.describes = segment.enabled
         switched = f"segments are {'on' if segment.enabled else 'off'}"
         event = switched if segment.enabled != before[0].enabled else "settings of cache and segments changed"
         try:
@@ -79,6 +81,7 @@ class SegmentedStream(GeometryStream):
             self._switch(cache, self._fraction, event)
         except OutOfMemory:
             self._segment, self._loop = before
+            self.describes = self._segment.enabled
             raise
         self._halved = ""
         self._unstick()
@@ -245,6 +248,7 @@ class SegmentedStream(GeometryStream):
             config = replace(self.config, cache=self._ceiling(), segment=off, track_groups=0, track_grid=0)
             try:
                 self._next = GeometryStream(config, self.model)
+                self._next.describes = True
             except ValueError as error:  # of a cache for which there is no memory now
                 raise OutOfMemory(str(error)) from error
         assert self._chain
