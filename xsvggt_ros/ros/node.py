@@ -150,7 +150,7 @@ class StreamNode(LifecycleNode):
             pool.shutdown()
             raise
         self.settings.check = lambda config: stream.check_all(config.stream)
-        self._serving = pool.submit(self._worker.run)
+        self._serving, self._pool = pool.submit(self._worker.run), pool
         pool.shutdown(wait=False)  # no other work comes; the thread ends with this one
         self.get_logger().info(f"configured: {stream.summary()}")
         if config.base_frame and config.scale.source == "none":
@@ -207,6 +207,7 @@ class StreamNode(LifecycleNode):
         if self._worker and self._serving:
             self._worker.close()
             self._serving.exception()  # waits
+            self._pool.shutdown()  # until its thread has let go of the stream too
         self._worker = self._serving = None
         self.settings.check = None
         give_back()
