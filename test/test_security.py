@@ -14,14 +14,12 @@ import json
 import os
 import pickle
 import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import zipfile
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -31,6 +29,7 @@ import torch
 from rosbags.rosbag2 import StoragePlugin, Writer
 from safetensors.torch import save_file
 from support.frames import frame, read_ply
+from support.full_disk import limited
 from support.paths import ROOT
 from support.recordings import SECOND, TYPES, camera_info, picture, raw_image, write_bag, write_folder
 from support.watched import ASKS, CHANGES, UNFILTERED
@@ -312,19 +311,6 @@ COUNT = 25
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("recording") / "images", COUNT)
-
-
-@contextmanager
-def limited(size):
-    """No file of this process grows beyond so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 def check_readable(output):

@@ -413,15 +413,9 @@ class GeometryStream:
         self._event = self._halved = f"out of memory: {done}; {LESS}"
         return self._halved
 
-    def _stands(self) -> bool:
-        """Whether a world without its present first frame is one."""
-        return False
-
     def _begins_anew(self) -> bool:
-        """Whether the next image may be the first in place of the one at hand."""
-        if stands := self._stands():
-            self._cache = None
-        return stands
+        """Whether the next image may be the first in place of the one at hand: here that would be a new world."""
+        return False
 
     def _abandon_frames(self) -> bool:
         """Makes the cache forget the frames at hand; whether something is left to go on with."""

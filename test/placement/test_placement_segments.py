@@ -6,35 +6,19 @@ import pytest
 from scipy.spatial.transform import Rotation
 from support.frames import frame
 from support.messages import place as placed_of
-from support.recordings import header, message
+from support.mounted import PITCHED, T_BASE_CAM, mounting
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.frame import InSegment
-from xsvggt_ros.geometry import quaternion_xyzw, rigid
+from xsvggt_ros.geometry import rigid
 from xsvggt_ros.placement.covariance import pose_covariance
 from xsvggt_ros.placement.placement import NotPlaced, Placement
 from xsvggt_ros.settings import changed
 from xsvggt_ros.similarity import Similarity
 from xsvggt_ros.status import ScaleStatus
 
-# A camera 0.2 m ahead of the base and 0.5 m above it, looking 30 degrees down: optical axes in base axes (REP 103).
-SIN, COS = np.sin(np.pi / 6), np.cos(np.pi / 6)
-PITCHED = np.array([[0.0, -SIN, COS], [-1.0, 0, 0], [0.0, -COS, -SIN]])
-T_BASE_CAM = rigid(PITCHED, np.array([0.2, 0.0, 0.5]))
 OPTICAL = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # optical axes in those of a level base (REP 103)
 MOUNTED = {"": rigid(OPTICAL, np.zeros(3)), "base_link": T_BASE_CAM}  # base_frame -> camera at the start
-
-
-def mounting(T=T_BASE_CAM, parent="base_link", child="lens", stamp=0):
-    """TransformStamped."""
-    T = message(
-        "geometry_msgs/msg/Transform",
-        translation=message("geometry_msgs/msg/Vector3", **dict(zip("xyz", T[:3, 3], strict=True))),
-        rotation=message("geometry_msgs/msg/Quaternion", **dict(zip("xyzw", quaternion_xyzw(T[:3, :3]), strict=True))),
-    )
-    return message(
-        "geometry_msgs/msg/TransformStamped", header=header(stamp, parent), child_frame_id=child, transform=T
-    )
 
 
 def pose(i):

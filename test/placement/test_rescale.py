@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 from support.frames import frame
+from support.mounted import T_BASE_CAM, mounting
 from support.recordings import header, message, raw_image
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.frame import InSegment
-from xsvggt_ros.geometry import inverse, quaternion_xyzw, rigid
+from xsvggt_ros.geometry import inverse, rigid
 from xsvggt_ros.messages.topics import DEPTH
 from xsvggt_ros.pipeline import Pipeline
 from xsvggt_ros.placement.placement import NotPlaced, Placed, Placement
@@ -23,10 +24,6 @@ from xsvggt_ros.segments.join import join
 from xsvggt_ros.settings import changed
 from xsvggt_ros.similarity import Similarity
 
-# A camera 0.2 m ahead of the base and 0.5 m above it, looking 30 degrees down: optical axes in base axes (REP 103).
-SIN, COS = np.sin(np.pi / 6), np.cos(np.pi / 6)
-PITCHED = np.array([[0.0, -SIN, COS], [-1.0, 0, 0], [0.0, -COS, -SIN]])
-T_BASE_CAM = rigid(PITCHED, np.array([0.2, 0.0, 0.5]))
 STEP = 100_000_000  # ns between frames
 SIZE = (84, 112)
 UNITS = (2.0, 2.5)  # metres of the stream's unit, before and after the join
@@ -40,18 +37,6 @@ SETTINGS = {
     "tf": {"base_frame": "base_link", "scale.parent_frame": "wheels", "scale.child_frame": "base_link"},
 }
 MEASURED = list(SETTINGS)
-
-
-def mounting(T=T_BASE_CAM, parent="base_link", child="lens", stamp=0):
-    """TransformStamped."""
-    T = message(
-        "geometry_msgs/msg/Transform",
-        translation=message("geometry_msgs/msg/Vector3", **dict(zip("xyz", T[:3, 3], strict=True))),
-        rotation=message("geometry_msgs/msg/Quaternion", **dict(zip("xyzw", quaternion_xyzw(T[:3, :3]), strict=True))),
-    )
-    return message(
-        "geometry_msgs/msg/TransformStamped", header=header(stamp, parent), child_frame_id=child, transform=T
-    )
 
 
 def config_of(source, **values):

@@ -5,7 +5,6 @@ import signal
 import cv2
 import numpy as np
 import pytest
-import torch
 from rosbags.highlevel import AnyReader
 from support.frames import read_ply
 from support.paths import SHARED
@@ -24,14 +23,6 @@ from xsvggt_ros.stream import GeometryStream
 
 FEW_TOKENS = ("--cache.budget_tokens", "500")
 REAL_IMAGES = SHARED / "data" / "7scenes_sample"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

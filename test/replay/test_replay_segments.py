@@ -2,15 +2,12 @@
 """Replays of streams of segments: what a place seen again corrects is corrected in files of their own."""
 
 import re
-import resource
-import signal
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import torch
 from rosbags.highlevel import AnyReader
 from support.frames import read_ply
+from support.full_disk import limited
 from support.recordings import camera_info, raw_image, write_bag
 
 from xsvggt_ros.cli import main
@@ -26,14 +23,6 @@ SEGMENTS = ["--segment.enabled", "--segment.work", "1", "--segment.overlap", "0.
 AT_ANY_RATE = ["--loop.likeness", "0.3", "--loop.agreement", "0.1", "--loop.match", "0.2"]  # a place is taken for known
 EXACT = ["--device", "cpu", "--dtype", "float32", "--point_stride", str(STRIDE), "--confidence_threshold", "0"]
 CORRECTED = ["cloud_corrected.ply", "trajectory_corrected.txt"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -209,19 +198,6 @@ def test_a_world_that_starts_anew_has_corrected_files_of_its_own(truths, output,
 
 
 # --- a disk that is full ----------------------------------------------------------------------------
-
-
-@contextmanager
-def limited(size):
-    """No file of this process grows beyond so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 def check_whole(output, name):

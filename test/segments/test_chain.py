@@ -209,7 +209,7 @@ def interrupted(turn: float = 0.0) -> Drive:
     drive.join()
     drive.go(3)
     drive.before = drive.placed
-    drive.chain.interrupt(drive.placed)
+    drive.chain.interrupt()
     drive.S = segment_at(way(drive.index) @ pose(turn=(0, turn, 0)), 0.8)
     drive.frame = seen(way(drive.index) @ pose(turn=(0, turn, 0)), drive.S, drive.index + 1)
     drive.chain.begin(drive.frame)

@@ -164,7 +164,7 @@ def test_every_setting_may_change_in_the_middle_of_a_join(model, room, change):
     elif "limit" in change:
         stream.limit(change["limit"])
     else:
-        stream.reconfigure_segments(change.get("segment", OFTEN), change.get("loop", LOOP))
+        stream.reconfigure_all(stream.cache_config, change.get("segment", OFTEN), change.get("loop", LOOP))
     check_goes_on(stream, room, at)
 
 
@@ -178,10 +178,10 @@ def test_segments_off_and_on_again_do_not_move_the_camera(model, room):
     stream, stays_on, stays_off = (stream_of(model) for _ in range(3))
     at = max(until_building(each, room, 0) for each in (stream, stays_on, stays_off))
     for each in (stream, stays_off):
-        each.reconfigure_segments(OFF, LOOP)
+        each.reconfigure_all(each.cache_config, OFF, LOOP)
     check_same_next(stream, stays_on, room, at)
     steps(stays_off, room, at, at + 1)
-    stream.reconfigure_segments(OFTEN, LOOP)
+    stream.reconfigure_all(stream.cache_config, OFTEN, LOOP)
     check_same_next(stream, stays_off, room, at + 1)
     check_goes_on(stream, room, at + 2)
 
@@ -189,7 +189,7 @@ def test_segments_off_and_on_again_do_not_move_the_camera(model, room):
 def test_segments_may_begin_in_the_middle_of_a_stream(model, room, recwarn):
     stream, twin = stream_of(model, OFF), stream_of(model, OFF)
     steps(stream, room, 0, 5), steps(twin, room, 0, 5)
-    stream.reconfigure_segments(OFTEN, LOOP)
+    stream.reconfigure_all(stream.cache_config, OFTEN, LOOP)
     (frame,), (same,) = steps(stream, room, 5, 6), steps(twin, room, 5, 6)
     np.testing.assert_allclose(frame.T_first_cam, same.T_first_cam, atol=1e-3)
     check_goes_on(stream, room, 6)
@@ -203,7 +203,8 @@ def test_settings_that_segments_cannot_have_are_refused_as_at_the_start(model, c
     with pytest.raises(ValueError, match="segments"):
         stream_of(model).reconfigure(CacheConfig(**change))
     with pytest.raises(ValueError, match="segments"):
-        stream_of(model, OFF, **change).reconfigure_segments(OFTEN, LOOP)
+        stream = stream_of(model, OFF, **change)
+        stream.reconfigure_all(stream.cache_config, OFTEN, LOOP)
 
 
 def test_a_join_goes_on_when_a_setting_is_refused(model, room):
@@ -230,7 +231,7 @@ def test_the_budget_holds_when_segments_are_switched_off_or_keyframes_become_mor
     stream = stream_of(model, budget_mib=4.0)
     steps(stream, room, 0, 8)
     for segment, keyframes, first in ((OFTEN, 80, 8), (OFF, 80, 20)):
-        stream.reconfigure_segments(segment, LoopConfig(keyframes=keyframes))
+        stream.reconfigure_all(stream.cache_config, segment, LoopConfig(keyframes=keyframes))
         for frame in steps(stream, room, first, first + 12):
             assert frame.status.cache_bytes + frame.status.segments.keyframe_bytes <= 4.0 * MIB
 
@@ -244,7 +245,7 @@ def test_a_budget_that_keyframes_use_up_is_refused_with_the_remedy(model, room):
     with pytest.raises(ValueError, match=words):
         stream.reconfigure(CacheConfig(budget_mib=0.8))
     with pytest.raises(ValueError, match=words):
-        stream.reconfigure_segments(OFTEN, LoopConfig(keyframes=1000))
+        stream.reconfigure_all(stream.cache_config, OFTEN, LoopConfig(keyframes=1000))
     check_goes_on(stream, room, 3)
 
 

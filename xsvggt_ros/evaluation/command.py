@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 SETTINGS = settings(StreamConfig)
 ROOMS = "rooms"
 ROOM_FRAMES = 48
-LONG_FRAMES = {"drift": 300, "lap": 400, "alike": 200, "endless": 10_000}
 PICTURES = 5  # of a sequence
 NAME_WIDTH, COLUMN_WIDTH = 26, 9
 
@@ -152,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     if args.rows and not args.sweep:
         raise ValueError("--rows chooses rows of a sweep: add --sweep")
     if args.long:
-        _long(Long(config, args.long, args.frames or LONG_FRAMES[args.long], args.rate, args.motion), args)
+        _long(Long(config, args.long, args.frames or KINDS[args.long], args.rate, args.motion), args)
     elif args.tracks:
         _evaluate_tracks(args, config)
     elif args.sweep:

@@ -34,7 +34,7 @@ from xsvggt_ros.rooms.sequence import RoomFrame, pinhole, stream
 from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.settings import values
 
-KINDS = ("drift", "lap", "alike", "endless")
+KINDS = {"drift": 300, "lap": 400, "alike": 200, "endless": 10_000}  # usual number of frames
 LAPS = 1.05  # of a lap: so far beyond its end that the start is in view again
 END = 10  # frames at the end of a stream
 LEAST_FRAMES = 20

@@ -61,6 +61,7 @@ class Chain:
         self._first: Frame | None = None  # its first frame
         self._S_map_segment = self._S_odom_segment = Similarity()
         self._before = self._now = np.eye(4)  # T_odom_cam of the newest two frames
+        self._T_map_now = np.eye(4)  # T_map_cam of the newest
         self._joint: _Joint | None = None  # after a join, until the next frame
         self._rescaled = 1.0  # of the next frame
         self._keyframes: Mapping[int, Similarity] = {}
@@ -78,13 +79,15 @@ class Chain:
         S, points = self._S_odom_segment, frame.predicted_points
         if points is not None:
             points = transform(S.pose(np.eye(4)), points * np.float32(S.scale))
+        self._before, self._now = self._now, S.pose(frame.T_first_cam)
+        self._T_map_now = self._S_map_segment.pose(frame.T_first_cam)
         placed = replace(
             frame,
-            T_first_cam=S.pose(frame.T_first_cam),
+            T_first_cam=self._now,
             depth=frame.depth * np.float32(S.scale),
             predicted_points=points,
             segment=InSegment(
-                T_map_cam=self._S_map_segment.pose(frame.T_first_cam),
+                T_map_cam=self._T_map_now,
                 key=-1 if self._anchor is None else self._anchor,
                 T_key_cam=frame.T_first_cam,
                 keyframes=self._keyframes,
@@ -94,7 +97,6 @@ class Chain:
             ),
         )
         self._rescaled = 1.0
-        self._before, self._now = self._now, placed.T_first_cam
         return placed
 
     def events(self) -> list[str]:
@@ -120,10 +122,9 @@ class Chain:
         self._begun = frame.index
         self._tell()
 
-    def interrupt(self, last: Frame) -> None:
+    def interrupt(self) -> None:
         """The next frame is of a segment without a past; its camera is taken to be where it was in the last."""
-        assert last.segment
-        T_odom_cam, T_map_cam = last.T_first_cam, last.segment.T_map_cam
+        T_odom_cam, T_map_cam = self._now, self._T_map_now
         self._joint = None
         self._S_odom_segment = Similarity(self._S_odom_segment.scale, T_odom_cam[:3, :3], T_odom_cam[:3, 3])
         self._S_map_segment = Similarity(self._S_map_segment.scale, T_map_cam[:3, :3], T_map_cam[:3, 3])
@@ -139,13 +140,12 @@ class Chain:
         """Key of the keyframe that looks most like the frame, if it is one that the camera may be near."""
         if not config.enabled:
             return None
-        R_map_cam = self._S_map_segment.rotation @ frame.T_first_cam[:3, :3]
+        R_map_cam, joins = self._S_map_segment.rotation @ frame.T_first_cam[:3, :3], self._joins()
         for likeness, key in self.map.alike(frame, self._anchor):
-            related = self._joins_to(key) is not None
             if likeness < config.likeness:
                 break
             turn = _degrees(self.map.S_map_key(key).rotation.T @ R_map_cam)
-            if turn <= config.max_turn + VIEW if related else likeness >= config.likeness + STRICTER:
+            if turn <= config.max_turn + VIEW if key in joins else likeness >= config.likeness + STRICTER:
                 return key
         return None
 
@@ -170,7 +170,7 @@ class Chain:
 
     def _verified(self, key: int, first: Frame, shared: Shared, joined: Join, config: LoopConfig) -> bool:
         """Whether the keyframe shows the same place: both the new segment and the map have to agree."""
-        joins = self._joins_to(key)
+        joins = self._joins().get(key)
         stricter = STRICTER * (joins is None)
         newest = shared[-1][1]
         if not (
@@ -189,9 +189,9 @@ class Chain:
             and float(np.linalg.norm(off.translation)) <= MOST_SHIFT * slack
         )
 
-    def _joins_to(self, key: int) -> int | None:
-        """How many relations lead to a keyframe; None: none do, and the map does not say where it is from here."""
-        return None if self._anchor is None else self.map.relations.distances(self._anchor).get(key)
+    def _joins(self) -> dict[int, int]:
+        """{key: how many relations lead there}; of other keyframes the map does not say where they are from here."""
+        return {} if self._anchor is None else self.map.relations.distances(self._anchor)
 
     def _close(self, key: int, joined: Join) -> None:
         if self._anchor is not None:  # else there is nothing to relate it to

@@ -46,7 +46,6 @@ class SegmentedStream(GeometryStream):
         self._builder: Builder | None = None  # what fills it
         self._index = 0  # of the next frame of the world
         self._rest = 0  # index before which no segment begins
-        self._last: Frame | None = None
         self._loaded: Map | None = None  # for the world to come
         super().__init__(config, model)
 
@@ -54,13 +53,9 @@ class SegmentedStream(GeometryStream):
 
     def reset(self, reason: str = "") -> None:
         super().reset(reason)
-        self._chain, self._last = None, None
+        self._chain = None
         self._index = self._rest = 0
         self._drop()
-
-    def reconfigure_segments(self, segment: SegmentConfig, loop: LoopConfig) -> None:
-        """As `reconfigure_all`, with the cache's settings as they are."""
-        self.reconfigure_all(self._cache_config, segment, loop)
 
     def reconfigure_all(self, cache: CacheConfig, segment: SegmentConfig, loop: LoopConfig) -> None:
         """Other settings from the next image on, all together. A segment that is being filled begins anew.
@@ -173,15 +168,14 @@ class SegmentedStream(GeometryStream):
     # --- images -----------------------------------------------------------------------------------
 
     def _take_in(self, images: list[_Waiting]) -> list[Frame]:
-        if self._segment.enabled and self._chain and self._last and self._continuity.paused:
-            self._chain.interrupt(self._last)
+        if self._segment.enabled and self._chain and self._continuity.paused:
+            self._chain.interrupt()
             self._drop()
             self._forget_past()
         frames = [replace(frame, index=self._index + i) for i, frame in enumerate(super()._take_in(images))]
         if self._segment.enabled or self._chain:
             frames = [self._followed(frame) for frame in frames]
         self._index += len(frames)
-        self._last = frames[-1]
         return frames
 
     def _followed(self, frame: Frame) -> Frame:
@@ -270,9 +264,12 @@ class SegmentedStream(GeometryStream):
         """Gives up the segment to come, which another one will replace."""
         self._builder = self._next = None
 
-    def _stands(self) -> bool:
-        """Whether the world stands, though its present segment has no first frame yet: after a pause."""
-        return self._chain is not None and self._T_first_model is None
+    def _begins_anew(self) -> bool:
+        """After a pause: the world stands, though its present segment has no first frame yet."""
+        if self._chain is None or self._T_first_model is not None:
+            return False
+        self._cache = None
+        return True
 
     def _make_do(self, error: BaseException) -> str:
         self._drop()
