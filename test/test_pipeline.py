@@ -2,6 +2,8 @@
 """One way from a message to a placed frame, and what becomes of messages that lead nowhere."""
 
 import logging
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +11,11 @@ from support.caches import Shortage
 from support.recordings import SECOND, camera_info, picture, raw_image
 
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.pipeline import GONE, Pipeline, Rejected, Unplaced
+from xsvggt_ros.geometry import inverse
+from xsvggt_ros.pipeline import BUILDING, GONE, Pipeline, Rejected, Unplaced
 from xsvggt_ros.placement.placement import Placed
+from xsvggt_ros.rooms.sequence import stream as room_stream
+from xsvggt_ros.segments import SegmentedStream, join
 from xsvggt_ros.settings import changed
 from xsvggt_ros.status import NO_CAMERA_INFO
 from xsvggt_ros.stream import GeometryStream
@@ -42,6 +47,14 @@ def test_an_image_is_what_the_stream_says_of_it_with_the_images_stamp_and_frame(
     assert (placed.stamp_ns, placed.camera, placed.child) == (7 * SECOND, "cam_optical", "cam_optical")
     np.testing.assert_array_equal(placed.frame.depth, frame.depth)
     np.testing.assert_array_equal(placed.frame.T_first_cam, frame.T_first_cam)
+
+
+def test_segments_have_the_time_that_the_target_leaves(model):
+    pipeline = pipeline_of(model)
+    pipeline.process(raw_image(picture(0), 0), SMALL, arrived=50.0)
+    assert pipeline._stream.until == math.inf
+    pipeline.process(raw_image(picture(1), 1), replace(SMALL, target_latency_ms=200.0), arrived=60.0)
+    assert pipeline._stream.until == pytest.approx(60 + BUILDING * 0.2)
 
 
 def test_camera_info_gives_the_intrinsics_of_the_images_after_it(model):
@@ -217,3 +230,21 @@ def test_rows_of_high_images_that_are_not_used_are_said_once(model, caplog):
                 pipeline.reset()
     (said,) = [message for message in caplog.messages if "not used" in message]
     assert said.startswith("images of 64x80 are higher than wide, and of their rows 20%, at top and bottom")
+
+
+def test_segments_that_do_not_agree_join_by_the_robots_odometry(model, monkeypatch):
+    monkeypatch.setattr(join, "MOST_TURN", -1.0)  # no join is trusted
+    settings = {"segment.enabled": True, "segment.overlap": 0.9, "scale.source": "odometry", "loop.enabled": False}
+    config = changed(SMALL, {**settings, "base_frame": "cam_optical"})
+    pipeline = Pipeline(SegmentedStream(config.stream, model), config, LOG)
+    room, events, images = list(room_stream(8, 30, 64, 48, "robot", 4.0)), [], []
+    for shot in room:
+        pipeline._placement.receive_pose(shot.stamp_ns, shot.T_room_cam)
+        (answer,) = pipeline.process(raw_image(shot.rgb, shot.stamp_ns), config)
+        events.append(answer.status.step.event)
+        images.append(answer.result.frame.image)
+    assert any(event.startswith("a join of segments is by the robot's motion") for event in events)
+    keyframes = pipeline._stream._chain.map
+    second = next(i for i, image in enumerate(images) if (image == keyframes.image(1)[0]).all())
+    T = inverse(room[0].T_room_cam) @ room[second].T_room_cam
+    np.testing.assert_allclose(keyframes.relations.measured[0, 1].rotation, T[:3, :3], atol=1e-6)

@@ -382,7 +382,7 @@ class NodeConfig(Checked):
     target_latency_ms: float = setting(
         0.0,
         "Most time from an image's arrival to its outputs; while it takes longer the node gives up point density, then "
-        "publishing rate, then cache budget (~/status: shed_level). 0: never.",
+        "publishing rate, then cache budget (~/status: shed_level). Segments are made in what time is left. 0: never.",
         unit="ms",
         minimum=0.0,
         live=True,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from xsvggt_ros.status import Status, StepStatus
 from xsvggt_ros.stream import NotFinite
 
 GONE = 100  # images of others in a row, after which the camera that was followed is taken to be gone
+BUILDING = 0.6  # of target_latency_ms: what may be over by the end of the work on a segment to come
 THROTTLE_S = 5.0  # between two warnings of a kind
 MOST_KINDS = 100  # that are remembered: they may hold what a stranger sent
 
@@ -104,6 +106,7 @@ class Pipeline:
         self._log = log
         self._camera = CameraDecoder(warn=log.warning)
         self._placement = Placement(config)
+        stream.motion = self._placement.motion
         self._config = config  # in force for the newest image
         self._waiting: list[Arrival] = []  # in the stream, until their chunk is full
         self._reset_asked = Event()
@@ -155,7 +158,7 @@ class Pipeline:
         """Takes the next image, a sensor_msgs Image or CompressedImage, under the settings now in force.
 
         Returns an answer for each image that has become something by now: with `cache.chunk` above 1 none for most,
-        and all of them when their chunk is full. arrived: comes back in the answer.
+        and all of them when their chunk is full. arrived: when, of `time.monotonic`; it comes back in the answer.
         """
         with self._between_images:
             return self._process(message, config, arrived)
@@ -163,6 +166,8 @@ class Pipeline:
     def _process(self, message: Any, config: NodeConfig, arrived: float) -> list[Answer]:
         self._count("frames_received")
         answers = self._apply(config)
+        target = config.target_latency_ms / 1000
+        self._stream.until = arrived + BUILDING * target if target else math.inf
         arrival = Arrival(name_of(message), arrived)
         try:
             if left := self._left_camera(camera_of(message), config.camera_frame):

@@ -223,6 +223,23 @@ class TestMotion:
             np.testing.assert_allclose(T[:3, :3], slerp(share).as_matrix(), atol=1e-12)
             np.testing.assert_allclose(T[:3, 3], first[:3, 3] + share * (last[:3, 3] - first[:3, 3]), atol=1e-12)
 
+    def test_the_cameras_motion_between_two_frames_is_the_robots(self):
+        """In metres; of frames that odometry has not reached, and of cameras without mounting, it is not known."""
+        cameras = trajectory(make_room(0), 12, rate=RATE)
+        for mounting in (MOUNTING, None):
+            source = ReferenceMotion()
+            for index, T in enumerate(cameras):
+                if index < 10:
+                    source.add_pose(index * SECOND // RATE, T @ inverse(MOUNTING))
+                source.update(frame_of(T, index), index * SECOND // RATE, mounting, ODOMETRY)
+            assert source.motion(2, 10) is source.motion(11, 3) is None
+            if mounting is None:
+                assert source.motion(2, 9) is None
+            else:
+                np.testing.assert_allclose(source.motion(2, 9), inverse(cameras[2]) @ cameras[9], atol=1e-9)
+                source.reset()
+                assert source.motion(2, 9) is None
+
     def test_exact_motion_gives_the_exact_scale(self):
         statuses = [drive(seed)[-1] for seed in SEEDS]
         report("exact odometry", [log_error(status) for status in statuses], 1e-9)

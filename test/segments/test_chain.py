@@ -9,7 +9,7 @@ from support.segments import HEIGHT, WIDTH, pose, seen, segment_at
 
 from xsvggt_ros.config import LoopConfig, SegmentConfig
 from xsvggt_ros.frame import Frame
-from xsvggt_ros.geometry import transform, unproject
+from xsvggt_ros.geometry import inverse, transform, unproject
 from xsvggt_ros.segments.chain import LEAST, PATIENCE, Chain
 from xsvggt_ros.segments.map import Map
 
@@ -26,7 +26,8 @@ class Drive:
     """A chain, and a camera on its way through segments with true relations."""
 
     def __init__(self, capacity: int = 8) -> None:
-        self.chain = Chain(Map(capacity, HEIGHT, WIDTH), 0)
+        self.motions: dict = {}  # of the robot, by the indices of two images
+        self.chain = Chain(Map(capacity, HEIGHT, WIDTH), 0, lambda a, b: self.motions.get((a, b)))
         self.S = segment_at(way(0))  # of the segment that serves
         self.starts = {0: 0}  # {key: index of the image that is the keyframe}
         self.index = 0
@@ -134,6 +135,38 @@ def test_a_join_that_is_not_trusted_is_put_off_and_then_said():
     drive.go(4)
     assert not drive.join(spoil=half_as_deep)  # patience is as at first
     assert drive.join() and not drive.chain.status.join_uncertain
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_join_that_is_not_trusted_goes_by_the_robots_motion_where_it_is_known(scale):
+    """The segment that ends goes astray while it serves; the robot knows better."""
+
+    def astray(frame):
+        turned = pose(turn=(0, 20.0 * (frame.index % 2), 0)) @ frame.T_first_cam
+        return replace(frame, T_first_cam=turned)
+
+    def drifting(index):
+        off = pose(turn=(0, 3.0 * index, 0), at=(0.02 * index, 0, 0)) @ way(index)
+        return replace(seen(way(index), drive.S, index), T_first_cam=drive.S.inverse().pose(off))
+
+    drive = Drive()
+    drive.go(4)
+    assert drive.join(scale)
+    drive.go()
+    own = drive.index  # the first that the segment served for
+    drive.go(4)
+    drive._see = drifting
+    for _ in range(PATIENCE):
+        assert not drive.join(spoil=astray)
+        drive.go()
+    drive.motions[own, drive.index - 1] = inverse(way(own)) @ way(drive.index - 1)
+    assert drive.join(spoil=astray)
+    del drive._see
+    (event,) = drive.chain.events()
+    assert event.startswith("a join of segments is by the robot's motion")
+    assert not drive.chain.status.join_uncertain
+    drive.go()
+    np.testing.assert_allclose(drive.placed.segment.T_map_cam, way(drive.index), atol=1e-6)
 
 
 def test_a_place_seen_again_puts_the_scale_right_and_says_by_how_much():
@@ -245,7 +278,7 @@ def test_a_segment_ends_when_its_view_is_left_but_serves_a_few_images():
     assert not chain.ends(seen(way(1), index=LEAST), config)
     assert chain.ends(seen(way(8), index=LEAST), config)
     assert not chain.ends(seen(way(8), index=LEAST - 1), config)
-    assert Chain(Map(4, HEIGHT, WIDTH), 0).ends(seen(way(0)), config)  # it has none yet
+    assert Chain(Map(4, HEIGHT, WIDTH), 0, lambda a, b: None).ends(seen(way(0)), config)  # it has none yet
 
 
 def test_a_keyframe_is_seen_again_where_the_camera_may_be_near():

@@ -73,6 +73,16 @@ class Placement:
         """Takes what a depth camera measures, [H, W], metres."""
         self._references.append((stamp_ns, DepthSamples.of(depth)))
 
+    def motion(self, a: int, b: int) -> Array | None:
+        """T_a_b [4, 4] of the camera at two frames of these indices, in the stream's unit, as odometry or TF have it.
+
+        None where neither measures the scale, or does not know both.
+        """
+        if not isinstance(self._measured, ReferenceMotion) or math.isnan(self.scale.scale):
+            return None
+        T_a_b = self._measured.motion(a, b)
+        return None if T_a_b is None else in_metres(T_a_b, 1 / self.scale.scale)
+
     def place(self, frame: Frame, stamp_ns: int, camera: str, config: NodeConfig) -> Placed:
         """Places a frame of the camera with that frame_id.
 
@@ -148,7 +158,7 @@ class Placement:
 
 
 def in_metres(T: Array, scale: float) -> Array:
-    """A pose [4, 4] in the model's unit, of so many metres, in metres."""
+    """A pose [4, 4] in a unit of so many metres, in metres."""
     return rigid(T[:3, :3], scale * T[:3, 3])
 
 

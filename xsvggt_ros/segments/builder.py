@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -35,13 +36,18 @@ class Builder:
         self._parts = parts  # of a step
 
     @torch.inference_mode()
-    def advance(self, frame: Frame, work: float) -> None:
-        """As much as a share of a step, while the serving segment is at this frame. Raises as a step does."""
+    def advance(self, frame: Frame, work: float, until: float) -> None:
+        """As much as a share of a step, while the serving segment is at this frame. Raises as a step does.
+
+        until: when to stop, in seconds of `time.monotonic`; one part is done in any case.
+        """
         with memory_for("no memory for a new segment"):
             for _ in range(max(1, round(work * self._parts))):
                 if self._step is None and not self._take(frame):
                     return
                 self._go_on()
+                if time.monotonic() >= until:
+                    return
 
     def _take(self, frame: Frame) -> bool:
         """The next image; whether there is one."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +27,9 @@ PATIENCE = 2  # joins in a row that are not trusted; the next is made neverthele
 STRICTER = 0.05  # likeness, agreement and match, where the map does not say how a keyframe lies
 MOST_STRETCH = 0.6  # of the logarithm of the scale, and
 MOST_SHIFT = 1.2  # in the keyframe's unit, by which the map may be off at a place seen again
+
+Motion = Callable[[int, int], Array | None]
+"""T_a_b [4, 4] of the camera at two frames of these indices, in odometry's unit; None where nothing measures it."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,13 @@ class _Joint:
 class Chain:
     """Maps frames of the segment that serves into the world. Frames given to it are in that segment's axes and unit."""
 
-    def __init__(self, map_: Map, index: int) -> None:
+    def __init__(self, map_: Map, index: int, motion: Motion) -> None:
         self.map = map_
         self.status = SegmentStatus()
+        self._motion = motion
         self._anchor: int | None = None  # key of the keyframe that the segment began at; None: before there were any
-        self._first: Frame | None = None  # its first frame
+        self._first: Frame | None = None  # its first frame, and
+        self._own: Frame | None = None  # the first that it served for
         self._S_map_segment = self._S_odom_segment = Similarity()
         self._before = self._now = np.eye(4)  # T_odom_cam of the newest two frames
         self._T_map_now = np.eye(4)  # T_map_cam of the newest
@@ -76,6 +81,7 @@ class Chain:
         """The frame in the axes and the unit of the world, with where the map has it."""
         if self._joint:  # the first that the segment has for itself
             self._S_odom_segment, self._joint = self._joint.S_odom_segment(frame.T_first_cam), None
+        self._own = self._own or frame
         S, points = self._S_odom_segment, frame.predicted_points
         if points is not None:
             points = transform(S.pose(np.eye(4)), points * np.float32(S.scale))
@@ -125,7 +131,7 @@ class Chain:
     def interrupt(self) -> None:
         """The next frame is of a segment without a past; its camera is taken to be where it was in the last."""
         T_odom_cam, T_map_cam = self._now, self._T_map_now
-        self._joint = None
+        self._joint = self._own = None
         self._S_odom_segment = Similarity(self._S_odom_segment.scale, T_odom_cam[:3, :3], T_odom_cam[:3, 3])
         self._S_map_segment = Similarity(self._S_map_segment.scale, T_map_cam[:3, :3], T_map_cam[:3, 3])
         self._events.append("after the pause a new segment starts where the camera was")
@@ -159,6 +165,7 @@ class Chain:
         if key is not None and self._verified(key, first, shared, joined, config):
             self._close(key, joined)
         elif key is None and (joined.trusted or self._untrusted >= PATIENCE):
+            joined = joined if joined.trusted else self._without_trust(joined, shared[0][0].index)
             self._extend(first, joined)
         else:
             self._refuse(key)
@@ -207,6 +214,20 @@ class Chain:
         if before is not None:
             self.map.relations.add(before, self._anchor, joined.relation)
 
+    def _without_trust(self, joined: Join, first: int) -> Join:
+        """By the robot's own motion since the segment served first, where that is known; says what was done.
+
+        first: index of the image that the next segment begins with.
+        """
+        T_own_first = self._motion(self._own.index, first) if self._own else None
+        if self._own is None or T_own_first is None:
+            self._events.append("a join of segments is uncertain: the images that both share do not agree")
+            return joined
+        self._events.append("a join of segments is by the robot's motion: the images that both share do not agree")
+        T = self._own.T_first_cam @ _stretched(T_own_first, 1 / self._S_odom_segment.scale)
+        relation = Similarity(joined.relation.scale, T[:3, :3], T[:3, 3])
+        return replace(joined, relation=relation, rotation_spread=0.0, position_spread=0.0)
+
     def _refuse(self, key: int | None) -> None:
         if key is None:
             self._untrusted += 1
@@ -237,9 +258,7 @@ class Chain:
             rotation + joined.rotation_spread**2,
             position / grown**2 + (joined.position_spread * depth) ** 2,
         )
-        if not joined.trusted:
-            self._events.append("a join of segments is uncertain: the images that both share do not agree")
-        self._first, self._begun, self._untrusted = first, old.index + 1, 0
+        self._first, self._own, self._begun, self._untrusted = first, None, old.index + 1, 0
         self._tell(joined)
 
     def _tell(self, joined: Join | None = None) -> None:

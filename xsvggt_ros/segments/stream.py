@@ -10,6 +10,7 @@ segment to segment and never jumps; `Frame.segment` says where the map has it, w
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from xsvggt_ros.frame import Frame
 from xsvggt_ros.memory import MIB, OutOfMemory, memory_for
 from xsvggt_ros.model import StreamVGGT
 from xsvggt_ros.segments.builder import Builder
-from xsvggt_ros.segments.chain import Chain
+from xsvggt_ros.segments.chain import Chain, Motion
 from xsvggt_ros.segments.map import Map
 from xsvggt_ros.segments.map_files import load, save
 from xsvggt_ros.stream import GeometryStream, NotFinite, _Waiting
@@ -40,6 +41,8 @@ class SegmentedStream(GeometryStream):
     def __init__(self, config: StreamConfig | None = None, model: StreamVGGT | None = None) -> None:
         config = config or StreamConfig()
         self._segment, self._loop = config.segment, config.loop
+        self.until = math.inf  # time.monotonic() from which on the segment to come has to wait for the next image
+        self.motion: Motion = lambda a, b: None  # what a join goes by whose images do not agree
         self.describes = config.segment.enabled
         self._chain: Chain | None = None
         self._next: GeometryStream | None = None  # the segment to come, and
@@ -195,8 +198,8 @@ class SegmentedStream(GeometryStream):
         size = frame.depth.shape
         loaded, self._loaded = self._loaded, None
         if loaded and loaded.size == size:
-            return Chain(loaded.resized(self._loop.keyframes, set()), frame.index)
-        chain = Chain(Map(self._loop.keyframes, *size), frame.index)
+            return Chain(loaded.resized(self._loop.keyframes, set()), frame.index, self.motion)
+        chain = Chain(Map(self._loop.keyframes, *size), frame.index, self.motion)
         if loaded:
             chain.say("the loaded map is not used: its images are {1}x{0}, these {3}x{2}".format(*loaded.size, *size))
         return chain
@@ -230,7 +233,7 @@ class SegmentedStream(GeometryStream):
                     return
                 self._build(chain.seen_before(frame, self._loop))
             assert self._builder
-            self._builder.advance(frame, self._segment.work)
+            self._builder.advance(frame, self._segment.work, self.until)
         except (OutOfMemory, NotFinite) as error:
             self._drop()
             self._rest = frame.index + PAUSE

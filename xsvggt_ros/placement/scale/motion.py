@@ -10,13 +10,13 @@ import numpy as np
 
 from xsvggt_ros.config import ScaleConfig
 from xsvggt_ros.frame import Frame
-from xsvggt_ros.geometry import Array, interpolate, rigid
+from xsvggt_ros.geometry import Array, interpolate, inverse, rigid
 from xsvggt_ros.placement.scale.ratio import RunningRatio
 from xsvggt_ros.placement.timeline import Timeline
 from xsvggt_ros.status import ScaleStatus
 
 POSES = 10_000  # of the reference kept, 10 s at 1 kHz
-FRAMES = 1_000  # that wait for the reference, at most
+FRAMES = 1_000  # that wait for the reference, at most, or that are remembered with it
 GAP_NS = 1_000_000_000  # between reference poses; a longer one is not interpolated
 TURN = np.deg2rad(5.0)  # beyond it, a camera whose mounting is unknown moved unlike its robot
 
@@ -27,6 +27,16 @@ class Moment:
 
     T_first_cam: Array  # the stream's, model units
     T_reference_cam: Array  # the reference's, metres; its base's instead of its camera's where the mounting is unknown
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One that waits for the reference."""
+
+    index: int
+    stamp_ns: int
+    T_first_cam: Array
+    T_base_cam: Array | None  # None: its mounting is unknown
 
 
 class ReferenceMotion:
@@ -45,7 +55,8 @@ class ReferenceMotion:
     def reset(self) -> None:
         """Forgets what was measured; the reference, whose unit does not change, is kept."""
         self._ratios = RunningRatio()
-        self._waiting: deque[tuple[int, Array, Array | None]] = deque(maxlen=FRAMES)
+        self._waiting: deque[_Frame] = deque(maxlen=FRAMES)
+        self._cameras: dict[int, Array] = {}  # T_reference_cam by the index of the frame
         self._keyframe: Moment | None = None
         self._newest: Array | None = None  # T_first_cam of the newest frame
 
@@ -59,7 +70,7 @@ class ReferenceMotion:
         def moved(T_first_cam: Array) -> Array:
             return rigid(T_first_cam[:3, :3], joint + (T_first_cam[:3, 3] - joint) / factor)
 
-        waiting = [(stamp, moved(T), mounting) for stamp, T, mounting in self._waiting]
+        waiting = [replace(frame, T_first_cam=moved(frame.T_first_cam)) for frame in self._waiting]
         self._waiting = deque(waiting, maxlen=FRAMES)
         if self._keyframe:
             self._keyframe = replace(self._keyframe, T_first_cam=moved(self._keyframe.T_first_cam))
@@ -75,14 +86,27 @@ class ReferenceMotion:
         Without it, the robot's motion is taken for the camera's where both turn little.
         """
         self._newest = frame.T_first_cam
-        self._waiting.append((stamp_ns, frame.T_first_cam, T_base_cam))
-        while self._waiting and self._poses.reaches(self._waiting[0][0]):
-            stamp, T_first_cam, mounting = self._waiting.popleft()
-            T_reference_base = self._reference(stamp)
+        self._waiting.append(_Frame(frame.index, stamp_ns, frame.T_first_cam, T_base_cam))
+        while self._waiting and self._poses.reaches(self._waiting[0].stamp_ns):
+            waited = self._waiting.popleft()
+            T_reference_base, mounting = self._reference(waited.stamp_ns), waited.T_base_cam
             if T_reference_base is not None:
                 T_reference_cam = T_reference_base if mounting is None else T_reference_base @ mounting
-                self._measure(Moment(T_first_cam, T_reference_cam), mounting is not None, config)
+                self._measure(Moment(waited.T_first_cam, T_reference_cam), mounting is not None, config)
+                if mounting is not None:
+                    self._remember(waited.index, T_reference_cam)
         return self._ratios.status(config)
+
+    def motion(self, a: int, b: int) -> Array | None:
+        """T_a_b [4, 4] of the camera at two frames of these indices, metres; None where it is not known of both."""
+        if a not in self._cameras or b not in self._cameras:
+            return None
+        return inverse(self._cameras[a]) @ self._cameras[b]
+
+    def _remember(self, index: int, T_reference_cam: Array) -> None:
+        if len(self._cameras) >= FRAMES:
+            del self._cameras[next(iter(self._cameras))]  # the oldest
+        self._cameras[index] = T_reference_cam
 
     def _reference(self, stamp_ns: int) -> Array | None:
         """T_reference_base at a time that the reference has reached; None where its poses are too far apart."""
