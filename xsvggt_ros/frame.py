@@ -44,7 +44,7 @@ class InSegment:
     T_key_cam: NDArray[np.float64]  # [4, 4], in the segment's own unit
     keyframes: Mapping[int, Similarity]  # S_map_key of each that is remembered, the oldest first
     variance: tuple[float, float]  # of T_first_cam's rotation, rad^2, and position, unit^2, by joins so far
-    rescaled: float  # metres per unit here over those at the frame before, as shared images say; 1 but after a join
+    rescaled: float  # metres per unit over those at the frame before: 1 but after a join; NaN: unknown, after a pause
     located: bool = True  # whether the map says where it is; T_map_cam is a guess if not
 
 

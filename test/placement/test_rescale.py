@@ -2,6 +2,7 @@
 """The scale where segments join and the stream's unit becomes another: what was measured before still counts."""
 
 import logging
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -114,6 +115,18 @@ def test_what_was_measured_holds_for_the_new_unit_from_the_first_frame_on(source
         assert each.scale.scale == pytest.approx(UNITS[1], rel=0.01)
         np.testing.assert_allclose(each.frame.depth, floor_depth(), rtol=0.01)
     assert placed[-1].scale.scale_measurements > placed[BEFORE - 1].scale.scale_measurements
+
+
+@pytest.mark.parametrize("source", MEASURED)
+def test_after_a_pause_the_unit_is_measured_anew(source):
+    """Nothing is given out in the unit of before."""
+    world = World(config_of(source))
+    for i in range(2 * BEFORE):
+        world.refer(i)
+        placed = world.place(i, UNITS[i >= BEFORE], math.nan if i == BEFORE else 1.0)
+        if i >= BEFORE and placed:
+            assert placed.scale.scale == pytest.approx(UNITS[1], rel=0.01)
+    assert placed and placed.scale.scale_measurements <= BEFORE
 
 
 @pytest.mark.parametrize("source", MEASURED)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segments of a cube's inside, made up frame by frame: each has axes and a unit of its own."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -256,6 +257,7 @@ def test_after_a_pause_the_camera_is_where_it_was_and_not_located():
     np.testing.assert_allclose(drive.placed.segment.T_map_cam, drive.before.segment.T_map_cam, atol=1e-12)
     assert not drive.chain.status.located and drive.chain.status.keyframes == 3
     assert drive.chain.events() == ["after the pause a new segment starts where the camera was"]
+    assert math.isnan(drive.placed.segment.rescaled)
 
 
 def test_a_place_from_before_the_pause_locates_the_camera_again():

@@ -95,8 +95,8 @@ class Placement:
         if frame.index == 0:
             self._start()
             self._measured.reset()
-        if frame.segment and frame.segment.rescaled != 1:  # whatever else may be missing
-            self._measured.rescale(frame.segment.rescaled)
+        if frame.segment:  # whatever else may be missing
+            self._take_unit(frame.segment.rescaled)
         if camera == config.world_frame:
             raise NotPlaced(f"the image's frame_id is world_frame, {camera}; give world_frame another name")
         T_base_cam = self._mounting(config.base_frame, camera, stamp_ns) if config.base_frame else None
@@ -119,6 +119,12 @@ class Placement:
         return Placed(
             stamp_ns, camera, metric, T_odom_cam, T_odom_child, child, self.scale, starts, T_map_odom, T_odom_first
         )
+
+    def _take_unit(self, rescaled: float) -> None:
+        if math.isnan(rescaled):
+            self._measured.reset()
+        elif rescaled != 1:
+            self._measured.rescale(rescaled)
 
     def _mounting(self, base: str, camera: str, stamp_ns: int) -> Array:
         try:

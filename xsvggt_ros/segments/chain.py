@@ -132,6 +132,7 @@ class Chain:
         """The next frame is of a segment without a past; its camera is taken to be where it was in the last."""
         T_odom_cam, T_map_cam = self._now, self._T_map_now
         self._joint = self._own = None
+        self._rescaled = math.nan
         self._S_odom_segment = Similarity(self._S_odom_segment.scale, T_odom_cam[:3, :3], T_odom_cam[:3, 3])
         self._S_map_segment = Similarity(self._S_map_segment.scale, T_map_cam[:3, :3], T_map_cam[:3, 3])
         self._events.append("after the pause a new segment starts where the camera was")
