@@ -31,6 +31,7 @@ from xsvggt_ros.evaluation.tracking import QUERIES, compare
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.rate import check_rate
 from xsvggt_ros.rooms.motion import MOTIONS
+from xsvggt_ros.rooms.room import SHAPES
 from xsvggt_ros.rooms.sequence import FIELD_OF_VIEW
 from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.settings import changed, settings, values
@@ -133,6 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare streams of segments with one cache of the same bytes, into DIR: drift over many frames; a lap "
         "that comes back to its start; a second room that looks like the first; endless: segments alone",
     )
+    rooms.add_argument("--shape", choices=SHAPES, help="with --long: of the rooms (default: room)")
     rooms.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core; GPU: 1)")
     add_settings(parser, SETTINGS)
 
@@ -150,8 +152,11 @@ def run(args: argparse.Namespace) -> int:
     config = changed(StreamConfig(), given)
     if args.rows and not args.sweep:
         raise ValueError("--rows chooses rows of a sweep: add --sweep")
+    if args.shape and not args.long:
+        raise ValueError("--shape is for long streams: add --long")
     if args.long:
-        _long(Long(config, args.long, args.frames or KINDS[args.long], args.rate, args.motion), args)
+        frames = args.frames or KINDS[args.long]
+        _long(Long(config, args.long, frames, args.rate, args.motion, args.shape or "room"), args)
     elif args.tracks:
         _evaluate_tracks(args, config)
     elif args.sweep:

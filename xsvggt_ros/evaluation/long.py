@@ -54,6 +54,7 @@ class Long:
     frames: int
     rate: float  # images per second; of a lap what follows from its length
     motion: str
+    shape: str = "room"  # of room.SHAPES
 
     def __post_init__(self) -> None:
         if self.frames < LEAST_FRAMES or self.frames % 2:
@@ -152,8 +153,8 @@ def _images(long: Long, seed: int) -> Iterator[RoomFrame]:
         return
     rate = long.rate
     if long.kind == "lap":
-        rate = long.frames / LAPS / lap_seconds(make_room(seed), long.motion)
-    yield from stream(seed, long.frames, *IMAGE_SIZE, long.motion, rate)
+        rate = long.frames / LAPS / lap_seconds(make_room(seed, long.shape), long.motion)
+    yield from stream(seed, long.frames, *IMAGE_SIZE, long.motion, rate, shape=long.shape)
 
 
 def _two_rooms(long: Long, seed: int) -> Iterator[RoomFrame]:
@@ -162,10 +163,9 @@ def _two_rooms(long: Long, seed: int) -> Iterator[RoomFrame]:
     The second begins without a pause: nothing tells that the camera was carried there.
     """
     half = long.frames // 2
-    first = list(stream(seed, half, *IMAGE_SIZE, long.motion, long.rate))
-    yield from first
-    other = make_room(seed + OTHER)
-    scene = replace(furnish(other), surface=furnish(make_room(seed)).surface)
+    yield from stream(seed, half, *IMAGE_SIZE, long.motion, long.rate, shape=long.shape)
+    other = make_room(seed + OTHER, long.shape)
+    scene = replace(furnish(other), surface=furnish(make_room(seed, long.shape)).surface)
     intrinsics = pinhole(*IMAGE_SIZE)
     poses = trajectory(other, half, long.motion, long.rate)
     width, height = IMAGE_SIZE
@@ -242,7 +242,14 @@ def _mixed(first: NDArray, second: NDArray) -> bool:
 def _facts(long: Long) -> dict[str, Any]:
     """All that streams which share a folder have in common."""
     length = {} if long.kind == "drift" else {"frames": long.frames}  # the first frames do not depend on it
-    return {**values(long.config), "kind": long.kind, "rate": long.rate, "motion": long.motion, **length}
+    return {
+        **values(long.config),
+        "kind": long.kind,
+        "rate": long.rate,
+        "motion": long.motion,
+        "shape": long.shape,
+        **length,
+    }
 
 
 def _length(series: dict[str, Series]) -> int:

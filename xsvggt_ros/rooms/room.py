@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 WALL_CLEARANCE = 0.65  # metres between the path and the walls
+SHAPES = {  # least and largest half-sides, metres
+    "room": ([1.5, 1.5], [5.0, 5.0]),
+    "corridor": ([7.0, 1.1], [10.0, 1.5]),
+}
 
 
 @dataclass(frozen=True)
@@ -20,10 +24,12 @@ class Room:
     path: np.ndarray  # [n, 2] corners of a smooth closed curve, counter-clockwise or clockwise
 
 
-def make_room(seed: int) -> Room:
-    """The same room for the same seed: half-sides 1.5-5 m, 2.4-3.2 m high."""
+def make_room(seed: int, shape: str = "room") -> Room:
+    """The same room for the same seed: of one of SHAPES, 2.4-3.2 m high. Raises ValueError for another shape."""
+    if shape not in SHAPES:
+        raise ValueError(f"unknown shape {shape!r}: choose one of {', '.join(SHAPES)}")
     rng = np.random.default_rng([seed, 0])
-    half = rng.uniform(1.5, 5.0, 2)
+    half = rng.uniform(*SHAPES[shape])
     return Room(seed, half, rng.uniform(2.4, 3.2), _loop(rng, half - WALL_CLEARANCE))
 
 

@@ -53,14 +53,15 @@ def stream(
     rate: float = 30.0,
     device: str | torch.device = "cpu",
     field_of_view: float = FIELD_OF_VIEW,
+    shape: str = "room",
 ) -> Iterator[RoomFrame]:
     """Frames of room `seed`, `rate` per second; kind: "robot" or "handheld", see motion.trajectory.
 
-    The field of view is in degrees, over the width.
+    The field of view is in degrees, over the width; shape: one of room.SHAPES.
 
     The same arguments give the same bytes on the same machine, and more frames only add to fewer.
     """
-    room = make_room(seed)
+    room = make_room(seed, shape)
     scene = furnish(room, device)
     poses = trajectory(room, frames, kind, rate)
     intrinsics = pinhole(width, height, field_of_view)

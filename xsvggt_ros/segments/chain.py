@@ -23,6 +23,7 @@ VIEW = 60.0  # degrees by which a camera that sees the same may be turned
 LEAST = 4  # images that a segment has of its own before the next begins
 LONGEST = 2.0  # step over a join, as a multiple of the one before
 NEAR = 4  # joins to a keyframe at which the map may be off by as much as is set
+SETTLED = 2  # newest shared images that a join is by: the longer a segment is, the better it knows its unit
 PATIENCE = 2  # joins in a row that are not trusted; the next is made nevertheless
 STRICTER = 0.05  # likeness, agreement and match, where the map does not say how a keyframe lies
 MOST_STRETCH = 0.6  # of the logarithm of the scale, and
@@ -162,7 +163,7 @@ class Chain:
         It begins with the frame `first`: at the keyframe of that key, or at an image of its own. The present one is at
         the frame `now`.
         """
-        joined = join(shared)
+        joined = join(shared[-SETTLED:])
         if key is not None and self._verified(key, first, shared, joined, config):
             self._close(key, joined)
         elif key is None and (joined.trusted or self._untrusted >= PATIENCE):
