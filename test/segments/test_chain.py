@@ -79,6 +79,23 @@ def test_a_chain_of_segments_has_the_pose_the_depth_and_the_points_of_one():
     assert drive.chain.status.segment == 3 and drive.chain.status.keyframes == 4
 
 
+def test_poses_stay_rotations_join_after_join(monkeypatch):
+    """A camera that starts to move after each join: its last motion goes on then, and rounding made it threefold off."""
+
+    def stop_and_go(index):
+        moves, waits = divmod(index - 1, 4)
+        return pose(turn=(0, STEP * moves + 0.1 * waits, 0)) @ pose(turn=(3 * np.sin(moves), 0, 2 * np.cos(moves)))
+
+    monkeypatch.setitem(globals(), "way", stop_and_go)
+    drive = Drive()
+    for _ in range(100):
+        drive.go(4)
+        assert drive.join()
+    drive.go()
+    for T in (drive.placed.T_first_cam, drive.placed.segment.T_map_cam):
+        np.testing.assert_allclose(T[:3, :3] @ T[:3, :3].T, np.eye(3), atol=1e-9)
+
+
 def test_points_of_the_point_head_go_on_as_those_of_the_depth():
     drive = Drive()
     drive.go(4)

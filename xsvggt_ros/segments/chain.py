@@ -295,7 +295,7 @@ def _sizes(motion: Array) -> tuple[float, float]:
 
 def _exact(T_target_cam: Array, T_source_cam: Array, scale: float) -> Similarity:
     """S_target_source of that scale that brings one pose of a camera to the other."""
-    rotation = T_target_cam[:3, :3] @ T_source_cam[:3, :3].T
+    rotation = Rotation.from_matrix(T_target_cam[:3, :3] @ T_source_cam[:3, :3].T).as_matrix()  # errors would multiply
     return Similarity(scale, rotation, T_target_cam[:3, 3] - scale * rotation @ T_source_cam[:3, 3])
 
 
