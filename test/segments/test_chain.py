@@ -80,7 +80,7 @@ def test_a_chain_of_segments_has_the_pose_the_depth_and_the_points_of_one():
 
 
 def test_poses_stay_rotations_join_after_join(monkeypatch):
-    """A camera that starts to move after each join: its last motion goes on then, and rounding made it threefold off."""
+    """A camera that starts to move after each join: its last motion goes on then, by rounding threefold off."""
 
     def stop_and_go(index):
         moves, waits = divmod(index - 1, 4)
