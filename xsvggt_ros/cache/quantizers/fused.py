@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-HEAD_DIMS = (16, 32, 64, 128)  # tl.dot takes no smaller matrix, and one twice as large does not fit a processor
-READ_AT_ONCE, WRITE_AT_ONCE = 64, 32  # rows of a program
+HEAD_DIMS = (8, 16, 32, 64, 128, 256)  # powers of two, from a whole byte of 1 bit each on
+READ_AT_ONCE, WRITE_AT_ONCE = 4096, 2048  # numbers of a program
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 LARGEST_SCALE = tl.constexpr(torch.finfo(torch.float16).max)
 
@@ -37,9 +37,9 @@ def read(
 ) -> None:
     """Unpacks the first slots of a store's tensors into keys and values [tokens, heads, d]."""
     tokens, heads, d = keys.shape
-    rows = tokens * heads
+    rows, at_once = tokens * heads, READ_AT_ONCE // d
     with torch.cuda.device_of(keys):
-        _read[(triton.cdiv(rows, READ_AT_ONCE),)](
+        _read[(triton.cdiv(rows, at_once),)](
             *_places(tensors, signs, tokens_per_frame),
             rows,
             *_stored(tensors),
@@ -53,7 +53,7 @@ def read(
             DRAWN=signs.shape[0],
             KEY_BITS=bits["key"],
             VALUE_BITS=bits["value"],
-            BLOCK=READ_AT_ONCE,
+            BLOCK=at_once,
         )
 
 
@@ -69,9 +69,9 @@ def write(
 ) -> None:
     """Packs keys and values [n, heads, d] into slots [n, lanes] of a store's tensors; reach: as REACH."""
     tokens, heads, d = keys.shape
-    rows = tokens * heads
+    rows, at_once = tokens * heads, WRITE_AT_ONCE // d
     with torch.cuda.device_of(keys):
-        _write[(triton.cdiv(rows, WRITE_AT_ONCE),)](
+        _write[(triton.cdiv(rows, at_once),)](
             *_places(tensors, signs, tokens_per_frame),
             rows,
             *_stored(tensors),
@@ -89,7 +89,7 @@ def write(
             KEY_REACH=reach.get(bits["key"]),
             VALUE_BITS=bits["value"],
             VALUE_REACH=reach.get(bits["value"]),
-            BLOCK=WRITE_AT_ONCE,
+            BLOCK=at_once,
         )
 
 
@@ -107,8 +107,7 @@ def _stored(tensors: dict[str, Tensor]) -> list[Tensor | None]:
 
 @triton.jit
 def _trial(out):
-    matrix = _hadamard(16)
-    tl.store(out, tl.sum(tl.dot(matrix, matrix, input_precision="ieee")))
+    tl.store(out, 1)
 
 
 @triton.jit
@@ -219,13 +218,17 @@ def _signs_at(frame, token, signs, tokens_per_frame, place, inside, DRAWN: tl.co
 
 
 @triton.jit
-def _hadamard(D: tl.constexpr):
-    """[D, D], of +-1: the sign at i, j is that of the number of bits that i and j share, even or odd."""
-    shared = tl.arange(0, D)[:, None] & tl.arange(0, D)[None, :]
-    shared ^= shared >> 4
-    shared ^= shared >> 2
-    shared ^= shared >> 1
-    return (1 - 2 * (shared & 1)).to(tl.float32)
+def _rotated(x, D: tl.constexpr):
+    """x [rows, D] times the Hadamard matrix of +-1.
+
+    Each round puts the sums of neighbours into the first half and their differences into the second: that moves the
+    bits of a channel's number by one place, so that after as many rounds as it has bits all are back in theirs.
+    """
+    for i in tl.static_range(8):
+        if D >> i > 1:
+            even, odd = tl.split(tl.reshape(x, (x.shape[0], D // 2, 2)))
+            x = tl.reshape(tl.trans(tl.join(even + odd, even - odd), (0, 2, 1)), (x.shape[0], D))
+    return x
 
 
 # --- reading ------------------------------------------------------------------------------------------
@@ -243,9 +246,7 @@ def _unpacked(packed, scale, drawn, row, inside, BITS: tl.constexpr, D: tl.const
             codes = _codes_at(start, inside, 2, D) + 4 * _codes_at(start + D // 4, inside, 1, D)
         else:
             codes = _codes_at(start, inside, BITS, D)
-        # Twice code - middle: whole numbers up to 255, which float16 has exactly, as float32 has their sums.
-        twice = (2 * codes - ((1 << BITS) - 1)).to(tl.float16)
-        x = tl.dot(twice, _hadamard(D).to(tl.float16))
+        x = _rotated(2 * codes - ((1 << BITS) - 1), D).to(tl.float32)  # twice code - middle: whole numbers
         x *= tl.load(scale + row, mask=inside, other=0).to(tl.float32)[:, None] * (0.5 * D**-0.5)
         x *= drawn
     return x
@@ -270,7 +271,7 @@ def _pack(x, drawn, packed, scale, row, inside, BITS: tl.constexpr, REACH: tl.co
         numbers = packed + row[:, None] * D + tl.arange(0, D)[None, :]
         tl.store(numbers, x.to(packed.dtype.element_ty), mask=inside[:, None])
     else:
-        x = tl.dot(x * drawn, _hadamard(D), input_precision="ieee") * D**-0.5
+        x = _rotated(x * drawn, D) * D**-0.5
         squares = tl.sum(x * x, axis=1)
         reach = tl.minimum(tl.max(tl.abs(x), axis=1), REACH * tl.sqrt_rn(squares / D))
         reach = tl.maximum(reach, TINY)[:, None]
