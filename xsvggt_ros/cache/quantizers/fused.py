@@ -107,7 +107,8 @@ def _stored(tensors: dict[str, Tensor]) -> list[Tensor | None]:
 
 @triton.jit
 def _trial(out):
-    tl.store(out, 1)
+    """What an older Triton is most likely to lack."""
+    tl.store(out, tl.sum(_rotated(tl.zeros((16, 16), tl.float32), 16)))
 
 
 @triton.jit
@@ -227,7 +228,7 @@ def _rotated(x, D: tl.constexpr):
     for i in tl.static_range(8):
         if D >> i > 1:
             even, odd = tl.split(tl.reshape(x, (x.shape[0], D // 2, 2)))
-            x = tl.reshape(tl.trans(tl.join(even + odd, even - odd), (0, 2, 1)), (x.shape[0], D))
+            x = tl.reshape(tl.permute(tl.join(even + odd, even - odd), (0, 2, 1)), (x.shape[0], D))
     return x
 
 
