@@ -6,6 +6,7 @@ Only imported where they are used: Triton is optional.
 """
 
 import logging
+from typing import Any
 
 import torch
 import triton
@@ -36,25 +37,10 @@ def read(
     tensors: dict[str, Tensor], bits: dict[str, int], signs: Tensor, tokens_per_frame: int, keys: Tensor, values: Tensor
 ) -> None:
     """Unpacks the first slots of a store's tensors into keys and values [tokens, heads, d]."""
-    tokens, heads, d = keys.shape
-    rows, at_once = tokens * heads, READ_AT_ONCE // d
+    arguments = _arguments(tensors, bits, signs, tokens_per_frame, keys, values)
+    block = READ_AT_ONCE // keys.shape[-1]
     with torch.cuda.device_of(keys):
-        _read[(triton.cdiv(rows, at_once),)](
-            *_places(tensors, signs, tokens_per_frame),
-            rows,
-            *_stored(tensors),
-            keys,
-            *keys.stride(),
-            values,
-            *values.stride(),
-            HEADS=heads,
-            LANES=tensors["frame"].shape[1],
-            D=d,
-            DRAWN=signs.shape[0],
-            KEY_BITS=bits["key"],
-            VALUE_BITS=bits["value"],
-            BLOCK=at_once,
-        )
+        _read[(triton.cdiv(arguments["rows"], block),)](**arguments, BLOCK=block)
 
 
 def write(
@@ -68,38 +54,26 @@ def write(
     values: Tensor,
 ) -> None:
     """Packs keys and values [n, heads, d] into slots [n, lanes] of a store's tensors; reach: as REACH."""
-    tokens, heads, d = keys.shape
-    rows, at_once = tokens * heads, WRITE_AT_ONCE // d
+    arguments = _arguments(tensors, bits, signs, tokens_per_frame, keys, values)
+    arguments |= {"slots": slots, "slot_token": slots.stride(0), "slot_lane": slots.stride(1)}
+    arguments |= {f"{kind.upper()}_REACH": reach.get(bits[kind]) for kind in bits}
+    block = WRITE_AT_ONCE // keys.shape[-1]
     with torch.cuda.device_of(keys):
-        _write[(triton.cdiv(rows, at_once),)](
-            *_places(tensors, signs, tokens_per_frame),
-            rows,
-            *_stored(tensors),
-            keys,
-            *keys.stride(),
-            values,
-            *values.stride(),
-            slots,
-            *slots.stride(),
-            HEADS=heads,
-            LANES=tensors["frame"].shape[1],
-            D=d,
-            DRAWN=signs.shape[0],
-            KEY_BITS=bits["key"],
-            KEY_REACH=reach.get(bits["key"]),
-            VALUE_BITS=bits["value"],
-            VALUE_REACH=reach.get(bits["value"]),
-            BLOCK=at_once,
-        )
+        _write[(triton.cdiv(arguments["rows"], block),)](**arguments, BLOCK=block)
 
 
-def _places(tensors: dict[str, Tensor], signs: Tensor, tokens_per_frame: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    return tensors["frame"], tensors["token"], signs, tokens_per_frame
-
-
-def _stored(tensors: dict[str, Tensor]) -> list[Tensor | None]:
-    """What there is of keys and values; with 16 bits they have neither scale nor centre."""
-    return [tensors.get(name) for name in ("keys", "key_scale", "key_centre", "values", "value_scale")]
+def _arguments(
+    tensors: dict[str, Tensor], bits: dict[str, int], signs: Tensor, tokens_per_frame: int, keys: Tensor, values: Tensor
+) -> dict[str, Any]:
+    """Of both kernels, by name; None: what there is not of numbers in 16 bits."""
+    tokens, heads, d = keys.shape
+    found = {"frame": tensors["frame"], "token": tensors["token"], "signs": signs, "tokens_per_frame": tokens_per_frame}
+    found |= {"rows": tokens * heads, "key_centre": tensors.get("key_centre"), "keys": keys, "values": values}
+    for kind, x in (("key", keys), ("value", values)):
+        found |= {f"packed_{kind}s": tensors[f"{kind}s"], f"{kind}_scale": tensors.get(f"{kind}_scale")}
+        found |= dict(zip((f"{kind}_token", f"{kind}_head", f"{kind}_channel"), x.stride(), strict=True))
+        found[f"{kind.upper()}_BITS"] = bits[kind]
+    return found | {"HEADS": heads, "LANES": tensors["frame"].shape[1], "D": d, "DRAWN": signs.shape[0]}
 
 
 # --- kernels ------------------------------------------------------------------------------------------
@@ -111,7 +85,7 @@ def _trial(out):
     tl.store(out, tl.sum(_rotated(tl.zeros((16, 16), tl.float32), 16)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # which grow with the cache: it would be compiled anew
 def _read(
     frame,
     token,
@@ -157,7 +131,7 @@ def _read(
     tl.store(out, x.to(values.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _write(
     frame,
     token,
