@@ -63,7 +63,7 @@ def choice(kernels: bool):
     """Whether a quantizer takes the kernels, whatever the device."""
     if kernels:
         from xsvggt_ros.cache.quantizers import fused
-    return patch.object(rotated, "fused", lambda d, device: fused if kernels else None)
+    return patch.object(rotated, "kernels_for", lambda d, device: fused if kernels else None)
 
 
 def check_reading(bits: tuple[int, int], dtype: torch.dtype, lanes: int, d: int = 64) -> None:
@@ -89,6 +89,17 @@ def check_writing(bits: tuple[int, int], dtype: torch.dtype, lanes: int, d: int 
         if found.bits[kind] < 16:
             scales = (store.tensors[f"{kind}_scale"] for store in (found, expected))
             torch.testing.assert_close(*scales, rtol=2**-9, atol=0)
+
+
+def check_ends(bits: int) -> None:
+    """Of numbers that are all 0 or the same, tiny or huge."""
+    ends = torch.tensor([0.0, 3.0, 1e-30, 1e30, -5e4])[:, None, None].expand(-1, HEADS, 64)
+    stores = [quantizer((bits, bits), torch.float32, 1, 64) for _ in range(2)]
+    for kernels, store in zip((True, False), stores, strict=True):
+        with choice(kernels):
+            store.write(torch.arange(5)[:, None], ends, ends, 1, 0)
+    for name, x in stores[0].tensors.items():
+        torch.testing.assert_close(x, stores[1].tensors[name], rtol=2**-9, atol=0)
 
 
 def numbers(store: rotated.Rotated, kind: str) -> Tensor:

@@ -50,6 +50,11 @@ def test_vectors_may_be_shorter_and_longer(interpreter, d):
     interpreter(interpreted.check_writing, (2, 3), torch.float32, 1, d)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_numbers_at_the_ends_are_the_same(interpreter, bits):
+    interpreter(interpreted.check_ends, bits)
+
+
 @pytest.mark.parametrize("per_head", [False, True])
 def test_a_full_cache_goes_on_the_same(interpreter, per_head):
     interpreter(interpreted.check_stream, per_head)
@@ -70,8 +75,8 @@ def test_they_compile(compiler, kernel, bits, capability):
 
 
 def test_they_are_for_cuda_and_for_what_can_be_halved():
-    assert rotated.fused(64, CPU) is None
-    assert rotated.fused(48, torch.device("cuda")) is None
+    assert rotated.kernels_for(64, CPU) is None
+    assert rotated.kernels_for(48, torch.device("cuda")) is None
 
 
 def test_they_are_tried_first(interpreter, caplog):
@@ -79,9 +84,9 @@ def test_they_are_tried_first(interpreter, caplog):
 
     interpreter(interpreted.check_trial)
     assert not fused.run_on(CPU)  # not interpreted here
-    assert "the cache will be slower" in caplog.text
+    assert "the cache is slower without Triton" in caplog.text
 
 
 def test_without_triton_there_are_none(monkeypatch):
     monkeypatch.setattr(rotated, "find_spec", lambda name: None)
-    assert rotated.fused.__wrapped__(64, torch.device("cuda")) is None
+    assert rotated.kernels_for.__wrapped__(64, torch.device("cuda")) is None

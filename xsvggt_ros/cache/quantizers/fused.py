@@ -28,7 +28,7 @@ def run_on(device: torch.device) -> bool:
         with torch.cuda.device_of(out):
             _trial[(1,)](out)
     except Exception as error:  # of whatever kind, the cache works without
-        logger.warning("Triton does not work here (%s): the cache will be slower", error)
+        logger.warning("the cache is slower without Triton; has it gcc and Python's headers? It said: %s", error)
         return False
     return True
 
@@ -248,7 +248,7 @@ def _pack(x, drawn, packed, scale, row, inside, BITS: tl.constexpr, REACH: tl.co
     else:
         x = _rotated(x * drawn, D) * D**-0.5
         squares = tl.sum(x * x, axis=1)
-        reach = tl.minimum(tl.max(tl.abs(x), axis=1), REACH * tl.sqrt_rn(squares / D))
+        reach = tl.minimum(tl.max(tl.abs(x), axis=1), REACH * tl.sqrt_rn(squares * (1 / D)))
         reach = tl.maximum(reach, TINY)[:, None]
         codes = tl.floor((tl.div_rn(x, tl.broadcast_to(reach, x.shape)) + 1) * (1 << (BITS - 1)))
         codes = tl.minimum(tl.maximum(codes, 0.0), (1 << BITS) - 1.0)

@@ -45,7 +45,7 @@ class Rotated(Quantizer):
 
     def read(self, tokens: int, keys: Tensor, values: Tensor) -> None:
         d, device = self.shape.head_dim, keys.device
-        if kernels := fused(d, device):
+        if kernels := kernels_for(d, device):
             kernels.read(self.tensors, self.bits, signs(d, device), self.shape.tokens_per_frame, keys, values)
         else:
             super().read(tokens, keys, values)
@@ -54,7 +54,7 @@ class Rotated(Quantizer):
         if not in_use and self._centred:
             self._centre_on(keys)
         d, device, per_frame = self.shape.head_dim, keys.device, self.shape.tokens_per_frame
-        if kernels := fused(d, device):
+        if kernels := kernels_for(d, device):
             kernels.write(self.tensors, self.bits, REACH, signs(d, device), per_frame, slots, keys, values)
         else:
             super().write(slots, keys, values, in_use, evictions)
@@ -106,13 +106,13 @@ class Rotated(Quantizer):
 
 
 @lru_cache(maxsize=8)
-def fused(d: int, device: torch.device) -> ModuleType | None:
+def kernels_for(d: int, device: torch.device) -> ModuleType | None:
     """The module that does a layer in one launch, where it can: on CUDA with Triton, for vectors of d channels."""
     if device.type != "cuda" or find_spec("triton") is None:
         return None
-    from xsvggt_ros.cache.quantizers import fused as kernels
+    from xsvggt_ros.cache.quantizers import fused
 
-    return kernels if d in kernels.HEAD_DIMS and kernels.run_on(device) else None
+    return fused if d in fused.HEAD_DIMS and fused.run_on(device) else None
 
 
 def encoded(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
