@@ -42,6 +42,7 @@ PYTHON_PACKAGES = {
     "simplejpeg": ("simplejpeg", "python3-simplejpeg-pip"),
     "torch": ("torch", "python3-torch"),
     "tqdm": ("tqdm", "python3-tqdm"),
+    "triton": ("triton", ""),
     "yaml": ("pyyaml", "python3-yaml"),
     "zstandard": ("zstandard", ""),
 }

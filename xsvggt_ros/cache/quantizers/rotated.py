@@ -8,12 +8,16 @@ what lies in few channels is spread over all of them (QuaRot, arXiv 2404.00456).
   and all outputs shrink alike, which no average over tokens makes good. The one of x.y = x.x does not.
 * Tokens differ in their signs. Under the same ones similar tokens would have the same error; errors that differ average
   out where a query attends to many.
+
+On CUDA fused.py does the same in one launch for all of a layer.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -39,12 +43,26 @@ class Rotated(Quantizer):
         centre: Layout = {"key_centre": size} if self._centred else {}
         return super().layout() | self._parameters("key") | centre
 
+    def read(self, tokens: int, keys: Tensor, values: Tensor) -> None:
+        d, device = self.shape.head_dim, keys.device
+        if kernels := kernels_for(d, device):
+            kernels.read(self.tensors, self.bits, signs(d, device), self.shape.tokens_per_frame, keys, values)
+        else:
+            super().read(tokens, keys, values)
+
+    def write(self, slots: Tensor, keys: Tensor, values: Tensor, in_use: int, evictions: int) -> None:
+        if not in_use and self._centred:
+            self._centre_on(keys)
+        d, device, per_frame = self.shape.head_dim, keys.device, self.shape.tokens_per_frame
+        if kernels := kernels_for(d, device):
+            kernels.write(self.tensors, self.bits, REACH, signs(d, device), per_frame, slots, keys, values)
+        else:
+            super().write(slots, keys, values, in_use, evictions)
+
     def _read_keys(self, rows: slice, out: Tensor) -> None:
         self._read_per_token("key", rows, out)
 
     def _write_keys(self, slots: Tensor, keys: Tensor, in_use: int, evictions: int) -> None:
-        if not in_use and self._centred:
-            self._centre_on(keys)
         self._write_per_token("key", slots, keys)
 
     @property
@@ -85,6 +103,16 @@ class Rotated(Quantizer):
         """Of the tokens at these places [n, lanes]: [n, lanes, 1, d]."""
         table = signs(self.shape.head_dim, frame.device)
         return table[(frame * self.shape.tokens_per_frame + token) % DRAWN][:, :, None]
+
+
+@lru_cache(maxsize=8)
+def kernels_for(d: int, device: torch.device) -> ModuleType | None:
+    """The module that does a layer in one launch, where it can: on CUDA with Triton, for vectors of d channels."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return None
+    from xsvggt_ros.cache.quantizers import fused
+
+    return fused if d in fused.HEAD_DIMS and fused.run_on(device) else None
 
 
 def encoded(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache's kernels without a GPU. To be called in a process of its own: Triton decides as it is imported whether it
+interprets kernels or compiles them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from support.caches import CPU, shape_of
+from support.streams import RandomStream
+from xsvggt_ros.cache.quantizers import rotated
+from xsvggt_ros.cache.quantizers.packing import unpack
+from xsvggt_ros.config import CacheConfig
+
+PER_FRAME = 11  # tokens
+CAPACITY = 37  # tokens: with 3 heads, a program and a part of one
+HEADS = 3
+
+
+@contextmanager
+def process(**environment: str) -> Iterator[Callable]:
+    """call(function, *arguments) in one process with that environment."""
+    with patch.dict(os.environ, environment), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+def quantizer(bits: tuple[int, int], dtype: torch.dtype, lanes: int, d: int) -> rotated.Rotated:
+    """An empty one, for tokens of any place: of late frames too, whose numbers overflow."""
+    shape = replace(shape_of(PER_FRAME, layers=1, dtype=dtype, heads=HEADS), head_dim=d)
+    found = rotated.Rotated(CacheConfig(key_bits=bits[0], value_bits=bits[1]), shape, lanes, CAPACITY)
+    generator, size = torch.Generator().manual_seed(0), (CAPACITY, lanes)
+    found.tensors = {name: torch.zeros(size, dtype=dtype) for name, (size, dtype) in found.layout().items()}
+    found.tensors["frame"] = torch.randint(2**31 - 1, size, dtype=torch.int32, generator=generator)
+    found.tensors["token"] = torch.randint(PER_FRAME, size, dtype=torch.int32, generator=generator)
+    return found
+
+
+def written(kernels: bool, bits: tuple[int, int], dtype: torch.dtype, lanes: int, d: int) -> rotated.Rotated:
+    """One that is filled, and some of whose tokens then leave for others."""
+    found = quantizer(bits, dtype, lanes, d)
+    generator = torch.Generator().manual_seed(1)
+    for tokens, in_use, evictions in ((30, 0, 0), (12, 30, 5)):
+        # As lies in memory what a network makes of a token at once.
+        keys, values = torch.randn(tokens, 2, HEADS, d, generator=generator).add(0.5).to(dtype).unbind(1)
+        leaving = torch.stack([torch.randperm(max(1, in_use), generator=generator) for _ in range(lanes)], 1)
+        free = torch.arange(in_use, in_use + tokens - evictions)[:, None].expand(-1, lanes)
+        with choice(kernels):
+            found.write(torch.cat([leaving[:evictions], free]), keys, values, in_use, evictions)
+    return found
+
+
+def choice(kernels: bool):
+    """Whether a quantizer takes the kernels, whatever the device."""
+    if kernels:
+        from xsvggt_ros.cache.quantizers import fused
+    return patch.object(rotated, "kernels_for", lambda d, device: fused if kernels else None)
+
+
+def check_reading(bits: tuple[int, int], dtype: torch.dtype, lanes: int, d: int = 64) -> None:
+    """Kernels read what PyTorch reads, into a buffer of more tokens."""
+    store = written(False, bits, dtype, lanes, d)
+    found, expected = torch.full((2, 2, CAPACITY + 3, HEADS, d), 7.0, dtype=dtype)
+    for kernels, out in ((True, found), (False, expected)):
+        with choice(kernels):
+            store.read(CAPACITY, *out[:, :CAPACITY])
+    assert (found[:, CAPACITY:] == 7).all()
+    # The interpreter cuts bfloat16 off, which a GPU rounds.
+    close = {torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}[dtype]
+    torch.testing.assert_close(found, expected, rtol=close, atol=1e-5)
+
+
+def check_writing(bits: tuple[int, int], dtype: torch.dtype, lanes: int, d: int = 64) -> None:
+    """Kernels write what PyTorch writes, but for codes at the very edge of a bin."""
+    found, expected = (written(kernels, bits, dtype, lanes, d) for kernels in (True, False))
+    for kind in ("key", "value"):
+        codes, same = (numbers(store, kind) for store in (found, expected))
+        assert (codes - same).abs().max() <= 1
+        assert (codes != same).float().mean() < 1e-3
+        if found.bits[kind] < 16:
+            scales = (store.tensors[f"{kind}_scale"] for store in (found, expected))
+            torch.testing.assert_close(*scales, rtol=2**-9, atol=0)
+
+
+def check_ends(bits: int) -> None:
+    """Of numbers that are all 0 or the same, tiny or huge."""
+    ends = torch.tensor([0.0, 3.0, 1e-30, 1e30, -5e4])[:, None, None].expand(-1, HEADS, 64)
+    stores = [quantizer((bits, bits), torch.float32, 1, 64) for _ in range(2)]
+    for kernels, store in zip((True, False), stores, strict=True):
+        with choice(kernels):
+            store.write(torch.arange(5)[:, None], ends, ends, 1, 0)
+    for name, x in stores[0].tensors.items():
+        torch.testing.assert_close(x, stores[1].tensors[name], rtol=2**-9, atol=0)
+
+
+def numbers(store: rotated.Rotated, kind: str) -> Tensor:
+    """Codes, unpacked, or the numbers themselves."""
+    packed, bits = store.tensors[f"{kind}s"], store.bits[kind]
+    if bits == 16:
+        return packed.float()
+    return unpack(packed, bits, torch.empty(*packed.shape[:-1], store.shape.head_dim))
+
+
+def check_stream(per_head: bool) -> None:
+    """A cache that is full sees and keeps the same with kernels as without."""
+    config = CacheConfig(policy="coreset", budget_tokens=60, key_bits=4, value_bits=2, per_head=per_head)
+    streams = [RandomStream(config, tokens_per_frame=PER_FRAME) for _ in range(2)]
+    for _ in range(9):
+        outputs = []
+        for kernels, stream in zip((True, False), streams, strict=True):
+            with choice(kernels):
+                outputs.append(torch.stack(stream.feed(stream.draw(1))))
+        torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
+    assert all(stream.cache.evicted for stream in streams)
+    for lane in range(2 if per_head else 1):
+        assert torch.equal(*(stream.cache.token_ids(1, lane) for stream in streams))
+
+
+def check_no_tokens() -> None:
+    """An empty cache is read before the first frame."""
+    store = quantizer((2, 2), torch.float32, 1, 64)
+    with choice(True):
+        store.read(0, *torch.empty(2, 0, HEADS, 64))
+
+
+def check_trial() -> None:
+    from xsvggt_ros.cache.quantizers import fused
+
+    assert fused.run_on(CPU)
+
+
+# --- compiled -----------------------------------------------------------------------------------------
+
+TYPES = {
+    "*u8": ["packed_keys", "packed_values"],
+    "*i32": ["frame", "token"],
+    "*i64": ["slots"],
+    "*fp16": ["key_scale", "value_scale"],
+    "*fp32": ["signs", "key_centre"],
+    "*bf16": ["keys", "values"],
+}
+
+
+def check_compiling(kernel: str, bits: tuple[int, int], capability: int) -> None:
+    """For a GPU that need not be there."""
+    from triton import compile
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from xsvggt_ros.cache.quantizers import fused
+
+    function = getattr(fused, kernel)
+    sizes = {"HEADS": 16, "LANES": 1, "D": 64, "DRAWN": rotated.DRAWN, "BLOCK": 32}
+    constants = sizes | {"KEY_BITS": bits[0], "VALUE_BITS": bits[1]}
+    constants |= {"KEY_REACH": rotated.REACH[bits[0]], "VALUE_REACH": rotated.REACH[bits[1]]}
+    types = {name: kind for kind, names in TYPES.items() for name in names} | dict.fromkeys(constants, "constexpr")
+    signature = {name: types.get(name, "i32") for name in function.arg_names}
+    values = {(function.arg_names.index(name),): x for name, x in constants.items() if name in signature}
+    made = compile(ASTSource(function, signature, values), target=GPUTarget("cuda", capability, 32))
+    assert made.asm["cubin"]
