@@ -6,16 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.caches import cache_of
 from support.recorded import Operations, Repeated
 from support.waiting import Waiting
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig
 from xsvggt_ros.cache.policies import BY_NAME
-from xsvggt_ros.model import load_model
+from xsvggt_ros.model import StreamVGGT, load_model
+from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.step_graph import WARM, Recorded, StepGraph
-from xsvggt_ros.stream import NotFinite
+from xsvggt_ros.stream import NotFinite, cache_shape
 
+META = torch.device("meta")
 TOKENS = 17  # of a 56x42 frame
 SMALL = CacheConfig(budget_tokens=3 * TOKENS + 5, camera_window=2)
 CONFIG = StreamConfig(dtype="float32", image_width=56, cache=SMALL)
@@ -94,6 +98,29 @@ def test_so_does_one_of_a_chunk_of_heads_apart(model):
         stream.take(image(i))
     assert stream._cache.steady
     assert asked(model, stream._cache, 3) == asked(model, stream._cache, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("demo", dict(policy="stac", key_bits=4, quantizer="channel")), ("demo", dict()), ("streamvggt", dict())],
+)
+def test_on_a_device_that_is_no_cpu_it_brings_nothing_from_the_host(endurance, name, settings):
+    """That device has no numbers: it is torch's meta."""
+    if name == "streamvggt" and not endurance:
+        pytest.skip("20 s: --endurance")
+    sizes, config = MODELS[name], replace(SMALL, budget_tokens=0, budget_frames=3.3, **settings)
+    with META:
+        model = StreamVGGT(sizes, ["track"]).to(torch.bfloat16).requires_grad_(False)
+    cache = cache_of(cache_shape(sizes, 84, 112, torch.bfloat16, torch.bfloat16), config, META)
+    steps = []
+    while len(steps) < 2:
+        steady = cache.steady
+        with torch.inference_mode(), Operations() as operations:
+            model.step(torch.empty(1, 3, 84, 112, device=META), cache)
+        cache.end_frames(1)
+        steps += [operations] * steady
+    assert steps[0].described() == steps[1].described()
+    assert {x.device for x in tree_leaves(steps[0].found) if isinstance(x, torch.Tensor)} == {META}
 
 
 @pytest.mark.parametrize("settings", [dict(), dict(policy="stac", key_bits=4, quantizer="channel")])

@@ -128,11 +128,12 @@ class KVCache:
 
     def end_frames(self, count: int) -> None:
         """After all layers have taken the `count` new frames in."""
-        self.camera.end_frames(count, self.policy.frames_kept)  # first: it may need memory
+        # First what may fail; `_switch` takes it back then.
+        self._first.fill_(self.frames + count)
+        self.camera.end_frames(count, self.policy.frames_kept)
         self.evicted, self._gone = self._gone // self.shape.layers, 0
         self._newest = self.frames
         self.frames += count
-        self._first.fill_(self.frames)
 
     def learn(self, geometry: Geometry) -> None:
         """What became of the newest frames, for policies that go by it."""
@@ -277,6 +278,7 @@ class KVCache:
         else:
             sizes = capacities(self.shape, config, policy, budget, self._likeness)
         with memory_for(self._no_memory(max(sizes))):
+            self._first.fill_(self.frames)
             policy.allocate(self.device, max(sizes))
             policy.take_over(self.policy)
             camera = self.camera.reconfigured(config, policy.frames_kept)  # first: it may need memory
