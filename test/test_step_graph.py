@@ -269,8 +269,11 @@ def spoiled(T_first_model, frames):
 def test_what_fails_while_it_is_recorded_costs_nothing_and_is_said_once(model):
     class Failing:
         def __init__(self, model, images, cache):
-            Repeated(model, images, cache)  # the host's part of a step, or all of it
-            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore of it")
+            try:
+                Repeated(model, images, cache)  # the host's part of a step
+                raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore of it")
+            finally:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
     graph, plain = stream_of(model, Failing), stream_of(model)
     events = []

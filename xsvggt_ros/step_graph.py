@@ -27,8 +27,9 @@ Marks = list[tuple[str, Any]]  # stages, and the CUDA events at their ends
 
 
 def why_no_graph(compile: str, device: torch.device) -> str:
-    """Why a stream of that setting never has a graph on that device; empty: it may. Raises ValueError if it is asked
-    for in vain.
+    """Why a stream of that setting never has a graph on that device; empty: it may.
+
+    Raises ValueError if it is asked for in vain.
     """
     reason = "compile is none" if compile == "none" else _missing(device)
     if compile == "graph" and reason:
@@ -39,6 +40,8 @@ def why_no_graph(compile: str, device: torch.device) -> str:
 def _missing(device: torch.device) -> str:
     if device.type != "cuda":
         return f"needs a CUDA device, this is {device.type}"
+    if torch.version.hip:
+        return "needs CUDA: ROCm cannot time the stages of a graph"
     if "external" not in inspect.signature(torch.cuda.Event.__new__).parameters:
         return f"needs torch 2.8, to time its stages; this is {torch.__version__}"
     return ""
@@ -51,8 +54,10 @@ class Recorded:
         self._images = images.clone()  # [S, 3, h, w]
         self._graph = torch.cuda.CUDAGraph()
         self.marks: Marks = []
-        # thread_local: others may use the device meanwhile, to ask for its memory for instance.
-        with torch.cuda.graph(self._graph, stream=_stream(images.device), capture_error_mode="thread_local"):
+        stream, now = _stream(images.device), torch.cuda.current_stream(images.device)
+        # thread_local: others may use the device meanwhile, to ask for its memory for instance. And what fails would
+        # leave the other stream the current one.
+        with torch.cuda.stream(now), torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             self._predictions = model.step(self._images, cache, self._mark)
         self.patches = cache.patches  # [S, n, C], of the newest step
 
@@ -66,6 +71,13 @@ class Recorded:
         event = torch.cuda.Event(enable_timing=True, external=True)  # is recorded anew in every replay
         event.record()
         self.marks.append((stage, event))
+
+
+def _first_line(error: BaseException) -> str:
+    """Of what went wrong first: that a recording failed is said by each that ends it."""
+    while error.__context__:
+        error = error.__context__
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 @lru_cache
@@ -130,7 +142,7 @@ class StepGraph:
         try:
             self._recorded = self._record(self._model, images, cache)
         except RuntimeError as error:  # out of memory too: a step by itself needs less
-            self._failed = str(error).splitlines()[0] or type(error).__name__
+            self._failed = _first_line(error)
             self._tell(self._failed)
         finally:
             cache.take_back()
