@@ -263,6 +263,12 @@ class StreamConfig(Checked):
         "flash is chosen.",
         choices=("auto", "sdpa", "flash"),
     )
+    compile: str = setting(
+        "auto",
+        "How steps are launched once the cache is full: graph (as one CUDA graph; until then, and where the policy "
+        "decides on the host, kernel by kernel), none (kernel by kernel), auto (graph on CUDA).",
+        choices=("auto", "none", "graph"),
+    )
     image_width: int = setting(
         0,
         f"Width the image is resized to, a multiple of {PATCH_SIZE}; 0: the model's own.",

@@ -31,6 +31,7 @@ from xsvggt_ros.parts import Parts, whole
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.settings import values
 from xsvggt_ros.status import StepStatus
+from xsvggt_ros.step_graph import StepGraph, why_no_graph
 from xsvggt_ros.tracks import PointTracker, map_nbytes
 from xsvggt_ros.views import MOST, Views
 
@@ -75,6 +76,7 @@ class GeometryStream:
         self._continuity = Continuity(self.config.max_lateness, self.config.max_gap)
         head = self.model.track_head
         self._tracker = head and PointTracker(head, self.config.track_groups, self.config.track_grid)
+        self._graph = StepGraph(self.model, why_no_graph(self.config.compile, self.device))
         self.reset()
         self.check(self.config.cache)
 
@@ -91,8 +93,18 @@ class GeometryStream:
         return (
             f"{self.config.model} with {weights}, on {self.device}, {self.dtype}, "
             f"attention by {self.model.kernel.__name__}; an image of 4:3 is {per_frame} tokens, "
-            f"and the cache ({cache.config.policy}) keeps {held}"
+            f"and the cache ({cache.config.policy}) keeps {held}{self._launched(cache)}"
         )
+
+    def _launched(self, cache: KVCache) -> str:
+        if self._graph.why_not:
+            return ""
+        reason = self._why_eager(cache)
+        return f"; no CUDA graph: {reason}" if reason else "; a step is one CUDA graph once the cache is full"
+
+    def _why_eager(self, cache: KVCache) -> str:
+        """Why steps with such a cache never become one graph; empty: they do."""
+        return cache.why_unsteady
 
     @property
     def waiting(self) -> int:
@@ -120,6 +132,7 @@ class GeometryStream:
         self._event = reason
 
     def _forget_past(self) -> None:
+        self._graph.drop()
         self._cache: KVCache | None = None
         self._T_first_model: NDArray[np.float64] | None = None  # until the first frame is complete
         self._failures = 0  # steps in a row whose numbers were not finite
@@ -196,6 +209,7 @@ class GeometryStream:
         """Brings into the cache what is in force by now; whether that is anything new."""
         config = self._in_force(cache.shape)
         if news := config != cache.config:
+            self._graph.drop()  # first: it holds memory
             cache.reconfigure(config)
         return news
 
@@ -308,7 +322,7 @@ class GeometryStream:
         timer("preprocess")
         cache = self._cache or self.allocate(*seen.shape[1:3])
         self._adapt(cache)
-        predictions = yield from self.model.step_parts(pixels, cache, timer)
+        predictions = yield from self._predict(pixels, cache, timer)
         T_first_model, frames = self._frames(predictions, cache.patches, cache.frames, images)
         self._check_finite(frames)
         if self._tracker and predictions.track_maps is not None:
@@ -322,6 +336,16 @@ class GeometryStream:
         status = self._status_of(cache, _share(timer.seconds(), images))
         self._T_first_model, self._failures = T_first_model, 0
         return self._told(frames, images, status)
+
+    def _predict(self, pixels: torch.Tensor, cache: KVCache, timer: StageTimer) -> Parts[Predictions]:
+        """The model's step, as a graph where there is one, else in parts; pixels [S, 3, h, w]."""
+        done = self._graph.step(pixels, cache, self._why_eager(cache))
+        self._event = "; ".join(filter(None, [self._event, self._graph.news()]))
+        if done is None:
+            return (yield from self.model.step_parts(pixels, cache, timer))
+        predictions, marks = done
+        timer.marks += marks
+        return predictions
 
     def allocate(self, height: int, width: int) -> KVCache:
         """Makes the cache for images as the network sees them, of that size; a step does so where there is none."""
@@ -398,6 +422,7 @@ class GeometryStream:
         """After a step that ran out of memory: goes on with less, and says with what."""
         if self._cache is None and not self._halved and isinstance(error, OutOfMemory):
             return str(error)  # the settings ask for more than there is: they are the user's to change
+        self._graph.drop()
         give_back()  # memory kept for the sizes of before
         if self._T_first_model is None:  # a world without its first frame is none
             self._cache = None
@@ -556,22 +581,22 @@ class StageTimer:
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
         self._started = time.perf_counter()
-        self._marks: list[tuple[str, Any]] = []  # CUDA events, or seconds
+        self.marks: list[tuple[str, Any]] = []  # CUDA events, or seconds
         self("start")
 
     def __call__(self, stage: str) -> None:
         """The stage ends here."""
         if not self._cuda:
-            self._marks.append((stage, time.perf_counter()))
+            self.marks.append((stage, time.perf_counter()))
             return
         event = torch.cuda.Event(enable_timing=True)
         event.record()
-        self._marks.append((stage, event))
+        self.marks.append((stage, event))
 
     def seconds(self) -> dict[str, float]:
         """Per stage, and under "step" the whole time up to now, in which the outputs reached the CPU."""
         step = time.perf_counter() - self._started
-        spans = ((stage, before, now) for (_, before), (stage, now) in pairwise(self._marks))
+        spans = ((stage, before, now) for (_, before), (stage, now) in pairwise(self.marks))
         if self._cuda:
             return {stage: before.elapsed_time(now) / 1000 for stage, before, now in spans} | {"step": step}
         return {stage: now - before for stage, before, now in spans} | {"step": step}

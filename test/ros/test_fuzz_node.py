@@ -348,6 +348,7 @@ BEFORE = {
     "device": ["auto", "cuda:77", "xyz", "", "meta"],
     "dtype": ["auto", "bfloat16", "float16"],
     "attention": ["auto", "sdpa", "flash"],
+    "compile": ["none", "graph"],
     "model": ["streamvggt"],
     "image_width": [14, 70],
     "point_head": [True],

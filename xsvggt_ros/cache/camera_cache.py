@@ -64,6 +64,11 @@ class CameraCache:
         """Finished and kept."""
         return len(self.numbers)
 
+    @property
+    def full(self) -> bool:
+        """Whether a frame leaves for each that comes."""
+        return 0 < self.window < self.frames
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One trunk block's queries in one pass, of all frames being computed, [1, S, heads, d].
 

@@ -45,6 +45,7 @@ class KVCache:
         self.lost = False  # whether memory ended in the middle of a change: it is of no more use then
         self.patches = torch.empty(0)  # [S, n, C], what the encoder makes of the newest frames
         self._newest = 0  # index of the first of the newest frames
+        self._first = torch.zeros((), dtype=torch.int64, device=device)  # `frames`, for the device
         self._gone = 0  # tokens of all layers, since the frames before
         self._likeness: list[float] | None = None  # of the keys of each layer, once measured
         capacity = self.budget or FRAMES_AT_FIRST * shape.tokens_per_frame
@@ -123,11 +124,13 @@ class KVCache:
         """What the block's MLP added to the new tokens: scale [C] * residual [1, N, C]."""
         if self.policy.wants_residual:
             evidence = self.policy.weigh((scale * residual[0]).norm(dim=-1, dtype=torch.float32))
-            self.layers[layer].note(self.frames, evidence)
+            self.layers[layer].note(self._first, evidence)
 
     def end_frames(self, count: int) -> None:
         """After all layers have taken the `count` new frames in."""
-        self.camera.end_frames(count, self.policy.frames_kept)  # first: it may need memory
+        # First what may fail; `_switch` takes it back then.
+        self._first.fill_(self.frames + count)
+        self.camera.end_frames(count, self.policy.frames_kept)
         self.evicted, self._gone = self._gone // self.shape.layers, 0
         self._newest = self.frames
         self.frames += count
@@ -151,6 +154,36 @@ class KVCache:
         self.camera.abandon_frames()
         # As in the layers that took the frames in, the one before is no longer the newest, which is protected.
         self._switch(config, newest=self.frames, rebuild=True)
+
+    # --- a step that is repeated --------------------------------------------------------------------
+
+    @property
+    def why_unsteady(self) -> str:
+        """Why its steps never become the same work over and over, on the device alone; empty: once it is `steady`."""
+        if self.budget is None or not self.camera.window:
+            return "the cache grows without end"
+        return "" if self.policy.repeats else f"policy {self.config.policy} decides on the host what stays"
+
+    @property
+    def steady(self) -> bool:
+        """Whether all that is new in a step, from `begin` to the camera head's passes, are numbers on the device.
+
+        As long as `policy` is the same object, its tensors are too.
+        """
+        return not self.why_unsteady and self._full and self.camera.full
+
+    def take_back(self) -> None:
+        """After a step was begun of which the device has done nothing: as if it had not been begun."""
+        self.camera.abandon_frames()
+        self._gone = 0
+        for store in self.layers:
+            store.quantizer.torn = False
+
+    def repeated(self, patches: Tensor) -> None:
+        """The device alone has done a steady cache's step once more, up to `end_frames`; of patches [S, n, C]."""
+        self.patches = patches
+        self.policy.begin(patches, self.frames)  # for what it notes on the host
+        self._gone = self.shape.layers * patches.shape[0] * self.shape.tokens_per_frame
 
     # --- settings ---------------------------------------------------------------------------------
 
@@ -194,7 +227,7 @@ class KVCache:
         place = torch.arange(new - kept, new, device=self.device)
         self._gone += evictions + new - kept
         newest = {name: x[-kept:] for name, x in evidence.items()}
-        store.put(leaving, self.frames + place // size, place % size, seen.keys[-kept:], seen.values[-kept:], newest)
+        store.put(leaving, self._first + place // size, place % size, seen.keys[-kept:], seen.values[-kept:], newest)
 
     def _past(self, store: Store, keys: Tensor) -> PastTokens:
         """What the policy ranks while new frames are being taken in."""
@@ -203,7 +236,7 @@ class KVCache:
             frame=frame,
             token=token,
             keys=keys[: store.tokens],
-            newest=self.frames,
+            newest=self._first,
             tokens_per_frame=self.shape.tokens_per_frame,
             budget=store.capacity,
             evidence=store.evidence(),
@@ -245,6 +278,7 @@ class KVCache:
         else:
             sizes = capacities(self.shape, config, policy, budget, self._likeness)
         with memory_for(self._no_memory(max(sizes))):
+            self._first.fill_(self.frames)
             policy.allocate(self.device, max(sizes))
             policy.take_over(self.policy)
             camera = self.camera.reconfigured(config, policy.frames_kept)  # first: it may need memory

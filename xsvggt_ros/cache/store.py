@@ -79,7 +79,8 @@ class Store:
         self._put("token", slots, token[:, None].int())
         self.quantizer.write(slots, keys, values, self.tokens, evictions)
         for name in self._of_tokens:
-            self._put(name, slots, evidence.get(name, 0))
+            nothing = self.tensors[name].new_zeros(())  # a number would come from the host
+            self._put(name, slots, evidence.get(name, nothing))
         self.tokens += new - evictions
 
     def rewrite(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
@@ -88,7 +89,7 @@ class Store:
         self.quantizer.write(slots, keys, values, self.tokens, slots.shape[0])
         self.quantizer.torn = False
 
-    def note(self, first: int, evidence: dict[str, Tensor]) -> None:
+    def note(self, first: int | Tensor, evidence: dict[str, Tensor]) -> None:
         """Takes evidence {name: [N, ...]} about the tokens of the frames from `first` on, in their order there."""
         frame, token = self.places()
         newest = frame >= first  # [tokens, lanes]
@@ -98,7 +99,7 @@ class Store:
             mask = newest.view(*newest.shape, *[1] * (there.ndim - 2))
             there.copy_(torch.where(mask, x[place].to(there.dtype), there))
 
-    def _put(self, name: str, slots: Tensor, x: Tensor | int) -> None:
+    def _put(self, name: str, slots: Tensor, x: Tensor) -> None:
         self.tensors[name][slots, lanes_of(slots)] = x
 
     # --- moving to another store ------------------------------------------------------------------

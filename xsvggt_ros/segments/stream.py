@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from xsvggt_ros.allowance import beside, half, scaled
+from xsvggt_ros.cache import KVCache
 from xsvggt_ros.config import CacheConfig, LoopConfig, SegmentConfig, StreamConfig
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.memory import MIB, OutOfMemory, memory_for
@@ -136,6 +137,9 @@ class SegmentedStream(GeometryStream):
         what = f"; segments: two such caches and {self._loop.keyframes} keyframes"
         return text + f"{what}, {self.most_nbytes() / MIB:.1f} MiB at most"
 
+    def _why_eager(self, cache: KVCache) -> str:
+        return "segments change their caches" if self._segment.enabled else super()._why_eager(cache)
+
     # --- maps of earlier streams --------------------------------------------------------------------
 
     def save_map(self, folder: Path) -> str:
@@ -243,6 +247,7 @@ class SegmentedStream(GeometryStream):
         if self._next is None:
             off = replace(self._segment, enabled=False)
             config = replace(self.config, cache=self._ceiling(), segment=off, track_groups=0, track_grid=0)
+            config = replace(config, compile="none")  # its steps are done in parts
             try:
                 self._next = GeometryStream(config, self.model)
                 self._next.describes = True

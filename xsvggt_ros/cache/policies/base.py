@@ -28,7 +28,7 @@ class PastTokens:
     frame: Tensor  # [T, lanes] int32, the frame a token came with
     token: Tensor  # [T, lanes] int32, its place in that frame
     keys: Tensor  # [T, heads, d], as attention saw them
-    newest: int  # index of the first of the newest frames; while they are being taken in, none of them is here
+    newest: int | Tensor  # index of the first of the newest frames; while they are taken in, none of them is here
     tokens_per_frame: int
     budget: int  # the layer's, in tokens
     evidence: dict[str, Tensor] = field(default_factory=dict)  # what the policy keeps about this layer and its tokens
@@ -79,6 +79,9 @@ class Policy(ABC):
 
     adds_up: tuple[str, ...] = ()
     """What of the evidence about a token is a sum over the heads of its lane."""
+
+    repeats = True
+    """Whether its part in a step of a full cache is the same work each time, and on the device alone."""
 
     same_in_all_layers = False
     """Whether it keeps the same tokens in all layers, which then have equal budgets."""

@@ -23,6 +23,7 @@ RECENT = 4  # newest frames that stay, where they are at most half of all
 class FrameBank(Policy):
     """A frame's tokens stay or leave together."""
 
+    repeats = False
     same_in_all_layers = True
 
     bank: tuple[int, ...] = ()  # the frames that stay, ascending

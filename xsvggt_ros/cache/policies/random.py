@@ -10,6 +10,7 @@ from xsvggt_ros.cache.policies.base import PastTokens, Policy
 class Random(Policy):
     """A choice that the seed determines."""
 
+    repeats = False  # it draws anew
     _generator: torch.Generator | None = None
 
     def scores(self, past: PastTokens) -> Tensor:
