@@ -238,13 +238,18 @@ def test_segments_that_do_not_agree_join_by_the_robots_odometry(model, monkeypat
     config = changed(SMALL, {**settings, "base_frame": "cam_optical"})
     pipeline = Pipeline(SegmentedStream(config.stream, model), config, LOG)
     room, events, images = list(room_stream(8, 30, 64, 48, "robot", 4.0)), [], []
+    scales = []
     for shot in room:
         pipeline._placement.receive_pose(shot.stamp_ns, shot.T_room_cam)
         (answer,) = pipeline.process(raw_image(shot.rgb, shot.stamp_ns), config)
         events.append(answer.status.step.event)
         images.append(answer.result.frame.image)
+        scales.append(answer.status.scale.scale)
     assert any(event.startswith("a join of segments is by the robot's motion") for event in events)
     keyframes = pipeline._stream._chain.map
     second = next(i for i, image in enumerate(images) if (image == keyframes.image(1)[0]).all())
     T = inverse(room[0].T_room_cam) @ room[second].T_room_cam
-    np.testing.assert_allclose(keyframes.relations.measured[0, 1].rotation, T[:3, :3], atol=1e-6)
+    relation = keyframes.relations.measured[0, 1]
+    np.testing.assert_allclose(relation.rotation, T[:3, :3], atol=1e-6)
+    made = next(i for i, event in enumerate(events) if event)
+    np.testing.assert_allclose(relation.translation * scales[made - 1], T[:3, 3], atol=1e-6)

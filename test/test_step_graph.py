@@ -46,7 +46,7 @@ def stream_of(model, record=None, config=CONFIG, **cache) -> GeometryStream:
     """One that records its steps with `record`, or does not."""
     stream = GeometryStream(replace(config, cache=replace(config.cache, **cache)), model)
     if record:
-        stream._graph = StepGraph(model, "", record)
+        stream._graph = StepGraph(model, "", True, record)
     return stream
 
 

@@ -176,7 +176,7 @@ class SegmentConfig(Checked):
     )
     shared: int = setting(
         2,
-        "Images that both segments take in, which tell how they join.",
+        "Images that both segments take in; the newest two tell how they join.",
         unit="images",
         minimum=1,
         maximum=32,

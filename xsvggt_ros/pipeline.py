@@ -154,14 +154,15 @@ class Pipeline:
         except OutOfMemory as error:
             self._log.error(f"cache budget not changed: {error}")
 
-    def process(self, message: Any, config: NodeConfig, arrived: float = 0.0) -> list[Answer]:
+    def process(self, message: Any, config: NodeConfig, arrived: float | None = None) -> list[Answer]:
         """Takes the next image, a sensor_msgs Image or CompressedImage, under the settings now in force.
 
         Returns an answer for each image that has become something by now: with `cache.chunk` above 1 none for most,
-        and all of them when their chunk is full. arrived: when, of `time.monotonic`; it comes back in the answer.
+        and all of them when their chunk is full. arrived: when, of `time.monotonic`, if not now; it comes back in the
+        answer.
         """
         with self._between_images:
-            return self._process(message, config, arrived)
+            return self._process(message, config, time.monotonic() if arrived is None else arrived)
 
     def _process(self, message: Any, config: NodeConfig, arrived: float) -> list[Answer]:
         self._count("frames_received")

@@ -87,10 +87,14 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class StepGraph:
-    """The graph of one stream, as long as its settings stay. why_not: it never has one, see why_no_graph."""
+    """The graph of one stream, as long as its settings stay. why_not: it never has one, see why_no_graph.
 
-    def __init__(self, model: StreamVGGT, why_not: str, record: Callable[..., Recorded] = Recorded):
+    asked: it is missed where there cannot be one, and `news` says why; a recording that fails is said in any case.
+    """
+
+    def __init__(self, model: StreamVGGT, why_not: str, asked: bool, record: Callable[..., Recorded] = Recorded):
         self.why_not = why_not
+        self._asked = asked
         self._model = model
         self._record = record
         self._told = ""  # why steps are not recorded, as said last
@@ -120,10 +124,11 @@ class StepGraph:
         if self._of is None or self._of[0] is not cache.policy or self._of[1] != images.shape:
             self.drop()  # settings are others, or tensors have moved: the policy is another object then
             self._of = cache.policy, images.shape
-        if reason := why_not or cache.why_unsteady or self._failed:
-            self._tell(reason)
+        if reason := why_not or cache.why_unsteady:
+            if self._asked:
+                self._tell(reason)
             return None
-        if not self._ready(images, cache):
+        if self._failed or not self._ready(images, cache):
             return None
         assert self._recorded
         predictions = self._recorded.replay(images)

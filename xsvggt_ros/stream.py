@@ -76,7 +76,8 @@ class GeometryStream:
         self._continuity = Continuity(self.config.max_lateness, self.config.max_gap)
         head = self.model.track_head
         self._tracker = head and PointTracker(head, self.config.track_groups, self.config.track_grid)
-        self._graph = StepGraph(self.model, why_no_graph(self.config.compile, self.device))
+        why_not = why_no_graph(self.config.compile, self.device)
+        self._graph = StepGraph(self.model, why_not, asked=self.config.compile == "graph")
         self.reset()
         self.check(self.config.cache)
 

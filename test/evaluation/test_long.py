@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from xsvggt_ros.evaluation.long import COLUMNS, NOTED, Long, false_closures, run
 from xsvggt_ros.evaluation.plots import draw_long
 from xsvggt_ros.memory import MIB
 from xsvggt_ros.model import load_model
+from xsvggt_ros.settings import changed
 
 FRAMES = 20
 
@@ -39,6 +41,12 @@ def test_the_table_has_means_errors_and_shares_of_the_same_streams():
     rotation = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1] for line in lines[2:]}
     assert rotation == {"segments": "2.0 ± 1.0", "one cache": "8.0 ± 4.0", "segments / one cache": "0.25 ± 0.00"}
     assert " 2.00 ± 0.00 | 5 ± 0 | 1.00 ± 0.00 |" in lines[2]
+
+
+def test_a_cache_that_keeps_everything_is_followed_by_itself(model):
+    full = replace(long(), config=changed(long().config, {"cache.policy": "full"}))
+    assert list(ways(full, model)) == ["full cache"]
+    assert list(ways(long(), model)) == ["segments", "one cache of their bytes", "one cache"]
 
 
 def test_a_single_stream_has_no_standard_errors():

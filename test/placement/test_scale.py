@@ -240,6 +240,16 @@ class TestMotion:
                 source.reset()
                 assert source.motion(2, 9) is None
 
+    def test_frames_with_a_stamp_astray_do_not_hold_others_up(self):
+        """The reference may never come to a time far ahead."""
+        cameras, source, statuses = trajectory(make_room(0), 60, rate=RATE), ReferenceMotion(), []
+        for index, T in enumerate(cameras):
+            stamp = index * SECOND // RATE
+            source.add_pose(stamp, T @ inverse(MOUNTING))
+            astray = 3600 * SECOND if index == 10 else 0
+            statuses.append(source.update(frame_of(T, index), stamp + astray, MOUNTING, ODOMETRY))
+        assert statuses[-1].scale_measurements > statuses[10].scale_measurements
+
     def test_exact_motion_gives_the_exact_scale(self):
         statuses = [drive(seed)[-1] for seed in SEEDS]
         report("exact odometry", [log_error(status) for status in statuses], 1e-9)

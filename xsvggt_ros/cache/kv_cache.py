@@ -45,11 +45,11 @@ class KVCache:
         self.lost = False  # whether memory ended in the middle of a change: it is of no more use then
         self.patches = torch.empty(0)  # [S, n, C], what the encoder makes of the newest frames
         self._newest = 0  # index of the first of the newest frames
-        self._first = torch.zeros((), dtype=torch.int64, device=device)  # `frames`, for the device
         self._gone = 0  # tokens of all layers, since the frames before
         self._likeness: list[float] | None = None  # of the keys of each layer, once measured
         capacity = self.budget or FRAMES_AT_FIRST * shape.tokens_per_frame
         with memory_for(self._no_memory(capacity)):
+            self._first = torch.zeros((), dtype=torch.int64, device=device)  # `frames`, for the device
             self.camera = CameraCache(shape, config, device, camera_kernel)
             self.policy.allocate(device, capacity)
             self.layers = [Store(shape, config, self.policy, capacity, device) for _ in range(shape.layers)]

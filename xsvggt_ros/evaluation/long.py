@@ -62,7 +62,7 @@ class Long:
 
 
 def ways(long: Long, model: StreamVGGT) -> dict[str, SegmentedStream]:
-    """The streams that are compared, by name."""
+    """The streams that are compared, by name. Policy `full` is not for segments: it is a stream by itself."""
     on, off = replace(long.config.segment, enabled=True), replace(long.config.segment, enabled=False)
 
     def make(segment: SegmentConfig, loop: LoopConfig, budget_mib: float = 0.0) -> SegmentedStream:
@@ -71,6 +71,8 @@ def ways(long: Long, model: StreamVGGT) -> dict[str, SegmentedStream]:
             cache = replace(cache, budget_tokens=0, budget_mib=budget_mib)
         return SegmentedStream(replace(long.config, segment=segment, loop=loop, cache=cache), model)
 
+    if long.kind == "drift" and long.config.cache.policy == "full":
+        return {"full cache": make(off, long.config.loop)}
     segments = make(on, replace(long.config.loop, enabled=True))
     if long.kind in ("alike", "endless"):
         return {"segments": segments}

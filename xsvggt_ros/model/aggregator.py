@@ -32,7 +32,7 @@ class Aggregator(nn.Module):
         super().__init__()
         self.config = config
         self._statistics = lru_cache(maxsize=4)(_statistics)
-        self._rope_table = lru_cache(maxsize=8)(rope_table)
+        self._rope_table = lru_cache(maxsize=64)(rope_table)  # so many that those of a recorded graph stay
         self.patch_embed = Encoder(config)
         # Variant 0 marks the first frame of a sequence, variant 1 all others.
         self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, config.width))

@@ -71,7 +71,7 @@ class StreamVGGT(nn.Module):
         width = 2 * config.width
         self.aggregator = Aggregator(config)
         self.camera_head = CameraHead(config)
-        embed = lru_cache(maxsize=16)(uv_embedding)  # of both heads: some tables are as large as the image
+        embed = lru_cache(maxsize=64)(uv_embedding)  # of both heads, and so many that those of a recorded graph stay
         self.depth_head = DPTHead(width, config.dpt, outputs=2, embed=embed)
         self.point_head = DPTHead(width, config.dpt, outputs=4, embed=embed) if "point" in heads else None
         self.track_head = TrackHead(width, config.track) if "track" in heads and config.track else None

@@ -15,6 +15,7 @@ from xsvggt_ros.memory import memory_for
 from xsvggt_ros.parts import Parts
 from xsvggt_ros.segments.join import Shared
 
+LEAST = 0.1  # of a step with each image, or else the camera is out of sight before a segment is ready
 Begin = Callable[[NDArray, Array], Parts[Frame]]
 
 
@@ -39,15 +40,16 @@ class Builder:
     def advance(self, frame: Frame, work: float, until: float) -> None:
         """As much as a share of a step, while the serving segment is at this frame. Raises as a step does.
 
-        until: when to stop, in seconds of `time.monotonic`; one part is done in any case.
+        until: when to stop, in seconds of `time.monotonic`; LEAST of a step is done in any case.
         """
+        least, most = (max(1, round(share * self._parts)) for share in (LEAST, work))
         with memory_for("no memory for a new segment"):
-            for _ in range(max(1, round(work * self._parts))):
+            for done in range(most):
+                if done >= least and time.monotonic() >= until:
+                    return
                 if self._step is None and not self._take(frame):
                     return
                 self._go_on()
-                if time.monotonic() >= until:
-                    return
 
     def _take(self, frame: Frame) -> bool:
         """The next image; whether there is one."""

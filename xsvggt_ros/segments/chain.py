@@ -21,16 +21,17 @@ from xsvggt_ros.status import SegmentStatus
 
 VIEW = 60.0  # degrees by which a camera that sees the same may be turned
 LEAST = 4  # images that a segment has of its own before the next begins
+REMEMBERED = 500  # images for which the robot's motion is known for sure
 LONGEST = 2.0  # step over a join, as a multiple of the one before
 NEAR = 4  # joins to a keyframe at which the map may be off by as much as is set
-SETTLED = 2  # newest shared images that a join is by: the longer a segment is, the better it knows its unit
+NEWEST = 2  # of the shared images tell how segments join: with each image the next one knows its unit better
 PATIENCE = 2  # joins in a row that are not trusted; the next is made nevertheless
 STRICTER = 0.05  # likeness, agreement and match, where the map does not say how a keyframe lies
 MOST_STRETCH = 0.6  # of the logarithm of the scale, and
 MOST_SHIFT = 1.2  # in the keyframe's unit, by which the map may be off at a place seen again
 
 Motion = Callable[[int, int], Array | None]
-"""T_a_b [4, 4] of the camera at two frames of these indices, in odometry's unit; None where nothing measures it."""
+"""T_a_b [4, 4] of the camera at two frames of these indices, in the unit of T_first_cam; None: nothing measures it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Chain:
         self._motion = motion
         self._anchor: int | None = None  # key of the keyframe that the segment began at; None: before there were any
         self._first: Frame | None = None  # its first frame, and
-        self._own: Frame | None = None  # the first that it served for
+        self._own: Frame | None = None  # the first that it served for, or a later one of a camera that stood still
         self._S_map_segment = self._S_odom_segment = Similarity()
         self._before = self._now = np.eye(4)  # T_odom_cam of the newest two frames
         self._T_map_now = np.eye(4)  # T_map_cam of the newest
@@ -82,7 +83,8 @@ class Chain:
         """The frame in the axes and the unit of the world, with where the map has it."""
         if self._joint:  # the first that the segment has for itself
             self._S_odom_segment, self._joint = self._joint.S_odom_segment(frame.T_first_cam), None
-        self._own = self._own or frame
+        if self._own is None or frame.index - self._own.index > REMEMBERED:
+            self._own = frame
         S, points = self._S_odom_segment, frame.predicted_points
         if points is not None:
             points = transform(S.pose(np.eye(4)), points * np.float32(S.scale))
@@ -163,7 +165,7 @@ class Chain:
         It begins with the frame `first`: at the keyframe of that key, or at an image of its own. The present one is at
         the frame `now`.
         """
-        joined = join(shared[-SETTLED:])
+        joined = join(shared[-NEWEST:])
         if key is not None and self._verified(key, first, shared, joined, config):
             self._close(key, joined)
         elif key is None and (joined.trusted or self._untrusted >= PATIENCE):
@@ -217,7 +219,7 @@ class Chain:
             self.map.relations.add(before, self._anchor, joined.relation)
 
     def _without_trust(self, joined: Join, first: int) -> Join:
-        """By the robot's own motion since the segment served first, where that is known; says what was done.
+        """In the map by the robot's own motion since the segment served first, where that is known; says what was done.
 
         first: index of the image that the next segment begins with.
         """
@@ -227,8 +229,7 @@ class Chain:
             return joined
         self._events.append("a join of segments is by the robot's motion: the images that both share do not agree")
         T = self._own.T_first_cam @ _stretched(T_own_first, 1 / self._S_odom_segment.scale)
-        relation = Similarity(joined.relation.scale, T[:3, :3], T[:3, 3])
-        return replace(joined, relation=relation, rotation_spread=0.0, position_spread=0.0)
+        return replace(joined, relation=Similarity(joined.relation.scale, T[:3, :3], T[:3, 3]))
 
     def _refuse(self, key: int | None) -> None:
         if key is None:

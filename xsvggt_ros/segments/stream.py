@@ -21,6 +21,7 @@ from xsvggt_ros.allowance import beside, half, scaled
 from xsvggt_ros.cache import KVCache
 from xsvggt_ros.config import CacheConfig, LoopConfig, SegmentConfig, StreamConfig
 from xsvggt_ros.frame import Frame
+from xsvggt_ros.geometry import Array
 from xsvggt_ros.memory import MIB, OutOfMemory, memory_for
 from xsvggt_ros.model import StreamVGGT
 from xsvggt_ros.segments.builder import Builder
@@ -202,11 +203,14 @@ class SegmentedStream(GeometryStream):
         size = frame.depth.shape
         loaded, self._loaded = self._loaded, None
         if loaded and loaded.size == size:
-            return Chain(loaded.resized(self._loop.keyframes, set()), frame.index, self.motion)
-        chain = Chain(Map(self._loop.keyframes, *size), frame.index, self.motion)
+            return Chain(loaded.resized(self._loop.keyframes, set()), frame.index, self._moved)
+        chain = Chain(Map(self._loop.keyframes, *size), frame.index, self._moved)
         if loaded:
             chain.say("the loaded map is not used: its images are {1}x{0}, these {3}x{2}".format(*loaded.size, *size))
         return chain
+
+    def _moved(self, a: int, b: int) -> Array | None:
+        return self.motion(a, b)
 
     def _with_status(self, frame: Frame, chain: Chain, seconds: float) -> Frame:
         status = frame.status

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels of `rotated`, interpreted on the CPU, against what PyTorch does; and compiled."""
 
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from support import interpreted
 from support.caches import CPU
 
+from xsvggt_ros.cache import quantizers
 from xsvggt_ros.cache.quantizers import rotated
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="the kernels need triton, which is not installed")
@@ -88,5 +90,7 @@ def test_they_are_tried_first(interpreter, caplog):
 
 
 def test_without_triton_there_are_none(monkeypatch):
-    monkeypatch.setattr(rotated, "find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "xsvggt_ros.cache.quantizers.fused", raising=False)
+    monkeypatch.delattr(quantizers, "fused", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
     assert rotated.kernels_for.__wrapped__(64, torch.device("cuda")) is None

@@ -17,7 +17,7 @@ DECAY = 0.9  # of scores, with each step
 AT_ONCE = 64  # queries, to save memory
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)  # so many that those of a recorded graph stay
 @torch.inference_mode(False)
 def probes(
     frames: int, tokens_per_frame: int, specials: int, patches: int, device: torch.device

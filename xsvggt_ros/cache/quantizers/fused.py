@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from xsvggt_ros.memory import out_of_memory
+
 HEAD_DIMS = (8, 16, 32, 64, 128, 256)  # powers of two, from a whole byte of 1 bit each on
 READ_AT_ONCE, WRITE_AT_ONCE = 4096, 2048  # numbers of a program
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
@@ -28,6 +30,8 @@ def run_on(device: torch.device) -> bool:
         with torch.cuda.device_of(out):
             _trial[(1,)](out)
     except Exception as error:  # of whatever kind, the cache works without
+        if out_of_memory(error):
+            raise
         logger.warning("the cache is slower without Triton; has it gcc and Python's headers? It said: %s", error)
         return False
     return True

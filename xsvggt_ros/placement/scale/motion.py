@@ -86,6 +86,8 @@ class ReferenceMotion:
         Without it, the robot's motion is taken for the camera's where both turn little.
         """
         self._newest = frame.T_first_cam
+        while self._waiting and self._waiting[-1].stamp_ns >= stamp_ns:
+            self._waiting.pop()  # its stamp was astray: the reference may never come to it
         self._waiting.append(_Frame(frame.index, stamp_ns, frame.T_first_cam, T_base_cam))
         while self._waiting and self._poses.reaches(self._waiting[0].stamp_ns):
             waited = self._waiting.popleft()
