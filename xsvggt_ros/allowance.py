@@ -25,9 +25,9 @@ def scaled(cache: CacheConfig, fraction: float) -> CacheConfig:
 
 
 @lru_cache(maxsize=8)
-def half(cache: CacheConfig) -> CacheConfig:
-    """Of two caches that keep within the budget of one together."""
-    return replace(scaled(cache, 0.5), camera_window=(cache.camera_window + 1) // 2)
+def divided(cache: CacheConfig, caches: int) -> CacheConfig:
+    """Of so many caches that keep within the budget of one together."""
+    return replace(scaled(cache, 1 / caches), camera_window=-(-cache.camera_window // caches))
 
 
 @lru_cache(maxsize=8)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.segments import HEIGHT, WIDTH, pose, seen, segment_at
+from support.segments import HEIGHT, WIDTH, far_from, pose, seen, segment_at
 
 from xsvggt_ros.config import LoopConfig, SegmentConfig
 from xsvggt_ros.frame import Frame
@@ -343,3 +343,37 @@ def test_another_number_of_keyframes_leaves_the_one_of_the_segment():
     assert (status.keyframes, status.keyframe_bytes) == (2, Map.nbytes_of(2, HEIGHT, WIDTH))
     before = drive.chain.placed(drive.newest).T_first_cam
     np.testing.assert_allclose(before, way(drive.index), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_the_unit_of_a_join_is_between_what_it_says_and_what_is_measured(scale):
+    """By a stream that began with the first segment; the camera does not move for that."""
+
+    def deeper(frame):
+        return replace(frame, depth=frame.depth / np.float32(1.21))
+
+    drive = Drive()
+    drive.go(4)
+    assert drive.join(scale, spoil=deeper)  # its unit seems larger than it is
+    drive.go()
+    before = drive.placed
+    drive.chain.measured(0, scale)
+    after = drive.chain.placed(drive.frame)
+    np.testing.assert_allclose(after.T_first_cam, before.T_first_cam, atol=1e-9)
+    np.testing.assert_allclose(before.depth / after.depth, 1.1, rtol=1e-5)
+    assert after.segment.rescaled == pytest.approx(1.1, rel=1e-5)
+    S_map_new = drive.chain.map.S_map_key(1)
+    assert S_map_new.scale == pytest.approx(1.1 * scale, rel=1e-5)
+    assert far_from(drive.chain.map.relations.between(0, 1), S_map_new) < 1e-9
+
+
+def test_what_is_measured_says_nothing_of_a_place_seen_again_or_by_a_keyframe_that_is_gone():
+    drive = Drive()
+    drive.go(4)
+    drive.chain.measured(0, 5.0)  # of the first segment
+    assert drive.join()
+    drive.go(1)
+    drive.chain.measured(77, 5.0)
+    assert drive.join(key=0)
+    drive.chain.measured(0, 5.0)
+    assert drive.chain.placed(drive.newest).segment.rescaled == pytest.approx(1)

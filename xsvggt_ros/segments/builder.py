@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
@@ -12,10 +11,9 @@ from numpy.typing import NDArray
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
 from xsvggt_ros.memory import memory_for
-from xsvggt_ros.parts import Parts
+from xsvggt_ros.parts import Parts, pace
 from xsvggt_ros.segments.join import Shared
 
-LEAST = 0.1  # of a step with each image, or else the camera is out of sight before a segment is ready
 Begin = Callable[[NDArray, Array], Parts[Frame]]
 
 
@@ -38,15 +36,9 @@ class Builder:
 
     @torch.inference_mode()
     def advance(self, frame: Frame, work: float, until: float) -> None:
-        """As much as a share of a step, while the serving segment is at this frame. Raises as a step does.
-
-        until: when to stop, in seconds of `time.monotonic`; LEAST of a step is done in any case.
-        """
-        least, most = (max(1, round(share * self._parts)) for share in (LEAST, work))
+        """What `pace` allows, while the serving segment is at this frame. Raises as a step does."""
         with memory_for("no memory for a new segment"):
-            for done in range(most):
-                if done >= least and time.monotonic() >= until:
-                    return
+            for _ in pace(self._parts, work, until):
                 if self._step is None and not self._take(frame):
                     return
                 self._go_on()

@@ -22,7 +22,7 @@ from xsvggt_ros.status import SegmentStatus
 VIEW = 60.0  # degrees by which a camera that sees the same may be turned
 LEAST = 4  # images that a segment has of its own before the next begins
 REMEMBERED = 500  # images for which the robot's motion is known for sure
-LONGEST = 2.0  # step over a join, as a multiple of the one before
+CHANGE = 1.1  # of the camera's motion over a join, as a multiple of the motion before: it may stop, or go twice as fast
 NEAR = 4  # joins to a keyframe at which the map may be off by as much as is set
 NEWEST = 2  # of the shared images tell how segments join: with each image the next one knows its unit better
 PATIENCE = 2  # joins in a row that are not trusted; the next is made nevertheless
@@ -44,14 +44,14 @@ class _Joint:
     scale: float  # of the new segment
 
     def S_odom_segment(self, T_new_cam: Array) -> Similarity:
-        """By the next segment's first frame: no step over a join is longer than twice the last, or turns further.
+        """By the next segment's first frame: a step over a join differs from the last by about that one's size at most.
 
-        One that is would be what the old segment was off by, and not a motion; the camera is then taken to go on as it
-        did.
+        What differs more would be what the old segment was off by, and not a motion; the camera is then taken to go on
+        as it did.
         """
         step = _stretched(inverse(self.T_new_now) @ T_new_cam, self.scale)
-        longest = [LONGEST * size for size in _sizes(self.motion)]
-        if any(size > most for size, most in zip(_sizes(step), longest, strict=True)):
+        off = _sizes(inverse(self.motion) @ step)
+        if any(size > CHANGE * last for size, last in zip(off, _sizes(self.motion), strict=True)):
             step = self.motion
         return _exact(self.T_odom_now @ step, T_new_cam, self.scale)
 
@@ -63,12 +63,14 @@ class Chain:
         self.map = map_
         self.status = SegmentStatus()
         self._motion = motion
-        self._anchor: int | None = None  # key of the keyframe that the segment began at; None: before there were any
+        self.anchor: int | None = None  # key of the keyframe that the segment began at; None: before there were any
+        self._extends: int | None = None  # that of the segment before, if the keyframe is new
         self._first: Frame | None = None  # its first frame, and
         self._own: Frame | None = None  # the first that it served for, or a later one of a camera that stood still
         self._S_map_segment = self._S_odom_segment = Similarity()
         self._before = self._now = np.eye(4)  # T_odom_cam of the newest two frames
         self._T_map_now = np.eye(4)  # T_map_cam of the newest
+        self._T_segment_now = np.eye(4)  # T_segment_cam
         self._joint: _Joint | None = None  # after a join, until the next frame
         self._rescaled = 1.0  # of the next frame
         self._keyframes: Mapping[int, Similarity] = {}
@@ -89,7 +91,7 @@ class Chain:
         if points is not None:
             points = transform(S.pose(np.eye(4)), points * np.float32(S.scale))
         self._before, self._now = self._now, S.pose(frame.T_first_cam)
-        self._T_map_now = self._S_map_segment.pose(frame.T_first_cam)
+        self._T_map_now, self._T_segment_now = self._S_map_segment.pose(frame.T_first_cam), frame.T_first_cam
         placed = replace(
             frame,
             T_first_cam=self._now,
@@ -97,7 +99,7 @@ class Chain:
             predicted_points=points,
             segment=InSegment(
                 T_map_cam=self._T_map_now,
-                key=-1 if self._anchor is None else self._anchor,
+                key=-1 if self.anchor is None else self.anchor,
                 T_key_cam=frame.T_first_cam,
                 keyframes=self._keyframes,
                 variance=self._variance,
@@ -119,16 +121,16 @@ class Chain:
     def resize(self, keyframes: int) -> None:
         """Another number of keyframes at most."""
         if keyframes != self.map.capacity:
-            self.map = self.map.resized(keyframes, set() if self._anchor is None else {self._anchor})
+            self.map = self.map.resized(keyframes, set() if self.anchor is None else {self.anchor})
             self._note_keyframes()
 
     # --- the next segment -------------------------------------------------------------------------
 
     def begin(self, frame: Frame) -> None:
         """A segment without a past, at this frame: the first of a world, or after a pause, where the camera was."""
-        self._anchor, self._first = self.map.add(frame, self._S_map_segment, set()), frame
-        self.map.use(self._anchor)
-        self._begun = frame.index
+        self.anchor, self._first = self.map.add(frame, self._S_map_segment, set()), frame
+        self.map.use(self.anchor)
+        self._extends, self._begun = None, frame.index
         self._tell()
 
     def interrupt(self) -> None:
@@ -151,7 +153,7 @@ class Chain:
         if not config.enabled:
             return None
         R_map_cam, joins = self._S_map_segment.rotation @ frame.T_first_cam[:3, :3], self._joins()
-        for likeness, key in self.map.alike(frame, self._anchor):
+        for likeness, key in self.map.alike(frame, self.anchor):
             if likeness < config.likeness:
                 break
             turn = _degrees(self.map.S_map_key(key).rotation.T @ R_map_cam)
@@ -176,6 +178,26 @@ class Chain:
             return False
         self._go_on(first, shared, joined, now)
         return True
+
+    def measured(self, key: int, units: float) -> None:
+        """The present segment's unit is so many of the one that begins at the keyframe of that key.
+
+        That counts as much as what the join said, where the segment began at an image of its own.
+        """
+        if self._extends is None or self.anchor is None or key not in self.map.keyframes:
+            return
+        S = self.map.S_map_key(self.anchor)
+        scale = math.sqrt(S.scale * self.map.S_map_key(key).scale * units)
+        self.map.move(self._extends, self.anchor, Similarity(scale, S.rotation, S.translation))
+        self._S_map_segment = self.map.S_map_key(self.anchor)
+        grown = self._S_odom_segment.scale / scale
+        self._rescaled *= grown
+        if self._joint:
+            self._joint = replace(self._joint, scale=scale, motion=_stretched(self._joint.motion, 1 / grown))
+            self._S_odom_segment = Similarity(scale)
+        else:
+            self._S_odom_segment = _exact(self._now, self._T_segment_now, scale)
+        self._note_keyframes()
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -202,21 +224,21 @@ class Chain:
 
     def _joins(self) -> dict[int, int]:
         """{key: how many relations lead there}; of other keyframes the map does not say where they are from here."""
-        return {} if self._anchor is None else self.map.relations.distances(self._anchor)
+        return {} if self.anchor is None else self.map.relations.distances(self.anchor)
 
     def _close(self, key: int, joined: Join) -> None:
-        if self._anchor is not None:  # else there is nothing to relate it to
-            self.map.relate(self._anchor, key, joined.relation)
+        if self.anchor is not None:  # else there is nothing to relate it to
+            self.map.relate(self.anchor, key, joined.relation)
             self.map.correct(key)
-        self._anchor = key
+        self.anchor, self._extends = key, None
         self.status = replace(self.status, closures=self.status.closures + 1)
 
     def _extend(self, first: Frame, joined: Join) -> None:
-        before = self._anchor
+        before = self._extends = self.anchor
         S_map_new = self._S_map_segment @ joined.relation
-        self._anchor = self.map.add(first, S_map_new, set() if before is None else {before})
+        self.anchor = self.map.add(first, S_map_new, set() if before is None else {before})
         if before is not None:
-            self.map.relations.add(before, self._anchor, joined.relation)
+            self.map.relations.add(before, self.anchor, joined.relation)
 
     def _without_trust(self, joined: Join, first: int) -> Join:
         """In the map by the robot's own motion since the segment served first, where that is known; says what was done.
@@ -239,10 +261,10 @@ class Chain:
 
     def _go_on(self, first: Frame, shared: Shared, joined: Join, now: Frame) -> None:
         """The new segment serves: odometry goes on from where the camera is now, in the map's present unit."""
-        assert self._anchor is not None
-        self.map.use(self._anchor)
+        assert self.anchor is not None
+        self.map.use(self.anchor)
         before = self._S_odom_segment
-        self._S_map_segment = self.map.S_map_key(self._anchor)
+        self._S_map_segment = self.map.S_map_key(self.anchor)
         scale = self._S_map_segment.scale
         grown = before.scale * joined.relation.scale / scale
         self._rescaled *= grown
@@ -265,8 +287,8 @@ class Chain:
         self._tell(joined)
 
     def _tell(self, joined: Join | None = None) -> None:
-        assert self._anchor is not None
-        located = min(self.map.keyframes) in self.map.relations.component(self._anchor)
+        assert self.anchor is not None
+        located = min(self.map.keyframes) in self.map.relations.component(self.anchor)
         if located and not self.status.located:
             self._events.append("the place is known again: the map goes on")
         self.status = replace(

@@ -40,6 +40,11 @@ class Relations:
         before = self.measured.get((a, b), S_a_b)
         self.measured[a, b], self._counts[a, b] = _between(before, S_a_b, 1 / count), count
 
+    def replace(self, a: int, b: int, S_a_b: Similarity) -> None:
+        """What was measured once, by something better."""
+        del self._counts[min(a, b), max(a, b)], self.measured[min(a, b), max(a, b)]
+        self.add(a, b, S_a_b)
+
     def remove(self, key: int) -> None:
         """Forgets a keyframe; those that were related to it are so to each other from now on."""
         others = sorted(self.neighbours(key))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from xsvggt_ros.allowance import beside, half, scaled
+from xsvggt_ros.allowance import beside, divided, scaled
 from xsvggt_ros.cache import KVCache
 from xsvggt_ros.config import CacheConfig, LoopConfig, SegmentConfig, StreamConfig
 from xsvggt_ros.frame import Frame
@@ -28,15 +28,19 @@ from xsvggt_ros.segments.builder import Builder
 from xsvggt_ros.segments.chain import Chain, Motion
 from xsvggt_ros.segments.map import Map
 from xsvggt_ros.segments.map_files import load, save
+from xsvggt_ros.segments.ruler import Ruler
 from xsvggt_ros.stream import GeometryStream, NotFinite, _Waiting
 
+CACHES = 3  # of the segment that serves, of the one to come, and of the ruler
+MEASURING = 0.4  # of segment.work, with each image: an answer takes half a dozen, about as long as a segment lives
 PAUSE = 30  # images, after a segment could not be filled
 
 
 class SegmentedStream(GeometryStream):
     """A GeometryStream whose drift does not grow with its length, where `segment.enabled` says so.
 
-    Two caches of half the budget each: one serves, the other is filled for the segment to come. Without segments it is
+    Three caches of a third of the budget each: one serves, one is filled for the segment to come, and the ruler's takes
+    in an image of each segment, to compare their units. Without segments it is
     a GeometryStream.
     """
 
@@ -49,6 +53,7 @@ class SegmentedStream(GeometryStream):
         self._chain: Chain | None = None
         self._next: GeometryStream | None = None  # the segment to come, and
         self._builder: Builder | None = None  # what fills it
+        self._ruler: Ruler | None = None
         self._index = 0  # of the next frame of the world
         self._rest = 0  # index before which no segment begins
         self._loaded: Map | None = None  # for the world to come
@@ -98,8 +103,8 @@ class SegmentedStream(GeometryStream):
                 f"keyframes take {keyframes:.2f} MiB, all that cache.budget_mib allows: raise it above that, or lower "
                 "loop.keyframes"
             )
-        segments = 1 + config.segment.enabled
-        self._check_memory(half(cache) if segments > 1 else cache, segments, int(keyframes * MIB))
+        caches = CACHES if config.segment.enabled else 1
+        self._check_memory(divided(cache, caches), caches, int(keyframes * MIB))
 
     def reconfigure(self, cache: CacheConfig) -> None:
         self._drop()
@@ -112,7 +117,11 @@ class SegmentedStream(GeometryStream):
 
     def _ceiling(self) -> CacheConfig:
         cache = beside(self._cache_config, self._map_nbytes(self._segment, self._loop) / MIB)
-        return scaled(half(cache) if self._segment.enabled else cache, self._fraction)
+        return scaled(divided(cache, self._caches), self._fraction)
+
+    @property
+    def _caches(self) -> int:
+        return CACHES if self._segment.enabled else 1
 
     def _map_nbytes(self, segment: SegmentConfig, loop: LoopConfig) -> int:
         """Of the keyframes that there is room for, or will be. Any thread may ask."""
@@ -129,13 +138,13 @@ class SegmentedStream(GeometryStream):
         """Of caches and keyframes together, at most."""
         shape = self._cache.shape if self._cache else self._usual_shape()
         cache = self._new_cache(shape, self._ceiling(), torch.device("meta"))
-        return (1 + self._segment.enabled) * cache.nbytes + self._map_nbytes(self._segment, self._loop)
+        return self._caches * cache.nbytes + self._map_nbytes(self._segment, self._loop)
 
     def summary(self) -> str:
         text = super().summary()
         if not self._segment.enabled:
             return text
-        what = f"; segments: two such caches and {self._loop.keyframes} keyframes"
+        what = f"; segments: {CACHES} such caches and {self._loop.keyframes} keyframes"
         return text + f"{what}, {self.most_nbytes() / MIB:.1f} MiB at most"
 
     def _why_eager(self, cache: KVCache) -> str:
@@ -216,14 +225,14 @@ class SegmentedStream(GeometryStream):
         status = frame.status
         event = "; ".join(filter(None, [status.event, *chain.events()]))
         times = status.seconds | {"segments": seconds, "step": status.seconds["step"] + seconds}
-        other = self._next._cache if self._next else None
+        others = [each._cache for each in self._beside() if each._cache]
         self.status = replace(
             status,
             frame=frame.index,
             event=event,
             seconds=times,
-            cache_bytes=status.cache_bytes + (other.nbytes if other else 0),
-            scratch_bytes=status.scratch_bytes + (other.scratch_nbytes if other else 0),
+            cache_bytes=status.cache_bytes + sum(cache.nbytes for cache in others),
+            scratch_bytes=status.scratch_bytes + sum(cache.scratch_nbytes for cache in others),
             segments=chain.status,
         )
         return replace(frame, status=self.status)
@@ -233,19 +242,24 @@ class SegmentedStream(GeometryStream):
     def _prepare(self, chain: Chain, frame: Frame) -> None:
         """Works on the segment to come, if it is time for one, and lets it take over when it is ready."""
         try:
+            if frame.status.frame == 0 and chain.anchor is not None:  # of its cache
+                self._measure_from(chain.anchor, frame)
             if self._builder and self._next and len(self._builder.shared) >= self._segment.shared:
-                self._join(chain, self._builder, self._next, frame)  # work enough for an image
-                return
-            if self._builder is None:
-                if frame.index < self._rest or not chain.ends(frame, self._segment):
-                    return
-                self._build(chain.seen_before(frame, self._loop))
-            assert self._builder
-            self._builder.advance(frame, self._segment.work, self.until)
+                self._join(chain, self._builder, self._next, frame)
+            else:
+                self._fill(chain, frame)
+            if self._ruler and (units := self._ruler.advance(MEASURING * self._segment.work, self.until)):
+                chain.measured(self._ruler.key, units)
         except (OutOfMemory, NotFinite) as error:
             self._drop()
             self._rest = frame.index + PAUSE
             chain.say(f"the present segment goes on: {error}")
+
+    def _fill(self, chain: Chain, frame: Frame) -> None:
+        if self._builder is None and frame.index >= self._rest and chain.ends(frame, self._segment):
+            self._build(chain.seen_before(frame, self._loop))
+        if self._builder:
+            self._builder.advance(frame, self._segment.work, self.until)
 
     def _build(self, key: int | None) -> None:
         if self._next is None:
@@ -263,18 +277,40 @@ class SegmentedStream(GeometryStream):
         image = None if key is None else self._chain.map.image(key)
         self._builder = Builder(self._next.step_parts, key, image, self.model.part_count)
 
+    def _another(self) -> GeometryStream:
+        """A stream beside this one."""
+        off = replace(self._segment, enabled=False)
+        config = replace(self.config, cache=self._ceiling(), segment=off, track_groups=0, track_grid=0)
+        try:
+            return GeometryStream(config, self.model)
+        except ValueError as error:  # of a cache for which there is no memory now
+            raise OutOfMemory(str(error)) from error
+
+    def _measure_from(self, key: int, first: Frame) -> None:
+        """The unit of the segment that begins with this frame, at the keyframe of that key, is held from now on."""
+        self._ruler = Ruler(self._ruler.stream if self._ruler else self._another(), key, first)
+
+    def _beside(self) -> list[GeometryStream]:
+        """The other streams."""
+        return [each for each in (self._next, self._ruler.stream if self._ruler else None) if each]
+
     def _join(self, chain: Chain, builder: Builder, stream: GeometryStream, frame: Frame) -> None:
         assert builder.first
         self._builder = None
-        if chain.take_over(builder.key, builder.first, builder.shared, frame, self._loop):
-            self.adopt(stream)
-            stream.allocate(*chain.map.size)  # so that the bytes held are always the same
-        else:
+        if not chain.take_over(builder.key, builder.first, builder.shared, frame, self._loop):
             self._build(None)
+            return
+        self.adopt(stream)
+        stream.allocate(*chain.map.size)  # so that the bytes held are always the same
+        assert chain.anchor is not None
+        if self._ruler is None or self._ruler.key not in chain.map.keyframes:
+            self._measure_from(chain.anchor, builder.first)
+        elif builder.key is None:  # else the map knows the unit
+            self._ruler.look(builder.shared[-1][1])
 
     def _drop(self) -> None:
-        """Gives up the segment to come, which another one will replace."""
-        self._builder = self._next = None
+        """Gives up the segment to come, and the ruler, which others will replace."""
+        self._builder = self._next = self._ruler = None
 
     def _begins_anew(self) -> bool:
         """After a pause: the world stands, though its present segment has no first frame yet."""
