@@ -162,8 +162,8 @@ class SegmentConfig(Checked):
 
     enabled: bool = setting(
         False,
-        "Long streams become a chain of segments, each with a fresh cache and a first frame of its own; three caches of "
-        "a third of the budget each, and about half as much time again per image.",
+        "Long streams become a chain of segments, each with a fresh cache and a first frame of its own; three caches "
+        "of a third of the budget each, and about half as much time again per image.",
         live=True,
     )
     overlap: float = setting(

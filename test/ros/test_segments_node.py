@@ -255,7 +255,7 @@ def test_keyframes_that_take_the_whole_budget_are_refused_with_the_reason(user, 
 def test_reset_in_the_middle_of_a_join_begins_with_one_keyframe(user, pictures):
     assert user.set_parameters(segment__work=0.5, segment__shared=30).successful
     first, *rest = show(user, pictures[:12])
-    assert rest[-1].segment == 0 and 2 * rest[-1].cache_bytes == 3 * first.cache_bytes  # the next segment is being filled
+    assert rest[-1].segment == 0 and 2 * rest[-1].cache_bytes == 3 * first.cache_bytes  # the next segment is filled
     assert user.reset().success
     again = show(user, pictures[:6])
     assert (again[0].frame, again[0].segment, again[0].keyframes) == (0, 0, 1) and "reset" in again[0].event

@@ -361,7 +361,8 @@ def test_the_unit_of_a_join_is_between_what_it_says_and_what_is_measured(scale):
     after = drive.chain.placed(drive.frame)
     np.testing.assert_allclose(after.T_first_cam, before.T_first_cam, atol=1e-9)
     np.testing.assert_allclose(before.depth / after.depth, 1.1, rtol=1e-5)
-    assert after.segment.rescaled == pytest.approx(1.1, rel=1e-5)
+    assert after.segment.rescaled == 1  # metres are those of before the join
+    assert after.segment.variance[1] == pytest.approx(before.segment.variance[1] / 1.1**2, rel=1e-5)
     S_map_new = drive.chain.map.S_map_key(1)
     assert S_map_new.scale == pytest.approx(1.1 * scale, rel=1e-5)
     assert far_from(drive.chain.map.relations.between(0, 1), S_map_new) < 1e-9
@@ -373,7 +374,8 @@ def test_what_is_measured_says_nothing_of_a_place_seen_again_or_by_a_keyframe_th
     drive.chain.measured(0, 5.0)  # of the first segment
     assert drive.join()
     drive.go(1)
-    drive.chain.measured(77, 5.0)
+    for key, units in ((77, 1.2), (1, 1.2), (0, 50.0)):  # gone; its own; out of all proportion
+        drive.chain.measured(key, units)
     assert drive.join(key=0)
     drive.chain.measured(0, 5.0)
     assert drive.chain.placed(drive.newest).segment.rescaled == pytest.approx(1)

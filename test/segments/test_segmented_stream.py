@@ -20,6 +20,8 @@ from xsvggt_ros.model import load_model
 from xsvggt_ros.rooms.sequence import stream as room_stream
 from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.segments.builder import Builder
+from xsvggt_ros.segments.chain import Chain
+from xsvggt_ros.segments.ruler import Ruler
 from xsvggt_ros.stream import NotFinite
 
 OFTEN = SegmentConfig(enabled=True, overlap=0.95, shared=1)  # a next segment begins as soon as it may
@@ -167,6 +169,50 @@ def test_every_setting_may_change_in_the_middle_of_a_join(model, room, change):
     else:
         stream.reconfigure_all(stream.cache_config, change.get("segment", OFTEN), change.get("loop", LOOP))
     check_goes_on(stream, room, at)
+
+
+def test_the_unit_of_each_new_segment_is_measured_while_it_serves(model, room, monkeypatch):
+    said, measured = [], Chain.measured
+    note = lambda chain, key, units: (said.append((key, units, chain.anchor)), measured(chain, key, units))  # noqa: E731
+    monkeypatch.setattr(Chain, "measured", note)
+    stream = stream_of(model, SegmentConfig(enabled=True), LoopConfig(enabled=False), width=112)
+    steps(stream, room, 0, 40)
+    assert said[0] == (0, pytest.approx(1, abs=1e-3), 0)
+    anchors = [anchor for _, _, anchor in said]
+    assert len(said) > 2 and anchors == sorted(set(anchors)) and all(key == 0 for key, _, _ in said)
+    assert {0.3 < units < 3 for _, units, _ in said} == {True}
+
+
+@pytest.mark.parametrize("error", [OutOfMemory("none is left"), NotFinite("numbers are not finite")], ids=repr)
+def test_units_that_cannot_be_measured_are_no_reason_to_stop(model, room, monkeypatch, error):
+    def fails(ruler, work, until):
+        raise error
+
+    monkeypatch.setattr(Ruler, "advance", fails)
+    stream = stream_of(model)
+    events = [frame.status.event for frame in steps(stream, room, 0, 5)]
+    assert events[0] == f"units of segments go by their joins alone until the next begins: {error}"
+    assert stream._ruler is None and not any(events[1:])
+    monkeypatch.undo()
+    check_goes_on(stream, room, 5)
+    assert stream._ruler
+
+
+@pytest.mark.parametrize("change", ["reset", "limit", "settings"])
+def test_the_ruler_begins_anew_with_other_caches(model, room, change):
+    stream = stream_of(model)
+    at = until_building(stream, room, 0)
+    before = stream._ruler
+    if change == "reset":
+        stream.reset()
+    elif change == "limit":
+        stream.limit(0.5)
+    else:
+        stream.reconfigure(CacheConfig(budget_frames=8.0))
+    assert stream._ruler is None
+    steps(stream, room, at, at + 20)
+    assert stream._ruler not in (None, before)
+    assert stream._ruler.stream._cache.nbytes == stream._cache.nbytes
 
 
 def test_a_segment_is_filled_in_the_time_that_is_left(model, room, monkeypatch):

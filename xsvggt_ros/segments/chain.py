@@ -182,21 +182,21 @@ class Chain:
     def measured(self, key: int, units: float) -> None:
         """The present segment's unit is so many of the one that begins at the keyframe of that key.
 
-        That counts as much as what the join said, where the segment began at an image of its own.
+        That counts as much as what the join said, where the segment began at an image of its own. What is out of all
+        proportion does not count. Metres per unit are what they were before the join, as far as one knows.
         """
-        if self._extends is None or self.anchor is None or key not in self.map.keyframes:
+        if self._extends is None or self.anchor in (None, key) or key not in self.map.keyframes:
             return
         S = self.map.S_map_key(self.anchor)
-        scale = math.sqrt(S.scale * self.map.S_map_key(key).scale * units)
-        self.map.move(self._extends, self.anchor, Similarity(scale, S.rotation, S.translation))
+        off = math.log(self.map.S_map_key(key).scale * units / S.scale)
+        if abs(off) > MOST_STRETCH:
+            return
+        grown = math.exp(-off / 2)  # what lengths in the new unit are divided by
+        self.map.move(self._extends, self.anchor, Similarity(S.scale / grown, S.rotation, S.translation))
         self._S_map_segment = self.map.S_map_key(self.anchor)
-        grown = self._S_odom_segment.scale / scale
-        self._rescaled *= grown
-        if self._joint:
-            self._joint = replace(self._joint, scale=scale, motion=_stretched(self._joint.motion, 1 / grown))
-            self._S_odom_segment = Similarity(scale)
-        else:
-            self._S_odom_segment = _exact(self._now, self._T_segment_now, scale)
+        self._S_odom_segment = _exact(self._now, self._T_segment_now, self._S_odom_segment.scale / grown)
+        rotation, position = self._variance
+        self._variance = rotation, position / grown**2
         self._note_keyframes()
 
     # --- inside -----------------------------------------------------------------------------------

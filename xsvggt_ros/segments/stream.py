@@ -39,9 +39,8 @@ PAUSE = 30  # images, after a segment could not be filled
 class SegmentedStream(GeometryStream):
     """A GeometryStream whose drift does not grow with its length, where `segment.enabled` says so.
 
-    Three caches of a third of the budget each: one serves, one is filled for the segment to come, and the ruler's takes
-    in an image of each segment, to compare their units. Without segments it is
-    a GeometryStream.
+    Three caches of a third of the budget each: one serves, one is filled for the segment to come, and the ruler's takes in
+    an image of each segment, to compare their units. Without segments it is a GeometryStream.
     """
 
     def __init__(self, config: StreamConfig | None = None, model: StreamVGGT | None = None) -> None:
@@ -206,6 +205,7 @@ class SegmentedStream(GeometryStream):
         placed = chain.placed(frame)
         if self._segment.enabled:
             self._prepare(chain, frame)
+            self._measure(chain, frame)
         return self._with_status(placed, chain, time.perf_counter() - started)
 
     def _new_chain(self, frame: Frame) -> Chain:
@@ -242,35 +242,36 @@ class SegmentedStream(GeometryStream):
     def _prepare(self, chain: Chain, frame: Frame) -> None:
         """Works on the segment to come, if it is time for one, and lets it take over when it is ready."""
         try:
-            if frame.status.frame == 0 and chain.anchor is not None:  # of its cache
-                self._measure_from(chain.anchor, frame)
             if self._builder and self._next and len(self._builder.shared) >= self._segment.shared:
                 self._join(chain, self._builder, self._next, frame)
-            else:
-                self._fill(chain, frame)
-            if self._ruler and (units := self._ruler.advance(MEASURING * self._segment.work, self.until)):
-                chain.measured(self._ruler.key, units)
+                return
+            if self._builder is None and frame.index >= self._rest and chain.ends(frame, self._segment):
+                self._build(chain.seen_before(frame, self._loop))
+            if self._builder:
+                self._builder.advance(frame, self._segment.work, self.until)
         except (OutOfMemory, NotFinite) as error:
             self._drop()
             self._rest = frame.index + PAUSE
             chain.say(f"the present segment goes on: {error}")
 
-    def _fill(self, chain: Chain, frame: Frame) -> None:
-        if self._builder is None and frame.index >= self._rest and chain.ends(frame, self._segment):
-            self._build(chain.seen_before(frame, self._loop))
-        if self._builder:
-            self._builder.advance(frame, self._segment.work, self.until)
+    def _measure(self, chain: Chain, frame: Frame) -> None:
+        """Works on what the unit of the present segment is."""
+        try:
+            if frame.status.frame == 0 and chain.anchor is not None:  # of its cache
+                self._measure_from(chain.anchor, frame)
+            if self._ruler and (units := self._ruler.advance(MEASURING * self._segment.work, self.until)):
+                chain.measured(self._ruler.key, units)
+        except (OutOfMemory, NotFinite) as error:
+            self._give_up_measuring(chain, error)
+
+    def _give_up_measuring(self, chain: Chain, error: Exception) -> None:
+        self._ruler = None
+        chain.say(f"units of segments go by their joins alone until the next begins: {error}")
 
     def _build(self, key: int | None) -> None:
         if self._next is None:
-            off = replace(self._segment, enabled=False)
-            config = replace(self.config, cache=self._ceiling(), segment=off, track_groups=0, track_grid=0)
-            config = replace(config, compile="none")  # its steps are done in parts
-            try:
-                self._next = GeometryStream(config, self.model)
-                self._next.describes = True
-            except ValueError as error:  # of a cache for which there is no memory now
-                raise OutOfMemory(str(error)) from error
+            self._next = self._another()
+            self._next.describes = True
         assert self._chain
         self._next.reset()
         self._next.allocate(*self._chain.map.size)
@@ -278,9 +279,9 @@ class SegmentedStream(GeometryStream):
         self._builder = Builder(self._next.step_parts, key, image, self.model.part_count)
 
     def _another(self) -> GeometryStream:
-        """A stream beside this one."""
+        """A stream beside this one; its steps are done in parts."""
         off = replace(self._segment, enabled=False)
-        config = replace(self.config, cache=self._ceiling(), segment=off, track_groups=0, track_grid=0)
+        config = replace(self.config, cache=self._ceiling(), segment=off, track_groups=0, track_grid=0, compile="none")
         try:
             return GeometryStream(config, self.model)
         except ValueError as error:  # of a cache for which there is no memory now
@@ -288,7 +289,9 @@ class SegmentedStream(GeometryStream):
 
     def _measure_from(self, key: int, first: Frame) -> None:
         """The unit of the segment that begins with this frame, at the keyframe of that key, is held from now on."""
-        self._ruler = Ruler(self._ruler.stream if self._ruler else self._another(), key, first)
+        stream = self._ruler.stream if self._ruler else self._another()
+        self._ruler = None  # first: what it is at work on holds a cache
+        self._ruler = Ruler(stream, key, first)
 
     def _beside(self) -> list[GeometryStream]:
         """The other streams."""
@@ -303,10 +306,13 @@ class SegmentedStream(GeometryStream):
         self.adopt(stream)
         stream.allocate(*chain.map.size)  # so that the bytes held are always the same
         assert chain.anchor is not None
-        if self._ruler is None or self._ruler.key not in chain.map.keyframes:
-            self._measure_from(chain.anchor, builder.first)
-        elif builder.key is None:  # else the map knows the unit
-            self._ruler.look(builder.shared[-1][1])
+        try:
+            if self._ruler is None or self._ruler.key not in chain.map.keyframes:
+                self._measure_from(chain.anchor, builder.first)
+            elif builder.key is None:  # else the map knows the unit
+                self._ruler.look(builder.shared[-1][1])
+        except OutOfMemory as error:
+            self._give_up_measuring(chain, error)
 
     def _drop(self) -> None:
         """Gives up the segment to come, and the ruler, which others will replace."""
