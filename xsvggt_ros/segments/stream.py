@@ -39,8 +39,8 @@ PAUSE = 30  # images, after a segment could not be filled
 class SegmentedStream(GeometryStream):
     """A GeometryStream whose drift does not grow with its length, where `segment.enabled` says so.
 
-    Three caches of a third of the budget each: one serves, one is filled for the segment to come, and the ruler's takes in
-    an image of each segment, to compare their units. Without segments it is a GeometryStream.
+    Three caches of a third of the budget each: one serves, one is filled for the segment to come, and the ruler's takes
+    in an image of each segment, to compare their units. Without segments it is a GeometryStream.
     """
 
     def __init__(self, config: StreamConfig | None = None, model: StreamVGGT | None = None) -> None:
