@@ -22,6 +22,7 @@ class Ruler:
     def __init__(self, stream: GeometryStream, key: int, first: Frame) -> None:
         self.key = key  # of the keyframe that it began with, at the frame `first` of the segment that begins there
         self.stream = stream
+        self.looks = 0  # how many images it was given
         self._parts = stream.model.part_count
         self._step: Parts[Frame] | None = None
         self._frame: Frame | None = None  # as the segment has the image of that step
@@ -35,6 +36,7 @@ class Ruler:
 
     def look(self, frame: Frame) -> None:
         """Takes a segment's frame. If it is still at work on the one before it, there is no answer to either."""
+        self.looks += not self.busy
         self._frame = None if self.busy else frame
         self._step = self._step or self.stream.step_parts(frame.image, frame.intrinsics)
 

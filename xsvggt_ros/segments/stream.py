@@ -33,6 +33,7 @@ from xsvggt_ros.stream import GeometryStream, NotFinite, _Waiting
 
 CACHES = 3  # of the segment that serves, of the one to come, and of the ruler
 MEASURING = 0.4  # of segment.work, with each image: an answer takes half a dozen, about as long as a segment lives
+LONG = 24  # images in the ruler, after which it begins anew where the map knows the unit: in the end it drifts too
 PAUSE = 30  # images, after a segment could not be filled
 
 
@@ -307,10 +308,11 @@ class SegmentedStream(GeometryStream):
         stream.allocate(*chain.map.size)  # so that the bytes held are always the same
         assert chain.anchor is not None
         try:
-            if self._ruler is None or self._ruler.key not in chain.map.keyframes:
+            ruler, known = self._ruler, builder.key is not None  # by the map
+            if ruler is None or ruler.key not in chain.map.keyframes or (known and ruler.looks >= LONG):
                 self._measure_from(chain.anchor, builder.first)
-            elif builder.key is None:  # else the map knows the unit
-                self._ruler.look(builder.shared[-1][1])
+            elif not known:
+                ruler.look(builder.shared[-1][1])
         except OutOfMemory as error:
             self._give_up_measuring(chain, error)
 
