@@ -109,3 +109,10 @@ def test_the_command_writes_a_table_of_rooms_that_look_alike(tmp_path, capsys):
 def test_what_cannot_be_compared_is_refused(flags, why, capsys):
     assert cli.main(["eval", "--long", "lap", *flags]) == 2
     assert why in capsys.readouterr().err
+
+
+def test_a_run_that_was_refused_leaves_nothing_that_refuses_the_next(tmp_path):
+    small = changed(long().config, {"cache.budget_mib": 0.5})
+    with pytest.raises(ValueError, match="keyframes take"):
+        run_long(Long(small, "endless", FRAMES, 4.0, "robot"), range(3, 4), tmp_path, 1)
+    assert list(run_long(Long(long().config, "endless", FRAMES, 4.0, "robot"), range(3, 4), tmp_path, 1)) == [3]

@@ -88,6 +88,8 @@ def run_long(long: Long, seeds: range, folder: Path, workers: int | None) -> dic
     Raises ValueError where the folder has streams of other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.glob("*.npz")):
+        (folder / "settings.json").unlink(missing_ok=True)  # of a run that was refused
     check_settings(folder / "settings.json", _facts(long))
     there = {seed: _read(folder / f"{seed}.npz") for seed in seeds if (folder / f"{seed}.npz").exists()}
     found = {seed: _cut(series, long.frames) for seed, series in there.items() if _length(series) >= long.frames}
