@@ -163,7 +163,7 @@ class SegmentConfig(Checked):
     enabled: bool = setting(
         False,
         "Long streams become a chain of segments, each with a fresh cache and a first frame of its own; three caches "
-        "of a third of the budget each, and about half as much time again per image.",
+        "of a third of the budget each, and with each image at most 1.4 times segment.work of a step more.",
         live=True,
     )
     overlap: float = setting(

@@ -103,7 +103,7 @@ class SegmentedStream(GeometryStream):
                 f"keyframes take {keyframes:.2f} MiB, all that cache.budget_mib allows: raise it above that, or lower "
                 "loop.keyframes"
             )
-        caches = CACHES if config.segment.enabled else 1
+        caches = caches_of(config.segment)
         self._check_memory(divided(cache, caches), caches, int(keyframes * MIB))
 
     def reconfigure(self, cache: CacheConfig) -> None:
@@ -117,11 +117,7 @@ class SegmentedStream(GeometryStream):
 
     def _ceiling(self) -> CacheConfig:
         cache = beside(self._cache_config, self._map_nbytes(self._segment, self._loop) / MIB)
-        return scaled(divided(cache, self._caches), self._fraction)
-
-    @property
-    def _caches(self) -> int:
-        return CACHES if self._segment.enabled else 1
+        return scaled(divided(cache, caches_of(self._segment)), self._fraction)
 
     def _map_nbytes(self, segment: SegmentConfig, loop: LoopConfig) -> int:
         """Of the keyframes that there is room for, or will be. Any thread may ask."""
@@ -138,7 +134,7 @@ class SegmentedStream(GeometryStream):
         """Of caches and keyframes together, at most."""
         shape = self._cache.shape if self._cache else self._usual_shape()
         cache = self._new_cache(shape, self._ceiling(), torch.device("meta"))
-        return self._caches * cache.nbytes + self._map_nbytes(self._segment, self._loop)
+        return caches_of(self._segment) * cache.nbytes + self._map_nbytes(self._segment, self._loop)
 
     def summary(self) -> str:
         text = super().summary()
@@ -330,3 +326,8 @@ class SegmentedStream(GeometryStream):
     def _make_do(self, error: BaseException) -> str:
         self._drop()
         return super()._make_do(error)
+
+
+def caches_of(segment: SegmentConfig) -> int:
+    """How many caches share the budget."""
+    return CACHES if segment.enabled else 1
