@@ -21,7 +21,8 @@ def some_map(count: int = 5, first: int = 0) -> Map:
     for i in range(first, first + count):
         map_.add(seen(pose(turn=(0, 50 * i, 0)), index=i), some_similarity(i), set())
     for i in range(count - 1):
-        map_.relations.add(i, i + 1, some_similarity(20 + i))
+        for _ in range(1 + i % 2):
+            map_.relations.add(i, i + 1, some_similarity(20 + i))
     return map_
 
 
@@ -36,7 +37,9 @@ def same(a: Map, b: Map) -> bool:
             np.array_equal(a.slots.descriptors[a.keyframes[i].slot], b.slots.descriptors[b.keyframes[j].slot])
             for i, j in pairs
         )
-        and {(place[i], place[j]) for i, j in a.relations.measured} == b.relations.measured.keys()
+        and {(place[i], place[j]): n for (i, j), n in a.relations.counts.items()} == b.relations.counts
+        and a.relations.counts.keys() == a.relations.measured.keys()
+        and b.relations.counts.keys() == b.relations.measured.keys()
         and all(
             far_from(S, b.relations.between(place[i], place[j])) < 1e-12 for (i, j), S in a.relations.measured.items()
         )
@@ -85,6 +88,27 @@ def test_a_map_that_is_saved_is_not_changed_by_it(tmp_path):
     map_ = some_map()
     save(map_, tmp_path, ENCODER)
     assert same(map_, some_map())
+
+
+def test_what_was_measured_often_counts_as_much_when_it_is_back(tmp_path):
+    map_, once = some_map(), some_similarity(90)
+    for _ in range(2):
+        map_.relations.add(1, 2, some_similarity(21))
+    save(map_, tmp_path, ENCODER)
+    loaded = load(tmp_path, ENCODER)
+    np.testing.assert_array_equal(loaded.relations.weights([(0, 1), (1, 2)]), np.sqrt([1, 4]))
+    for each in (map_, loaded):
+        each.relations.add(1, 2, once)
+    assert far_from(loaded.relations.between(1, 2), map_.relations.between(1, 2)) < 1e-12
+
+
+def test_a_map_of_before_counts_were_kept_has_relations_that_were_measured_once(saved):
+    save_file({name: x for name, x in load_file(saved / NUMBERS).items() if name != "counts"}, saved / NUMBERS)
+    loaded = load(saved, ENCODER)
+    assert loaded.relations.counts == dict.fromkeys(some_map().relations.counts, 1)
+    assert all(
+        far_from(S, loaded.relations.between(*pair)) < 1e-12 for pair, S in some_map().relations.measured.items()
+    )
 
 
 def test_a_map_larger_than_the_capacity_loses_keyframes_but_not_the_oldest(saved):
@@ -150,6 +174,10 @@ DAMAGES = {
     "a pair beyond the end": lambda x: {"pairs": spoiled(x["pairs"], 5, (0, 1))},
     "a pair before the start": lambda x: {"pairs": spoiled(x["pairs"], -1)},
     "a pair of one keyframe": lambda x: {"pairs": spoiled(x["pairs"], 1)},
+    "relations that were never measured": lambda x: {"counts": spoiled(x["counts"], 0, 1)},
+    "relations of more measurements than there can be": lambda x: {"counts": spoiled(x["counts"], 2**62, 1)},
+    "fewer counts than relations": lambda x: {"counts": x["counts"][:-1]},
+    "counts of another type": lambda x: {"counts": x["counts"].astype(np.float64)},
     "pairs that are one number": lambda x: {"pairs": np.array(3)},
     "descriptors that are infinite": lambda x: {"descriptors": spoiled(x["descriptors"], np.inf)},
     "descriptors of another size": lambda x: {"descriptors": x["descriptors"][..., :32].copy()},

@@ -30,19 +30,19 @@ class Relations:
 
     def __init__(self) -> None:
         self.measured: dict[Pair, Similarity] = {}
-        self._counts: dict[Pair, int] = {}
+        self.counts: dict[Pair, int] = {}  # how often each was
 
-    def add(self, a: int, b: int, S_a_b: Similarity) -> None:
-        """Takes a measurement in."""
+    def add(self, a: int, b: int, S_a_b: Similarity, times: int = 1) -> None:
+        """Takes a measurement in, or the mean of some."""
         if a > b:
             a, b, S_a_b = b, a, S_a_b.inverse()
-        count = self._counts.get((a, b), 0) + 1
+        count = self.counts.get((a, b), 0) + times
         before = self.measured.get((a, b), S_a_b)
-        self.measured[a, b], self._counts[a, b] = _between(before, S_a_b, 1 / count), count
+        self.measured[a, b], self.counts[a, b] = _between(before, S_a_b, times / count), count
 
     def replace(self, a: int, b: int, S_a_b: Similarity) -> None:
         """What was measured once, by something better."""
-        del self._counts[min(a, b), max(a, b)], self.measured[min(a, b), max(a, b)]
+        del self.counts[min(a, b), max(a, b)], self.measured[min(a, b), max(a, b)]
         self.add(a, b, S_a_b)
 
     def remove(self, key: int) -> None:
@@ -50,7 +50,7 @@ class Relations:
         others = sorted(self.neighbours(key))
         to_key = {other: self.between(other, key) for other in others}
         for pair in [pair for pair in self.measured if key in pair]:
-            del self.measured[pair], self._counts[pair]
+            del self.measured[pair], self.counts[pair]
         for a, b in pairwise(others):
             if (a, b) not in self.measured:
                 self.add(a, b, to_key[a] @ to_key[b].inverse())
@@ -78,7 +78,7 @@ class Relations:
 
     def weights(self, pairs: list[Pair]) -> Array:
         """How much the errors of each pair count."""
-        return np.sqrt([min(self._counts[pair], MOST) for pair in pairs])
+        return np.sqrt([min(self.counts[pair], MOST) for pair in pairs])
 
 
 def _between(a: Similarity, b: Similarity, share: float) -> Similarity:

@@ -21,6 +21,7 @@ FORMAT = 1
 CELL_COUNT = CELLS[0] * CELLS[1]
 OFF = 1e-3  # by which a rotation may be none
 LEAST = 1e-6  # of a scale, and 1 over the most
+MOST_COUNT = 10**12  # of measurements
 
 
 def save(map_: Map, folder: Path, fingerprint: str) -> None:
@@ -39,6 +40,7 @@ def save(map_: Map, folder: Path, fingerprint: str) -> None:
         "poses": _stacked([keyframe.S_map_key for _, keyframe in keyframes]),
         "pairs": np.reshape([[place[a], place[b]] for a, b in pairs], (-1, 2)).astype(np.int64),
         "relations": _stacked([map_.relations.measured[pair] for pair in pairs]),
+        "counts": np.array([map_.relations.counts[pair] for pair in pairs], np.int64),
     }
     about = {"format": FORMAT, "encoder": fingerprint, "unit": "the model's, of the first keyframe; optical axes"}
     parts = [folder / f"{name}.part" for name in (NUMBERS, ABOUT)]
@@ -70,8 +72,8 @@ def load(folder: Path, fingerprint: str) -> Map:
         map_.keyframes[i] = Keyframe(i, poses[i], used=0)
         map_.compare(i)
     map_.relations = Relations()
-    for (a, b), relation in zip(arrays["pairs"].tolist(), relations, strict=True):
-        map_.relations.add(a, b, relation)
+    for (a, b), relation, times in zip(arrays["pairs"].tolist(), relations, arrays["counts"].tolist(), strict=True):
+        map_.relations.add(a, b, relation, times)
     map_.next_key = count
     return map_
 
@@ -87,7 +89,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _check(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Raises ValueError where sizes, types or numbers cannot be a map's."""
+    """Raises ValueError where sizes, types or numbers cannot be a map's. Adds what older files do not have."""
     images, pairs = arrays.get("images"), arrays.get("pairs")
     if (
         images is None
@@ -99,6 +101,7 @@ def _check(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     ):
         raise ValueError(f"{folder / NUMBERS} is damaged: it has no images; make a new map")
     count = len(images)
+    arrays.setdefault("counts", np.ones(len(pairs), np.int64))
     wanted: dict[str, tuple[Any, tuple[int, ...]]] = {
         "images": (np.uint8, images.shape),
         "descriptors": (np.float16, (count, CELL_COUNT, SIZE)),
@@ -106,6 +109,7 @@ def _check(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         "poses": (np.float64, (count, 13)),
         "pairs": (np.int64, (len(pairs), 2)),
         "relations": (np.float64, (len(pairs), 13)),
+        "counts": (np.int64, (len(pairs),)),
     }
     for name, (kind, shape) in wanted.items():
         x = arrays.get(name)
@@ -113,6 +117,8 @@ def _check(folder: Path, arrays: dict[str, np.ndarray]) -> None:
             raise ValueError(f"{folder / NUMBERS} is damaged: {name} should be {np.dtype(kind)} {list(shape)}")
     if (pairs[:, 0] >= pairs[:, 1]).any() or (pairs < 0).any() or (pairs >= count).any():
         raise ValueError(f"{folder / NUMBERS} is damaged: its relations are between none of its keyframes")
+    if (arrays["counts"] < 1).any() or (arrays["counts"] > MOST_COUNT).any():
+        raise ValueError(f"{folder / NUMBERS} is damaged: its relations were measured no such number of times")
     of_cameras = (arrays["intrinsics"][:, [0, 1], [0, 1]] > 0).all()
     if not (of_cameras and _are_similarities(arrays["poses"]) and _are_similarities(arrays["relations"])):
         raise ValueError(f"{folder / NUMBERS} is damaged: its numbers are not those of cameras")
