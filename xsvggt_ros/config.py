@@ -189,6 +189,15 @@ class SegmentConfig(Checked):
         maximum=1.0,
         live=True,
     )
+    carried: float = setting(
+        0.55,
+        "From one image to the next the camera was carried elsewhere if what the encoder says of them is less alike "
+        "than this, and that of the images before and after by 0.2 more; a segment begins there as after a pause. 0: "
+        "never.",
+        minimum=0.0,
+        maximum=1.0,
+        live=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ CELLS = (6, 8)  # rows and columns that an image is divided into
 SIZE = 64  # numbers for each, of a random projection, which keeps the angles between tokens (Johnson-Lindenstrauss)
 
 LARGEST = 60_000.0  # that float16 holds
+FEWEST = 20  # cells that two images share where one is laid over the other, shifted
 
 
 def describe(patches: Tensor, grid: tuple[int, int]) -> NDArray[np.float16]:
@@ -47,3 +48,23 @@ def likeness(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float
     """
     cosines = b @ a.T
     return (cosines.max(-1).mean(-1) + cosines.max(-2).mean(-1)) / 2
+
+
+def shifted_likeness(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of centred descriptors and as many others, both [..., cells, SIZE], at most 1 each [...].
+
+    It is the mean cosine of the cells that lie upon each other where one image is laid over the other, of the shift
+    where they are most alike: places that have the same things in another order are not alike.
+    """
+    cosines = a @ np.swapaxes(b, -1, -2)
+    return (cosines.reshape(*cosines.shape[:-2], -1) @ _shifts().T).max(-1)
+
+
+@lru_cache(maxsize=1)
+def _shifts() -> NDArray[np.float32]:
+    """[shifts, cells * cells]: the weights of pairs of cells in the mean of each shift."""
+    row, column = np.divmod(np.arange(CELLS[0] * CELLS[1]), CELLS[1])
+    shift = np.ravel((row[:, None] - row) * 2 * CELLS[1] + column[:, None] - column)
+    shifts, counts = np.unique(shift, return_counts=True)
+    wide = counts >= FEWEST
+    return ((shift == shifts[wide, None]) / counts[wide, None]).astype(np.float32)

@@ -137,7 +137,10 @@ def test_no_step_at_a_join_is_further_from_the_truth_than_others_are(drive, room
 # --- settings -----------------------------------------------------------------------------------------
 
 CHANGES = [
-    *(dict(segment=replace(OFTEN, **change)) for change in (dict(overlap=0.9), dict(shared=2), dict(work=1.0))),
+    *(
+        dict(segment=replace(OFTEN, **change))
+        for change in (dict(overlap=0.9), dict(shared=2), dict(work=1.0), dict(carried=0.0))
+    ),
     *(
         dict(loop=LoopConfig(**change))
         for change in (
@@ -484,6 +487,33 @@ def test_a_place_is_found_again_after_a_pause(model, room):
     for i, shot in enumerate(room[:24]):
         located.append(stream.step(shot.rgb, shot.intrinsics, (1000 + i) * SECOND).status.segments.located)
     assert not located[0] and located[-1]
+
+
+def carried(model, room, back: int, **segment) -> list:
+    """Frames of a stream: 24 of a room, 16 of another without a pause, and then some of the first again."""
+    other = list(room_stream(9, 16, 112, 84, "robot", 4.0))
+    shots = [replace(shot, stamp_ns=i * SECOND // 4) for i, shot in enumerate(room[:24] + other + room[:back])]
+    return steps(stream_of(model, SegmentConfig(enabled=True, **segment), width=112), shots, 0, len(shots))
+
+
+def test_a_camera_that_is_carried_to_another_room_and_back_finds_its_place_again(model, room):
+    frames = carried(model, room, back=36)
+    events = {i: frame.status.event for i, frame in enumerate(frames) if "changed altogether" in frame.status.event}
+    assert list(events) == [26, 42]  # after two images of the new place
+    assert set(events.values()) == {"the view has changed altogether: a new segment starts where the camera was"}
+    located = [frame.status.segments.located for frame in frames]
+    assert all(located[:26]) and not any(located[26:44]) and located[-1]
+    np.testing.assert_allclose(frames[26].T_first_cam, frames[25].T_first_cam, atol=1e-9)
+    assert math.isnan(frames[26].segment.rescaled) and [frame.index for frame in frames] == list(range(76))
+    first_room = set(frames[25].segment.keyframes)
+    assert not first_room & {frame.segment.key for frame in frames[26:42]}
+    assert frames[-1].segment.key in first_room
+
+
+def test_a_camera_that_is_carried_is_not_noticed_where_it_is_never_to_be(model, room):
+    frames = carried(model, room, back=4, carried=0.0)
+    assert not any("changed altogether" in frame.status.event for frame in frames)
+    assert all(frame.status.segments.located for frame in frames)
 
 
 def test_a_map_that_was_saved_is_found_again_by_another_stream(model, room, tmp_path):

@@ -16,6 +16,7 @@ from xsvggt_ros.geometry import Array, inverse, rigid, transform
 from xsvggt_ros.segments.compare import agreement, match, overlap
 from xsvggt_ros.segments.join import Join, Shared, join
 from xsvggt_ros.segments.map import Map
+from xsvggt_ros.segments.watch import Watch
 from xsvggt_ros.similarity import Similarity
 from xsvggt_ros.status import SegmentStatus
 
@@ -63,6 +64,7 @@ class Chain:
         self.map = map_
         self.status = SegmentStatus()
         self._motion = motion
+        self.carried = False  # whether the camera was, elsewhere, so that the segment knows nothing of where it is
         self.anchor: int | None = None  # key of the keyframe that the segment began at; None: before there were any
         self._extends: int | None = None  # that of the segment before, if the keyframe is new
         self._first: Frame | None = None  # its first frame, and
@@ -78,6 +80,7 @@ class Chain:
         self._begun = index  # of its first image that the segment before does not have
         self._untrusted = 0  # joins in a row
         self._events: list[str] = []
+        self._watch = Watch()
 
     # --- frames -----------------------------------------------------------------------------------
 
@@ -133,14 +136,21 @@ class Chain:
         self._extends, self._begun = None, frame.index
         self._tell()
 
+    def look(self, frame: Frame, config: SegmentConfig) -> None:
+        """Notes in `carried` whether the camera was carried elsewhere. Every frame of a world that has segments."""
+        self.carried = self._watch.carried(frame, config.carried)
+
     def interrupt(self) -> None:
         """The next frame is of a segment without a past; its camera is taken to be where it was in the last."""
         T_odom_cam, T_map_cam = self._now, self._T_map_now
         self._joint = self._own = None
         self._rescaled = math.nan
+        self._watch.forget()
         self._S_odom_segment = Similarity(self._S_odom_segment.scale, T_odom_cam[:3, :3], T_odom_cam[:3, 3])
         self._S_map_segment = Similarity(self._S_map_segment.scale, T_map_cam[:3, :3], T_map_cam[:3, 3])
-        self._events.append("after the pause a new segment starts where the camera was")
+        why = "the view has changed altogether:" if self.carried else "after the pause"
+        self.carried = False
+        self._events.append(f"{why} a new segment starts where the camera was")
 
     def ends(self, frame: Frame, config: SegmentConfig) -> bool:
         """Whether a next segment should begin."""

@@ -181,7 +181,7 @@ class SegmentedStream(GeometryStream):
     # --- images -----------------------------------------------------------------------------------
 
     def _take_in(self, images: list[_Waiting]) -> list[Frame]:
-        if self._segment.enabled and self._chain and self._continuity.paused:
+        if self._segment.enabled and self._chain and (self._continuity.paused or self._chain.carried):
             self._chain.interrupt()
             self._drop()
             self._forget_past()
@@ -201,6 +201,7 @@ class SegmentedStream(GeometryStream):
             chain.begin(frame)
         placed = chain.placed(frame)
         if self._segment.enabled:
+            chain.look(frame, self._segment)
             self._prepare(chain, frame)
             self._measure(chain, frame)
         return self._with_status(placed, chain, time.perf_counter() - started)
@@ -238,6 +239,8 @@ class SegmentedStream(GeometryStream):
 
     def _prepare(self, chain: Chain, frame: Frame) -> None:
         """Works on the segment to come, if it is time for one, and lets it take over when it is ready."""
+        if chain.carried:
+            return
         try:
             if self._builder and self._next and len(self._builder.shared) >= self._segment.shared:
                 self._join(chain, self._builder, self._next, frame)
