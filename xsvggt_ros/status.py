@@ -24,6 +24,11 @@ class SegmentStatus:
     join_scale_spread: float = 0.0  # of the logarithm of the scale
     join_uncertain: bool = False  # whether they did not agree
 
+    @property
+    def held(self) -> SegmentStatus:
+        """What is left of it where segments have been switched off: keyframes, until a new world starts."""
+        return SegmentStatus(keyframes=self.keyframes, keyframe_bytes=self.keyframe_bytes)
+
 
 @dataclass(frozen=True)
 class StepStatus:
@@ -111,4 +116,5 @@ class Status:
         seconds = {"tracks": 0.0, "segments": 0.0} | step.pop("seconds")  # stages that most streams do not have
         seconds = {f"{stage}_seconds": float(value) for stage, value in seconds.items()}
         step |= step.pop("segments") | seconds | {"calibration": self.calibration}
+        step["located"] &= self.step.segments != SegmentStatus()  # no map says it
         return step | asdict(self.scale) | asdict(self.images) | asdict(self.performance)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from itertools import pairwise
 from threading import Thread
 
@@ -186,6 +186,17 @@ def test_a_place_that_the_map_does_not_know_is_said_and_is_no_warning(node):
     node.step = StepStatus(segments=SegmentStatus(located=False, join_uncertain=True))
     level, message = node.verdict()
     assert level == WARN and message.startswith("the newest join") and "the map does not say" in message
+
+
+def test_without_a_map_all_that_is_said_of_one_is_nothing(node):
+    of_map = asdict(SegmentStatus())
+    for segments, located in ((SegmentStatus(), "False"), (SegmentStatus(keyframes=1), "True")):
+        node.step = StepStatus(segments=segments)
+        values = {value.key: value.value for value in node.diagnostic().values if value.key in of_map}
+        said = {key: value for key, value in values.items() if value not in ("0", "False")}
+        assert values["located"] == located and said.keys() == (
+            {"keyframes", "located"} if segments.keyframes else set()
+        )
 
 
 def test_a_cache_cut_for_want_of_memory_is_an_error_until_it_is_set_anew(node):

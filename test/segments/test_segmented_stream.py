@@ -22,6 +22,7 @@ from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.segments.builder import Builder
 from xsvggt_ros.segments.chain import Chain
 from xsvggt_ros.segments.ruler import Ruler
+from xsvggt_ros.status import SegmentStatus, Status
 from xsvggt_ros.stream import NotFinite
 
 OFTEN = SegmentConfig(enabled=True, overlap=0.95, shared=1)  # a next segment begins as soon as it may
@@ -264,6 +265,19 @@ def test_segments_off_and_on_again_do_not_move_the_camera(model, room):
     stream.reconfigure_all(stream.cache_config, OFTEN, LOOP)
     check_same_next(stream, stays_off, room, at + 1)
     check_goes_on(stream, room, at + 2)
+
+
+def test_segments_that_are_off_leave_only_the_keyframes_in_the_status(model, room):
+    stream = stream_of(model)
+    *_, on = steps(stream, room, 0, 10)
+    assert on.status.segments.segment
+    stream.reconfigure_all(stream.cache_config, OFF, LOOP)
+    (off,) = steps(stream, room, 10, 11)
+    kept = dict(keyframes=on.status.segments.keyframes, keyframe_bytes=on.status.segments.keyframe_bytes)
+    assert off.status.segments == SegmentStatus(**kept)
+    stream.reset()
+    (new,) = steps(stream, room, 11, 12)
+    assert new.status.segments == SegmentStatus() and not Status(step=new.status).figures()["located"]
 
 
 def test_segments_may_begin_in_the_middle_of_a_stream(model, room, recwarn):

@@ -231,7 +231,7 @@ class SegmentedStream(GeometryStream):
             seconds=times,
             cache_bytes=status.cache_bytes + sum(cache.nbytes for cache in others),
             scratch_bytes=status.scratch_bytes + sum(cache.scratch_nbytes for cache in others),
-            segments=chain.status,
+            segments=chain.status if self._segment.enabled else chain.status.held,
         )
         return replace(frame, status=self.status)
 
