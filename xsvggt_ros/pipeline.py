@@ -331,7 +331,10 @@ class Pipeline:
         if step.event:
             self._log.warning(f"a new world starts: {step.event}" if first else step.event)
         if (first or step.event) and step.budget_raised:
-            self._log.warning(f"the budget is below what the policy works with: raised to {step.floor_tokens} tokens")
+            least = f"{step.floor_tokens} tokens"
+            if self._config.stream.cache.budget_mib:
+                least += f" per layer, {self._stream.most_nbytes() / MIB:.2f} MiB"
+            self._log.warning(f"the budget is below what the policy works with: raised to {least}")
         if first or cache != self._told_cache:
             self._told_cache = cache
             self._log.info(

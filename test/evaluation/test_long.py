@@ -105,7 +105,23 @@ def test_the_command_writes_a_table_of_rooms_that_look_alike(tmp_path, capsys):
     assert "1 streams of 20 frames" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags, why", [([], "add --output"), (["--frames", "19"], "at least 20 frames")])
+def test_the_tables_of_two_lengths_stand_beside_each_other(tmp_path):
+    settings = ["--seeds", "3:4", "--workers", "1", "--image_width", "56", "--dtype", "float32"]
+    for frames in ("24", "20", "24"):
+        flags = ["--frames", frames, *settings, "--output", str(tmp_path)]
+        assert cli.main(["eval", "--long", "drift", *flags]) == 0
+    for name, frames in (("table.md", 24), ("table_20.md", 20)):
+        assert f"1 streams of {frames} frames" in (tmp_path / name).read_text()
+    assert {path.name for path in tmp_path.glob("*.png")} == {"errors.png", "errors_20.png"}
+
+
+@pytest.mark.parametrize(
+    "flags, why",
+    [
+        ([], "add --output"),
+        *((["--frames", frames], "at least 20 frames, an even number") for frames in ("-1", "0", "1", "19", "21")),
+    ],
+)
 def test_what_cannot_be_compared_is_refused(flags, why, capsys):
     assert cli.main(["eval", "--long", "lap", *flags]) == 2
     assert why in capsys.readouterr().err

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import filecmp
+import re
 import signal
 
 import cv2
@@ -329,8 +330,15 @@ class TestRefused:
         ],
     )
     def test_settings(self, images, tmp_path, capsys, flags, reason):
-        assert run(images, tmp_path / "out", *flags) == 2
+        assert run(images, tmp_path / "out" / "in", *flags) == 2
         assert reason in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_input_that_is_not_there(self, tmp_path, capsys):
+        (tmp_path / "out").mkdir()
+        assert run(tmp_path / "nowhere", tmp_path / "out" / "in") == 2
+        assert "does not exist" in capsys.readouterr().err
+        assert not list((tmp_path / "out").iterdir())  # which was there before
 
     def test_output(self, images, tmp_path, capsys):
         (tmp_path / "file").write_text("")
@@ -342,7 +350,7 @@ class TestRefused:
         (tmp_path / "images" / "a.jpg").write_bytes(b"no image")
         assert run(tmp_path / "images", tmp_path / "out") == 2
         assert "has no image that can be used: a.jpg" in capsys.readouterr().err
-        assert not list((tmp_path / "out").iterdir())
+        assert not (tmp_path / "out").exists()
 
     def test_missing_topic(self, tmp_path, capsys):
         assert run(image_bag(tmp_path / "in", 1), tmp_path / "out", "--topic", "/nope") == 2
@@ -420,6 +428,13 @@ def test_real_images(tmp_path):
     assert len(found) == len(TOPICS)
     assert len(list((tmp_path / "out" / "depth").iterdir())) == 120
     assert len(read_ply(tmp_path / "out" / "cloud.ply")) > 0
+
+
+def test_a_budget_in_mib_that_is_raised_is_said_in_mib(images, tmp_path, caplog, capsys):
+    assert run(images, tmp_path / "out", "--cache.budget_mib", "0.001") == 0
+    said = [record.message for record in caplog.records if "below what the policy works with" in record.message]
+    raised = re.fullmatch(r".*: raised to 106 tokens per layer, ([\d.]+) MiB", *said)
+    assert f"{float(raised[1]):.1f} MiB of cache" in capsys.readouterr().out
 
 
 def test_a_budget_that_is_raised_is_said_once(images, tmp_path, caplog):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Synthetic rooms: what it says of depth and pose is true, and the same every time."""
 
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from xsvggt_ros.messages.decode import stamp_ns
 from xsvggt_ros.replay.sources import Images, open_source
 from xsvggt_ros.rooms import Scene, furnish, make_room, pinhole, render, stream, texture, trajectory, write_folder
 from xsvggt_ros.rooms.bag import TOPICS, write_bag
+from xsvggt_ros.rooms.room import SHAPES
 from xsvggt_ros.rooms.scene import PLAIN, VARIED
 from xsvggt_ros.rooms.texture import TEXTURES, sample
 
@@ -389,6 +391,24 @@ def test_bag_holds_the_true_depth_and_pose(bag, frames):
         rotation = rotation_matrix(np.array([q.x, q.y, q.z, q.w]))
         np.testing.assert_allclose(rotation, frame.T_room_cam[:3, :3], atol=1e-9)
     assert {len(messages) for messages in found.values()} == {3}
+
+
+@pytest.mark.parametrize("format_", ["folder", "bag"])
+def test_command_says_how_a_replay_has_the_same_stamps(tmp_path, capsys, format_):
+    size = ["--frames", "3", "--width", "56", "--height", "42", "--shape", "corridor"]
+    assert main(["rooms", *size, "--rate", "4", "--format", format_, "--output", str(tmp_path / "a room")]) == 0
+    _, command = capsys.readouterr().out.strip().split(": xsvggt ")
+    assert main([*shlex.split(command)[:-1], str(tmp_path / "out")]) == 0
+    np.testing.assert_array_equal(np.loadtxt(tmp_path / "out" / "trajectory.txt")[:, 0], [0, 0.25, 0.5])
+
+
+def test_command_makes_a_room_of_the_shape_that_is_asked_for(tmp_path):
+    size = ["--frames", "1", "--width", "56", "--height", "42", "--seed", "3"]
+    for shape in SHAPES:
+        assert main(["rooms", *size, "--shape", shape, "--output", str(tmp_path / shape)]) == 0
+        (truth,) = stream(3, 1, 56, 42, shape=shape)
+        written = cv2.imread(str(tmp_path / shape / "rgb" / "000000.png"))
+        np.testing.assert_array_equal(written[..., ::-1], truth.rgb)
 
 
 def test_command_writes_a_bag_that_replays(tmp_path, capsys):

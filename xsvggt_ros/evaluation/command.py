@@ -21,7 +21,7 @@ from tqdm import tqdm
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.evaluation.datasets import DATASETS, EvaluationSequence, readable, room_sequences
 from xsvggt_ros.evaluation.evaluate import UNALIGNED, SequenceErrors, mean_errors, sequence_errors, standing_still
-from xsvggt_ros.evaluation.long import KINDS, Long, false_closures, run_long, table
+from xsvggt_ros.evaluation.long import KINDS, Long, check_length, false_closures, run_long, table
 from xsvggt_ros.evaluation.metrics import ALIGNMENTS, TrackErrors
 from xsvggt_ros.evaluation.plots import draw_accuracy, draw_long, draw_sequence
 from xsvggt_ros.evaluation.sweep import IMAGE_SIZE, ROWS, Sweep, rows_like, run_sweep
@@ -141,6 +141,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0. Raises ValueError or OSError, with the fix, for what cannot be evaluated."""
+    if args.long and args.frames is not None:
+        check_length(args.frames)
     if any(number is not None and number < 1 for number in (args.frames, args.stride, args.workers)):
         raise ValueError("frames, stride and workers must be at least 1")
     if args.frames is not None and args.frames < FEWEST:
@@ -205,13 +207,20 @@ def _long(long: Long, args: argparse.Namespace) -> None:
         raise ValueError("long streams need a folder to write into: add --output DIR")
     found = run_long(long, args.seeds, args.output, args.workers)
     text = f"`{_command()}`: {len(found)} streams of {long.frames} frames.\n\n"
+    suffix = _of_length(args.output / "table.md", long.frames)
     if long.kind == "alike":
         text += f"{false_closures(found, long.frames)} of them took the second room for the first.\n"
     else:
         text += table(found)
-        draw_long(args.output / "errors.png", found)
-    (args.output / "table.md").write_text(text)
+        draw_long(args.output / f"errors{suffix}.png", found)
+    (args.output / f"table{suffix}.md").write_text(text)
     print(text)
+
+
+def _of_length(table_: Path, frames: int) -> str:
+    """What is added to the names of a run's files where those of another length are there."""
+    there = re.search(r" streams of (\d+) frames", table_.read_text()) if table_.exists() else None
+    return f"_{frames}" if there and int(there[1]) != frames else ""
 
 
 def _command() -> str:

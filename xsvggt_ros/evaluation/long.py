@@ -57,8 +57,13 @@ class Long:
     shape: str = "room"  # of room.SHAPES
 
     def __post_init__(self) -> None:
-        if self.frames < LEAST_FRAMES or self.frames % 2:
-            raise ValueError(f"long streams have at least {LEAST_FRAMES} frames, an even number, got {self.frames}")
+        check_length(self.frames)
+
+
+def check_length(frames: int) -> None:
+    """Raises ValueError for a number of frames that no long stream has."""
+    if frames < LEAST_FRAMES or frames % 2:
+        raise ValueError(f"long streams have at least {LEAST_FRAMES} frames, an even number, got {frames}")
 
 
 def ways(long: Long, model: StreamVGGT) -> dict[str, SegmentedStream]:

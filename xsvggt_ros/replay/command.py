@@ -18,7 +18,7 @@ from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.messages.topics import IMAGE
 from xsvggt_ros.pipeline import Answer, Pipeline, Rejected
 from xsvggt_ros.placement.placement import Placed
-from xsvggt_ros.replay.files import ReplayFiles, check_folder, explained
+from xsvggt_ros.replay.files import ReplayFiles, explained, output_folder
 from xsvggt_ros.replay.signals import INTERRUPTED, stop_signals
 from xsvggt_ros.replay.sources import Messages, add_source_arguments, bag_topics, complaint, open_source, usable
 from xsvggt_ros.segments import SegmentedStream
@@ -59,8 +59,10 @@ def run(args: argparse.Namespace) -> int:
     if args.max_frames is not None and args.max_frames < 1:
         raise ValueError(f"max-frames must be at least 1, got {args.max_frames}")
     topics = bag_topics(config, args.reference)
-    check_folder(args.output)
-    with open_source(args.input, rate=args.rate, topic=args.topic, stride=args.stride, references=topics) as source:
+    with (
+        output_folder(args.output),
+        open_source(args.input, rate=args.rate, topic=args.topic, stride=args.stride, references=topics) as source,
+    ):
         messages = usable(source, args.input)
         pipeline = Pipeline(SegmentedStream(config.stream), config, log)
         if not config.stream.weights:

@@ -8,8 +8,9 @@ what it had. World axes are those of the node's TF: x forward, y left, z up.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
@@ -117,6 +118,19 @@ def check_folder(folder: Path) -> None:
     if there := written_files(folder):
         names = ", ".join(path.name for path in there)
         raise ValueError(f"{folder} already has {names}: choose another output folder or remove them")
+
+
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """As `check_folder`. What it made is gone at the end where nothing was written there."""
+    made = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    check_folder(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # of one that is not empty
+            for each in made:
+                each.rmdir()
 
 
 def written_files(folder: Path) -> list[Path]:
