@@ -15,6 +15,7 @@ CELLS = (6, 8)  # rows and columns that an image is divided into
 SIZE = 64  # numbers for each, of a random projection, which keeps the angles between tokens (Johnson-Lindenstrauss)
 
 LARGEST = 60_000.0  # that float16 holds
+LEVELS = 127  # of a number in 8 bits, on either side of 0
 FEWEST = 20  # cells that two images share where one is laid over the other, shifted
 
 
@@ -33,6 +34,18 @@ def _projection(width: int, device: torch.device) -> Tensor:
         return torch.eye(width, SIZE, device=device)
     numbers = torch.randn(width, SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return torch.linalg.qr(numbers)[0].float().to(device)
+
+
+def coded(descriptor: NDArray) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """In 8 bits a number: whole numbers [..., cells, SIZE], and what 1 of them is in each cell [..., cells]."""
+    numbers = descriptor.astype(np.float32)
+    unit = np.abs(numbers).max(-1) / LEVELS
+    return np.rint(numbers / np.maximum(unit, 1e-12)[..., None]).astype(np.int8), unit
+
+
+def decoded(codes: NDArray[np.int8], unit: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What `coded` was given, to half of a unit."""
+    return codes * unit[..., None]
 
 
 def centre(descriptor: NDArray, mean: NDArray) -> NDArray[np.float32]:

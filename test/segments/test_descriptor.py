@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from xsvggt_ros.descriptor import CELLS, SIZE, centre, describe, likeness
+from xsvggt_ros.config import LoopConfig
+from xsvggt_ros.descriptor import CELLS, SIZE, centre, coded, decoded, describe, likeness, shifted_likeness
 
 CELL_COUNT = CELLS[0] * CELLS[1]
 
@@ -65,3 +66,39 @@ def test_an_image_is_most_like_itself_wherever_its_cells_have_gone():
     assert likeness(a, a) == pytest.approx(1, abs=1e-5)
     assert likeness(a, np.roll(a, 7, axis=0)) == pytest.approx(1, abs=1e-5)
     assert likeness(a, b) == likeness(b, a) < 0.6
+
+
+def test_eight_bits_are_within_half_a_unit_of_each_cell_and_stay_what_they_are():
+    numbers = describe(tokens(2, CELLS, 384), CELLS) * np.logspace(-4, 4, CELL_COUNT, dtype=np.float32)[:, None]
+    codes, unit = coded(numbers)
+    assert codes.dtype == np.int8 and codes.shape == numbers.shape and unit.shape == numbers.shape[:-1]
+    assert (np.abs(decoded(codes, unit) - numbers) <= 0.5001 * unit[..., None]).all()
+    np.testing.assert_array_equal(coded(decoded(codes, unit))[0], codes)
+    nothing = np.zeros((CELL_COUNT, SIZE), np.float16)
+    np.testing.assert_array_equal(decoded(*coded(nothing)), nothing)
+
+
+def test_places_that_are_kept_in_eight_bits_are_as_alike_as_before():
+    """Whether a keyframe is tried is decided as before: both ways, of these pairs."""
+    rng = np.random.default_rng(0)
+    place, own = rng.normal(size=(1, CELL_COUNT, SIZE)), rng.normal(size=(40, CELL_COUNT, SIZE))
+    alike = np.linspace(0.3, 0.8, 40)[:, None, None]
+    places = (np.sqrt(alike) * place + np.sqrt(1 - alike) * own).astype(np.float16)
+    kept = decoded(*coded(places))
+    exact, found = (np.array([likeness(centre(each, 0.0), centre(x, 0.0)) for each in places]) for x in (places, kept))
+    np.testing.assert_allclose(found, exact, atol=1e-3)
+    decided = exact > LoopConfig().likeness
+    assert 0.1 < decided.mean() < 0.9 and ((found > LoopConfig().likeness) == decided).mean() > 0.998
+
+
+def test_images_are_alike_as_far_as_one_lies_shifted_upon_the_other():
+    a, b = (centre(each, np.zeros(SIZE)) for each in describe(tokens(2, CELLS, 384), CELLS))
+    grid = a.reshape(*CELLS, SIZE)
+    rolled = np.roll(grid, (1, -2), axis=(0, 1)).reshape(a.shape)
+    mirrored = grid[:, ::-1].reshape(a.shape)
+    assert shifted_likeness(a, a) == pytest.approx(1, abs=1e-5)
+    assert shifted_likeness(a, rolled) == pytest.approx(1, abs=1e-5)  # of the cells that are in both
+    assert shifted_likeness(a, b) == pytest.approx(shifted_likeness(b, a), abs=1e-5) and shifted_likeness(a, b) < 0.2
+    assert shifted_likeness(a, mirrored) < 0.4 and likeness(a, mirrored) == pytest.approx(1, abs=1e-5)
+    both = shifted_likeness(np.stack([a, a]), np.stack([a, b]))
+    np.testing.assert_allclose(both, [shifted_likeness(a, a), shifted_likeness(a, b)], atol=1e-6)

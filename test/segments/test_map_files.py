@@ -34,7 +34,7 @@ def same(a: Map, b: Map) -> bool:
         all(far_from(a.S_map_key(i), b.S_map_key(j)) == 0 for i, j in pairs)
         and all(np.array_equal(x, y) for i, j in pairs for x, y in zip(a.image(i), b.image(j), strict=True))
         and all(
-            np.array_equal(a.slots.descriptors[a.keyframes[i].slot], b.slots.descriptors[b.keyframes[j].slot])
+            np.array_equal(a.slots.descriptors([a.keyframes[i].slot]), b.slots.descriptors([b.keyframes[j].slot]))
             for i, j in pairs
         )
         and {(place[i], place[j]): n for (i, j), n in a.relations.counts.items()} == b.relations.counts

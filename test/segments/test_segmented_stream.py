@@ -333,11 +333,11 @@ def test_the_budget_holds_when_segments_are_switched_off_or_keyframes_become_mor
 def test_a_budget_that_keyframes_use_up_is_refused_with_the_remedy(model, room):
     words = r"keyframes take \d+\.\d+ MiB, all that cache\.budget_mib allows: raise it above that, or lower loop"
     with pytest.raises(ValueError, match=words):
-        stream_of(model, budget_mib=0.8)
+        stream_of(model, budget_mib=0.6)
     stream = stream_of(model, budget_mib=4.0)
     steps(stream, room, 0, 3)
     with pytest.raises(ValueError, match=words):
-        stream.reconfigure(CacheConfig(budget_mib=0.8))
+        stream.reconfigure(CacheConfig(budget_mib=0.6))
     with pytest.raises(ValueError, match=words):
         stream.reconfigure_all(stream.cache_config, OFTEN, LoopConfig(keyframes=1000))
     check_goes_on(stream, room, 3)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xsvggt_ros.descriptor import CELLS, SIZE, centre, likeness
+from xsvggt_ros.descriptor import CELLS, SIZE, centre, coded, decoded, likeness
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
 from xsvggt_ros.segments.graph import Relations, optimise
@@ -29,7 +29,8 @@ class Slots:
     """What is kept of each keyframe, allocated once."""
 
     images: NDArray[np.uint8]  # [N, h, w, 3], RGB, as the network sees them
-    descriptors: NDArray[np.float16]  # [N, cells, SIZE]
+    codes: NDArray[np.int8]  # [N, cells, SIZE], of descriptors, and
+    units: NDArray[np.float32]  # [N, cells], see descriptor.coded
     intrinsics: Array  # [N, 3, 3]
     likeness: NDArray[np.float32]  # [N, N], of two keyframes, as it was when the younger came
 
@@ -38,17 +39,23 @@ class Slots:
         cells = CELLS[0] * CELLS[1]
         return cls(
             np.zeros((count, height, width, 3), np.uint8),
-            np.zeros((count, cells, SIZE), np.float16),
+            np.zeros((count, cells, SIZE), np.int8),
+            np.zeros((count, cells), np.float32),
             np.zeros((count, 3, 3)),
             np.zeros((count, count), np.float32),
         )
 
     @property
     def nbytes(self) -> int:
-        return self.images.nbytes + self.descriptors.nbytes + self.intrinsics.nbytes + self.likeness.nbytes
+        return sum(x.nbytes for x in (self.images, self.codes, self.units, self.intrinsics, self.likeness))
 
     def put(self, slot: int, image: NDArray[np.uint8], descriptor: NDArray, intrinsics: Array) -> None:
-        self.images[slot], self.descriptors[slot], self.intrinsics[slot] = image, descriptor, intrinsics
+        self.images[slot], self.intrinsics[slot] = image, intrinsics
+        self.codes[slot], self.units[slot] = coded(descriptor)
+
+    def descriptors(self, slots: list[int]) -> NDArray[np.float32]:
+        """[slots, cells, SIZE]."""
+        return decoded(self.codes[slots], self.units[slots])
 
 
 class Map:
@@ -83,14 +90,14 @@ class Map:
     @classmethod
     def nbytes_of(cls, capacity: int, height: int, width: int) -> int:
         """Of such a map, without making it."""
-        of_each = 3 * height * width + CELLS[0] * CELLS[1] * SIZE * 2 + 9 * 8 + capacity * 4
+        of_each = 3 * height * width + CELLS[0] * CELLS[1] * (SIZE + 4) + 9 * 8 + capacity * 4
         return capacity * of_each
 
     @property
     def mean(self) -> Array:
         """What the descriptors of all keyframes have in common, [SIZE]."""
         used = [keyframe.slot for keyframe in self.keyframes.values()]
-        return self.slots.descriptors[used].mean((0, 1), dtype=np.float64)
+        return self.slots.descriptors(used).mean((0, 1), dtype=np.float64)
 
     def image(self, key: int) -> tuple[NDArray[np.uint8], Array]:
         """The keyframe's image, as the network saw it, and its intrinsics."""
@@ -117,7 +124,7 @@ class Map:
         """Notes how alike a keyframe is to the others."""
         slots = [keyframe.slot for keyframe in self.keyframes.values()]
         mine = self.keyframes[key].slot
-        found = self._likeness(self.slots.descriptors[mine])
+        found = self._likeness(self.slots.descriptors([mine])[0])
         self.slots.likeness[mine, slots] = self.slots.likeness[slots, mine] = found
         self.slots.likeness[mine, mine] = -1  # not to itself
 
@@ -137,7 +144,7 @@ class Map:
     def _likeness(self, descriptor: NDArray) -> NDArray[np.float32]:
         """Of a descriptor to all keyframes, in their order."""
         slots, mean = [keyframe.slot for keyframe in self.keyframes.values()], self.mean
-        return likeness(centre(descriptor, mean), centre(self.slots.descriptors[slots], mean))
+        return likeness(centre(descriptor, mean), centre(self.slots.descriptors(slots), mean))
 
     def relate(self, a: int, b: int, S_a_b: Similarity) -> None:
         """Takes in how two keyframes lie to each other.
@@ -176,7 +183,8 @@ class Map:
         new = Map(capacity, height, width)
         for slot, (key, keyframe) in enumerate(sorted(self.keyframes.items())):
             old = keyframe.slot
-            new.slots.put(slot, self.slots.images[old], self.slots.descriptors[old], self.slots.intrinsics[old])
+            descriptor = self.slots.descriptors([old])[0]
+            new.slots.put(slot, self.slots.images[old], descriptor, self.slots.intrinsics[old])
             new.keyframes[key] = Keyframe(slot, keyframe.S_map_key, keyframe.used)
             new.compare(key)
         new.relations, new.next_key, new._time = self.relations, self.next_key, self._time

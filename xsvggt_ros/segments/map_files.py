@@ -35,7 +35,7 @@ def save(map_: Map, folder: Path, fingerprint: str) -> None:
     place = {key: i for i, (key, _) in enumerate(keyframes)}
     arrays: dict[str, np.ndarray] = {
         "images": map_.slots.images[slots],
-        "descriptors": map_.slots.descriptors[slots],
+        "descriptors": map_.slots.descriptors(slots).astype(np.float16),
         "intrinsics": map_.slots.intrinsics[slots],
         "poses": _stacked([keyframe.S_map_key for _, keyframe in keyframes]),
         "pairs": np.reshape([[place[a], place[b]] for a, b in pairs], (-1, 2)).astype(np.int64),
