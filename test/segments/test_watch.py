@@ -8,17 +8,16 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image
+from support.encoded import described
 from support.paths import SHARED
 from support.segments import pose, seen
 
 from xsvggt_ros.config import SegmentConfig, StreamConfig
-from xsvggt_ros.descriptor import CELLS, SIZE, describe
+from xsvggt_ros.descriptor import CELLS, SIZE
 from xsvggt_ros.geometry import Array
 from xsvggt_ros.model import load_model
-from xsvggt_ros.model.attention import WholeSequence
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.replay.sources.folder import image_files, read_image
 from xsvggt_ros.rooms.sequence import stream
@@ -26,7 +25,6 @@ from xsvggt_ros.segments.watch import Watch
 
 MOST = SegmentConfig().carried
 SAMPLE = SHARED / "data" / "7scenes_sample"
-BATCH = 50
 TRIES = 40  # of each pair of rooms, and in each room
 WAYS = [("robot", "room"), ("handheld", "room"), ("robot", "corridor")]
 FRAME = seen(pose())
@@ -46,16 +44,6 @@ class Way:
 @pytest.fixture(scope="module")
 def model():
     return load_model(StreamConfig(dtype="float32"))
-
-
-@torch.inference_mode()
-def described(model, images) -> NDArray[np.float16]:
-    """Of images as the network sees them, [h, w, 3] each."""
-    found = []
-    for first in range(0, len(images), BATCH):
-        pixels = torch.tensor(np.stack(images[first : first + BATCH])).permute(0, 3, 1, 2) / 255
-        found.append(describe(model.aggregator.encode(pixels, WholeSequence(model.kernel)), model.grid(pixels)))
-    return np.concatenate(found)
 
 
 @pytest.fixture(scope="module", params=WAYS, ids=" ".join)
