@@ -81,6 +81,8 @@ class CameraCache:
         self._done[layer] += 1
         if self.passes == "apart":
             keys, values = entries[:, :, done]
+        elif q.shape[1] == 1:  # what it sees lies in one piece
+            keys, values = entries.flatten(1, 2)[:, : self.frames * self.shape.camera_iterations + done + 1]
         else:
             past, new = entries[:, : self.frames], entries[:, self.frames :, : done + 1]
             keys, values = torch.cat([past.flatten(1, 2), new.flatten(1, 2)], 1)

@@ -25,7 +25,7 @@ class Rope(NamedTuple):
 
         The tables are float32, so that half precision is rounded once, at the end.
         """
-        partner = x.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)
+        partner = x.unflatten(-1, (2, -1)).roll(x.shape[-1] // 4, -1).flatten(-2)
         return torch.addcmul(x * self.cos, partner, self.sin).to(x.dtype)
 
 

@@ -74,23 +74,24 @@ def inherit(left: Tensor, keys: Tensor, slots: Tensor, count: Tensor, at_once: i
     for lane, of_lane in enumerate(by_lane(keys, left.shape[1]).flatten(2).unbind(1)):
         parts, gone = of_lane.split(at_once), slots[:, lane]
         mean = (sum(part.sum(0, dtype=torch.float32) for part in parts) / of_lane.shape[0]).to(keys.dtype)
-        hidden = torch.zeros_like(left[:, lane], dtype=torch.bool).index_fill_(0, gone, True).split(at_once)
+        hidden = torch.zeros_like(left[:, lane]).index_fill_(0, gone, -torch.inf).split(at_once)
         for some, counts in zip(gone.split(LEAVING), count[:, lane].split(LEAVING), strict=True):
-            heirs = _heirs(_directions(of_lane[some], mean), parts, hidden, mean)
+            heirs = _heirs(of_lane.index_select(0, some) - mean, parts, hidden, mean)
             left[:, lane].index_add_(0, heirs, counts)
 
 
 def _heirs(mine: Tensor, parts: Sequence[Tensor], hidden: Sequence[Tensor], mean: Tensor) -> Tensor:
-    """For each of the directions mine [n, c] the row of the most similar key among parts [m, c] that are not hidden."""
-    best, heirs, start = mine.new_full(mine.shape[:1], -torch.inf), torch.zeros_like(mine[:, 0], dtype=torch.int64), 0
+    """For each of mine [n, c], keys less the mean, the row of the most similar among parts [m, c].
+
+    hidden [m] is added to the likeness: -inf where a key is no heir.
+    """
+    found, start = [], 0
     for keys, not_these in zip(parts, hidden, strict=True):
-        likeness, place = (mine @ _directions(keys, mean).T).masked_fill_(not_these, -torch.inf).max(1)
-        heirs = torch.where(likeness > best, start + place, heirs)
-        best, start = torch.maximum(likeness, best), start + keys.shape[0]
-    return heirs
-
-
-def _directions(keys: Tensor, mean: Tensor) -> Tensor:
-    """Keys [n, c] less their mean, of length 1."""
-    keys = keys - mean
-    return keys.div_(keys.norm(dim=-1, keepdim=True).clamp_min_(1e-12))  # in place: they are many
+        keys = keys - mean
+        length = torch.linalg.vector_norm(keys, dim=-1, keepdim=True, dtype=torch.float32).clamp_min_(1e-12)
+        # Its rows lie aligned this way round: on GPUs eight times as fast. How long mine are does not matter.
+        likeness, place = (keys @ mine.T).float().div_(length).add_(not_these[:, None]).max(0)
+        found.append((likeness, start + place))
+        start += keys.shape[0]
+    likeness, place = (torch.stack(x) for x in zip(*found, strict=True))
+    return place.gather(0, likeness.argmax(0, keepdim=True))[0] if len(found) > 1 else place[0]

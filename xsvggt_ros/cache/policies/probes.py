@@ -56,8 +56,8 @@ def attention_mass(seen: Seen, patches: int, shape: CacheShape, lanes: int) -> t
     per_frame = shape.tokens_per_frame
     rows, weights = probes(new // per_frame, per_frame, shape.specials, patches, seen.q.device)
     parts = zip(attention(seen, rows), weights.split(AT_ONCE), strict=True)
-    mass = [torch.einsum("hrt,r->th", *part) for part in parts]
-    old, of_new = summed(torch.stack(mass).sum(0), lanes).split([seen.keys.shape[0] - new, new])
+    mass = sum(weight @ probabilities for probabilities, weight in parts)  # [heads, T + N]
+    old, of_new = summed(mass.T, lanes).split([seen.keys.shape[0] - new, new])
     return old, of_new
 
 

@@ -18,7 +18,8 @@ from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
 
-AT_ONCE = {"cpu": 256}  # tokens converted at once: few, so that they stay in the processor's cache
+AT_ONCE = 256  # tokens converted at once at least, ...
+CACHED = 2**18  # ... and on a CPU about so many numbers, which stay in its cache
 AT_ONCE_ELSEWHERE = 2048  # the fewer calls, the better
 
 
@@ -85,7 +86,9 @@ class Quantizer(ABC):
 
     @property
     def _at_once(self) -> int:
-        return AT_ONCE.get(self.tensors["values"].device.type, AT_ONCE_ELSEWHERE)
+        if self.tensors["values"].device.type != "cpu":
+            return AT_ONCE_ELSEWHERE
+        return max(AT_ONCE, CACHED // (self.shape.heads * self.shape.head_dim))
 
     def _blocks(self, tokens: int) -> Iterator[slice]:
         """So many tokens, some at a time: what becomes of them takes little memory."""

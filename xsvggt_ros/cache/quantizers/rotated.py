@@ -23,12 +23,13 @@ from torch import Tensor
 
 from xsvggt_ros.cache.lanes import at, by_lane
 from xsvggt_ros.cache.quantizers.base import Quantizer
-from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE, joined, pack, parts_of
+from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE, pack, parts_of
 from xsvggt_ros.cache.shape import Layout
 
 # In standard deviations, by bits: for normally distributed numbers, as rotated ones are, of the least error (Max 1960).
 REACH = {1: 1.596, 2: 1.991, 3: 2.344, 4: 2.682, 8: 3.944}
-FACTORS = 4  # of the matrix, that act on bytes; smaller matrices than the rest are not faster
+EXACT = {torch.bfloat16: 2**8, torch.float16: 2**11}  # up to here it has all whole numbers
+WIDE = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}  # of so many bytes
 DRAWN = 4093  # sets of signs; a prime, so that neighbours in time and in place have different ones
 
 
@@ -55,8 +56,19 @@ class Rotated(Quantizer):
         d, device, per_frame = self.shape.head_dim, keys.device, self.shape.tokens_per_frame
         if kernels := kernels_for(d, device):
             kernels.write(self.tensors, self.bits, REACH, signs(d, device), per_frame, slots, keys, values)
+        elif self._centred and self.bits["key"] == self.bits["value"]:
+            self._write_both(slots, keys, values)
         else:
             super().write(slots, keys, values, in_use, evictions)
+
+    def _write_both(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Keys and values as one: for the few tokens of a frame the time goes into calls, not into numbers."""
+        for rows in self._blocks(keys.shape[0]):
+            x = torch.cat([keys[rows] - self.tensors["key_centre"], values[rows].float()])
+            codes = self._encoded_from(slots[rows].repeat(2, 1), x, self.bits["key"])
+            for name, both in zip(("s", "_scale"), codes, strict=True):
+                for kind, part in zip(("key", "value"), both.chunk(2), strict=True):
+                    self._put(f"{kind}{name}", slots[rows], part)
 
     def _read_keys(self, rows: slice, out: Tensor) -> None:
         self._read_per_token("key", rows, out)
@@ -86,13 +98,17 @@ class Rotated(Quantizer):
             self._write_per_token("key", self._slots(rows), at(keys, source))
 
     def _encoded(self, kind: str, slots: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-        drawn = self._signs(at(self.tensors["frame"], slots), at(self.tensors["token"], slots))
         x = x - self.tensors["key_centre"] if kind == "key" else x.float()
-        return encoded(rotated((by_lane(x, self.lanes) * drawn).flatten(1, 2)), self.bits[kind])
+        return self._encoded_from(slots, x, self.bits[kind])
+
+    def _encoded_from(self, slots: Tensor, x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """As `_encoded`, of x in float32, less its centre."""
+        drawn = self._signs(at(self.tensors["frame"], slots), at(self.tensors["token"], slots))
+        return encoded(rotated((by_lane(x, self.lanes) * drawn).flatten(1, 2)), bits)
 
     def _decode(self, kind: str, rows: slice, packed: Tensor, parameters: list[Tensor], out: Tensor) -> None:
         (scale,) = parameters
-        x = decoded(packed, self.bits[kind], torch.empty(out.shape, device=out.device)).mul_(scale)
+        x = decoded(packed, self.bits[kind], out.dtype).float().mul_(scale.float() * unit(out.shape[-1]))
         by_lane(x, self.lanes).mul_(self._signs(self.tensors["frame"][rows], self.tensors["token"][rows]))
         if kind == "key":
             x += self.tensors["key_centre"]
@@ -101,7 +117,8 @@ class Rotated(Quantizer):
     def _signs(self, frame: Tensor, token: Tensor) -> Tensor:
         """Of the tokens at these places [n, lanes]: [n, lanes, 1, d]."""
         table = signs(self.shape.head_dim, frame.device)
-        return table[(frame * self.shape.tokens_per_frame + token) % DRAWN][:, :, None]
+        drawn = (frame * self.shape.tokens_per_frame + token) % DRAWN
+        return table.index_select(0, drawn.flatten()).view(*drawn.shape, 1, -1)  # much faster than table[drawn]
 
 
 @lru_cache(maxsize=8)
@@ -130,32 +147,25 @@ def encoded(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return packed, scale.clamp_max(torch.finfo(PARAMETER_DTYPE).max).to(PARAMETER_DTYPE)
 
 
-def decoded(packed: Tensor, bits: int, room: Tensor) -> Tensor:
-    """Rotated back [..., d] float32, but for the scale: rotated(codes - middle(bits)). room [..., d] is used for it."""
-    x, d = rotated_codes(packed, bits, room), room.shape[-1]
-    power = d & -d
-    x[..., : d // power] -= middle(bits) * math.sqrt(power)  # a constant has its all in the matrix's first column
-    return x
+def decoded(packed: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    """Packed codes [..., d * bits / 8] rotated back, but for the scale: unit(d) * decoded is rotated(code - middle).
 
-
-def rotated_codes(packed: Tensor, bits: int, room: Tensor) -> Tensor:
-    """rotated(unpack(packed, bits, room)), at less cost.
-
-    The matrix is a Kronecker product. Its first factors, of size 2, act on the parts in which codes are packed, while
-    these are bytes; only the rest is a matrix product.
+    Whole numbers, in `dtype` where that has them all, else in float32: [..., d].
     """
     if bits == 3:
         lower, highest = packed.split([packed.shape[-1] * 2 // 3, packed.shape[-1] // 3], -1)
-        return rotated_codes(lower, 2, room) + 4 * rotated_codes(highest, 1, room)
-    parts = parts_of(packed, bits)
-    factors = min(len(parts), FACTORS)
-    for stride in (len(parts) >> i for i in range(1, factors.bit_length())):
-        pairs = [(i, i + stride) for i in range(len(parts)) if not i & stride]
-        for i, j in pairs:
-            a, b = parts[i].view(torch.int8), parts[j].view(torch.int8)
-            parts[i], parts[j] = a + b, a - b
-    rest = joined(parts, room).unflatten(-1, (factors, -1))
-    return (rotated(rest) / math.sqrt(factors)).flatten(-2)
+        return decoded(lower, 2, torch.float32) + 4 * decoded(highest, 1, torch.float32)
+    d = packed.shape[-1] * 8 // bits
+    exact = dtype if (2**bits - 1) * d <= EXACT.get(dtype, 0) else torch.float32
+    table, matrix = unpacking(d, bits, exact, packed.device)
+    # A table and one product: fewer and larger operations than masks, shifts and a transform step by step.
+    codes = table.index_select(0, packed.flatten().int()).view(exact)
+    return codes.view(*packed.shape[:-1], d) @ matrix
+
+
+def unit(d: int) -> float:
+    """What `decoded` counts in."""
+    return 0.5 / math.sqrt(d & -d)
 
 
 def middle(bits: int) -> float:
@@ -177,6 +187,21 @@ def hadamard(d: int, device: torch.device) -> Tensor:
     while matrix.shape[0] < power:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return torch.kron(matrix / math.sqrt(power), torch.eye(d // power)).to(device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def unpacking(d: int, bits: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each byte 2 (code - middle) of its codes, and what they are multiplied by, in the order of the bytes.
+
+    The codes of a byte [256, 8 / bits] are seen as one number [256] where there is such a type: that is looked up much
+    faster. The matrix [d, d] is hadamard / (2 unit(d)), whose entries are 0, 1 and -1.
+    """
+    codes = torch.stack(parts_of(torch.arange(256, dtype=torch.uint8), bits), -1)
+    table = (2 * codes.int() - (2**bits - 1)).to(device, dtype)
+    wide = WIDE.get(codes.shape[1] * dtype.itemsize)
+    matrix = (hadamard(d, device) / (2 * unit(d))).round().unflatten(0, (codes.shape[1], -1))
+    return table.view(wide)[:, 0] if wide else table, matrix.transpose(0, 1).flatten(0, 1).to(dtype).contiguous()
 
 
 @lru_cache(maxsize=8)
