@@ -43,7 +43,7 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None, causa
 
     causal: it is to see the past only; warns of weights that were not trained for that.
 
-    Raises ValueError or FileNotFoundError if device, attention or weights cannot be had, naming the remedy.
+    Raises ValueError or OSError if device, attention or weights cannot be had, naming the remedy.
     """
     device = open_device(config.device)
     dtype = compute_dtype(config.dtype, device)
@@ -107,8 +107,8 @@ def _say_what_they_are(config: StreamConfig, path: Path, causal: bool) -> None:
 
 
 def _advice(error: DoesNotFit, path: Path, name: str) -> str:
-    if fitting := [other for other in MODELS if other != name and error.would_fit(_state_dict(other))]:
-        return f"it fits the model {fitting[0]}: set `model` to that"
+    if others := [other for other in MODELS if other != name and error.would_fit(_state_dict(other))]:
+        return f"it fits the model {others[0]}: set `model` to that"
     if re.search(r"-\d+-of-\d+\.", path.name):
         return "it is one of several parts: set `weights` to their folder, with the index that names them"
     return "check the setting `model`"
