@@ -25,6 +25,7 @@ PYTHON_PACKAGES = {
     "av": ("av", ""),
     "cv2": ("opencv-python-headless", "python3-opencv"),
     "flash_attn": ("flash-attn", ""),
+    "huggingface_hub": ("huggingface_hub", ""),
     "hypothesis": ("hypothesis", "python3-hypothesis"),
     "jinja2": ("jinja2", "python3-jinja2"),
     "lz4": ("lz4", ""),

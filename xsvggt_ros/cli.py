@@ -21,6 +21,7 @@ COMMANDS = {
     "rooms": ("render a synthetic room with exact depth and poses", "xsvggt_ros.rooms.command"),
     "train": ("train a small network on synthetic rooms", "xsvggt_ros.training.command"),
     "eval": ("measure errors on a data set, or what bounding the cache costs", "xsvggt_ros.evaluation.command"),
+    "convert": ("write a checkpoint as one plain safetensors file", "xsvggt_ros.model.convert"),
     "bench": ("time the steps of a model", "xsvggt_ros.evaluation.bench"),
 }
 

@@ -254,8 +254,9 @@ class StreamConfig(Checked):
 
     weights: str = setting(
         "",
-        "Checkpoint (torch or safetensors), or a folder with one; empty: the one that comes with the model, which only "
-        "`demo` has; random: random weights, which see nothing.",
+        "Checkpoint (torch or safetensors), or a folder with one; hf://OWNER/NAME or hf://OWNER/NAME/FILE: of that "
+        "repository of huggingface.co, downloaded once (NAME@REVISION: of that one); empty: the one that comes with "
+        "the model, which only `demo` has; random: random weights, which see nothing.",
     )
     model: str = setting(
         "demo", "Named model configuration the weights belong to.", choices=("streamvggt", "base", "small", "demo")

@@ -243,7 +243,8 @@ def test_a_missing_or_damaged_shard_is_named(tmp_path):
     ("path", "message"),
     [
         ("weights/nothing.pth", "no weights file at weights/nothing.pth; check the setting `weights`"),
-        ("facebook/VGGT-1B", "hf download facebook/VGGT-1B"),
+        ("facebook/VGGT-1B", "set `weights` to hf://facebook/VGGT-1B$"),
+        ("https://huggingface.co/a/b", "or to hf://OWNER/NAME"),
         ("https://huggingface.co/x/resolve/main/model.pt", "is a URL: download it"),
         ("s3://bucket/model.pt", "is a URL: download it"),
     ],

@@ -85,6 +85,25 @@ def test_a_bidirectional_checkpoint_is_said_to_be_one(tmp_path, monkeypatch, cap
         assert ("VGGT, which is bidirectional" in caplog.text) is name.startswith("VGGT")
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("StreamVGGT/checkpoints.pth", 1),
+        ("VGGT-1B.safetensors", 1),
+        ("xsvggt/net.pth", 0),
+        ("run/model.safetensors", 0),
+    ],
+)
+def test_published_weights_are_said_once_to_have_a_licence_of_their_own(tmp_path, path, said, monkeypatch, caplog):
+    monkeypatch.setattr(loading, "PUBLISHED", "demo")
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).symlink_to(DEMO)
+    for _ in range(2):
+        load_model(StreamConfig(weights=str(tmp_path / path)))
+        load_model(StreamConfig())  # our own
+    assert caplog.text.count("these weights have a licence of their own") == said
+
+
 def test_a_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert weights_path(StreamConfig(weights="~/x.pth")) == tmp_path / "x.pth"

@@ -213,6 +213,20 @@ def test_numbers_that_are_none_are_refused(path, number):
     load(on_meta(head=False), path, expected=on_meta().state_dict())  # a head that is not read
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_single_one_among_many_is_found(tmp_path, number, dtype):
+    """Wherever it stands; a least and a greatest number alone would not have to see a NaN."""
+    with torch.device("meta"):
+        model = nn.Linear(1009, 211, bias=False)
+    for place in (0, 7, 1009 * 100 + 3, 1009 * 211 - 1):
+        weight = torch.randn(211, 1009, generator=torch.Generator().manual_seed(0))
+        weight.view(-1)[place] = number
+        save_file({"weight": weight}, tmp_path / "w.safetensors")
+        with pytest.raises(ValueError, match="tensor weight is NaN or infinite"):
+            load(model, tmp_path / "w.safetensors", lambda name: dtype)
+
+
 def test_numbers_that_the_compute_type_lacks_are_refused(path):
     save(tensors(**{"head.bias": torch.full((3,), 1e6)}), path)
     with pytest.raises(ValueError, match=r"tensor head.bias is too large for float16; set dtype to"):

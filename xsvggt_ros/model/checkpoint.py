@@ -9,7 +9,7 @@ import re
 import struct
 import zipfile
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,39 +128,55 @@ def _located(path: Path) -> Path:
 def _absent(text: str) -> str:
     """What to do about a path that is not there."""
     if re.match(r"\w{2,}:/", text):
-        return "that is a URL: download it, and set `weights` to the path of the file"
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and Path(text).suffix.lower() not in SUFFIXES:
         return (
-            f"if that is a repository of huggingface.co: `hf download {text} --local-dir DIR`, and set `weights` to DIR"
+            "that is a URL: download it, and set `weights` to the path of the file, or to hf://OWNER/NAME or "
+            "hf://OWNER/NAME/FILE for what a repository of huggingface.co has"
         )
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and Path(text).suffix.lower() not in SUFFIXES:
+        return f"if that is a repository of huggingface.co: set `weights` to hf://{text}"
     return "check the setting `weights`"
 
 
 def _in_folder(folder: Path) -> Path:
     """The only checkpoint of a folder, or the one of the usual name."""
+    return folder / the_checkpoint([path.name for path in folder.iterdir() if path.is_file()], str(folder))
+
+
+def the_checkpoint(names: Collection[str], where: str) -> str:
+    """Of the files of a folder the only checkpoint, or the one of the usual name.
+
+    Raises ValueError, which lists them, if there are several; FileNotFoundError if there is none.
+    """
     for name in USUAL:
-        if (folder / name).is_file():
-            return folder / name
-    found = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith((".", *BESIDE)) and path.is_file()
-    )
+        if name in names:
+            return name
+    found = [name for name in sorted(names) if is_checkpoint(name)]
     if len(found) == 1:
-        return folder / found[0]
+        return found[0]
     if found:
-        raise ValueError(f"{folder} has several checkpoints: set `weights` to one of {', '.join(found)}")
-    raise FileNotFoundError(f"{folder} has no checkpoint ({' '.join(SUFFIXES)}) in it; set `weights` to the file")
+        raise ValueError(f"{where} has several checkpoints: set `weights` to one of {', '.join(found)}")
+    raise FileNotFoundError(f"{where} has no checkpoint ({' '.join(SUFFIXES)}) in it; set `weights` to the file")
 
 
-def _shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of all files that an index names."""
+def is_checkpoint(name: str) -> bool:
+    """Whether a file of that name may be one."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith((".", *BESIDE))
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index names, beside it. Raises ValueError if it is none."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is no index of shards, which has a `weight_map` of files; {AGAIN}") from error
-    if missing := [name for name in names if not (index.parent / str(name)).is_file()]:
-        raise ValueError(f"{index.parent} lacks {', '.join(map(str, missing))}, which {index.name} names; {AGAIN}")
+    return list(map(str, names))
+
+
+def _shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of all files that an index names."""
+    names = shard_names(index)
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        raise ValueError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names; {AGAIN}")
     parts = [dict(_state_dicts(_content(index.parent / name))) for name in names]
     return {name: tensor for part in parts for name, tensor in part.get("", {}).items()}
 

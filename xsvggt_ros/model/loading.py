@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,8 +16,10 @@ from xsvggt_ros.model.attention import attention_backend, cpu_supports
 from xsvggt_ros.model.camera_head import ITERATIONS
 from xsvggt_ros.model.checkpoint import read_checkpoint
 from xsvggt_ros.model.config import MODELS
+from xsvggt_ros.model.hub import HUB, download
+from xsvggt_ros.model.licence import say_licence
 from xsvggt_ros.model.streamvggt import OPTIONAL_HEADS, StreamVGGT
-from xsvggt_ros.model.weights import DoesNotFit, load_weights
+from xsvggt_ros.model.weights import DoesNotFit, View, chosen, give
 
 FIELD_OF_VIEW = 1.0  # radians; what a camera head without training says
 RANDOM, SEED = "random", 0  # weights
@@ -42,7 +43,7 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None, causa
 
     causal: it is to see the past only; warns of weights that were not trained for that.
 
-    Raises ValueError or FileNotFoundError if device, attention or weights cannot be had, naming the remedy.
+    Raises ValueError or OSError if device, attention or weights cannot be had, naming the remedy.
     """
     device = open_device(config.device)
     dtype = compute_dtype(config.dtype, device)
@@ -57,7 +58,10 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None, causa
     if config.weights == RANDOM:
         _random_weights(model, dtype, device)
     else:
-        _load(model, weights_path(config), dtype, device, config.model, causal)
+        path = weights_path(config)
+        _load(model, path, dtype, device, config.model)
+        if config.model == PUBLISHED:
+            _say_what_they_are(config, path, causal)
     model.kernel = kernel
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     if device.type == "cpu":
@@ -72,21 +76,38 @@ def _favour_vectors(head: nn.Module) -> None:
             layer.weight = nn.Parameter(layer.weight.T.contiguous().T)
 
 
-def _load(model: StreamVGGT, path: Path, dtype: torch.dtype, device: torch.device, name: str, causal: bool) -> None:
+def _load(model: StreamVGGT, path: Path, dtype: torch.dtype, device: torch.device, name: str) -> None:
     """Weights from a file, which may lack the track head, into the model of that name."""
-    load = partial(load_weights, model, path, lambda tensor: weight_dtype(tensor, dtype), device)
+    view = fitting(path, read_checkpoint(path), name)
+    if model.track_head is not None and not _has_track_head(view.tensors):
+        raise ValueError(
+            f"{path} has no track head: set track_groups to 0, or train one (xsvggt train --tracks --init)"
+        )
+    give(model, path, view, lambda tensor: weight_dtype(tensor, dtype), device)
+
+
+def fitting(path: Path, found: Mapping[str, Mapping[str, Tensor]], name: str) -> View:
+    """The tensors of a checkpoint that fit the model of that name, with or without a track head.
+
+    Raises ValueError, with a remedy, if none do.
+    """
     try:
-        load(_state_dict(name))
+        return chosen(path, found, _state_dict(name))
     except DoesNotFit as error:
         without = _state_dict(name, heads=("point",))
         if not error.would_fit(without):
             raise ValueError(f"{error}; {_advice(error, path, name)}") from error
-        if model.track_head is not None:
-            raise ValueError(
-                f"{path} has no track head: set track_groups to 0, or train one (xsvggt train --tracks --init)"
-            ) from error
-        load(without)
-    if causal and name == PUBLISHED and is_bidirectional(path):
+        return chosen(path, found, without)
+
+
+def _say_what_they_are(config: StreamConfig, path: Path, causal: bool) -> None:
+    """What the name of published weights tells: whose they are, and whether they were trained for streams."""
+    of_hub = config.weights.startswith(HUB)
+    written = Path("/", config.weights.removeprefix(HUB))
+    called = path if not of_hub else written if written.name == path.name else written / path.name
+    if not of_hub and is_published(path):
+        say_licence(str(path), "VGGT's original checkpoint: for non-commercial use only; see where you downloaded them")
+    if causal and is_bidirectional(called):
         logger.warning(
             "%s is called like a checkpoint of VGGT, which is bidirectional: it fits, but was not trained to see the "
             "past only, so its poses and depth drift; take StreamVGGT's checkpoint",
@@ -95,8 +116,8 @@ def _load(model: StreamVGGT, path: Path, dtype: torch.dtype, device: torch.devic
 
 
 def _advice(error: DoesNotFit, path: Path, name: str) -> str:
-    if fitting := [other for other in MODELS if other != name and error.would_fit(_state_dict(other))]:
-        return f"it fits the model {fitting[0]}: set `model` to that"
+    if others := [other for other in MODELS if other != name and error.would_fit(_state_dict(other))]:
+        return f"it fits the model {others[0]}: set `model` to that"
     if re.search(r"-\d+-of-\d+\.", path.name):
         return "it is one of several parts: set `weights` to their folder, with the index that names them"
     return "check the setting `model`"
@@ -107,7 +128,16 @@ def has_track_head(config: StreamConfig) -> bool:
     if MODELS[config.model].track is None or config.weights == RANDOM:
         return MODELS[config.model].track is not None
     found = read_checkpoint(weights_path(config))
-    return any("track_head." in name for tensors in found.values() for name in tensors)
+    return any(map(_has_track_head, found.values()))
+
+
+def _has_track_head(tensors: Mapping[str, Tensor]) -> bool:
+    return any("track_head." in name for name in tensors)
+
+
+def is_published(path: Path) -> bool:
+    """Whether a checkpoint, or one of the nearest folders, is called VGGT or StreamVGGT."""
+    return any(STREAM.search(called) or VGGT.search(called) for called in path.absolute().parts[-4:])
 
 
 def is_bidirectional(path: Path) -> bool:
@@ -130,7 +160,12 @@ def _state_dict(name: str, heads: Sequence[str] = OPTIONAL_HEADS) -> Mapping[str
 
 
 def weights_path(config: StreamConfig) -> Path:
-    """The checkpoint of a configuration. Raises ValueError if none is given and none comes with the model."""
+    """The checkpoint of a configuration, downloaded if it is to be.
+
+    Raises ValueError if none is given and none comes with the model, and what `hub.download` raises.
+    """
+    if config.weights.startswith(HUB):
+        return download(config.weights)
     if config.weights:
         try:
             return Path(config.weights).expanduser()

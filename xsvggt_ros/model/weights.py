@@ -34,13 +34,13 @@ class DoesNotFit(ValueError):
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """Some of a checkpoint's tensors, by their names without a prefix."""
 
     where: str  # keys that lead to the dict they are in, joined by dots
     prefix: str  # taken off their names; ends with a dot, if it is not empty
     tensors: Mapping[str, Tensor]
-    others: list[str]  # names in that dict without the prefix
+    others: list[str]  # names in that dict without the prefix, which are left out
 
     @property
     def name(self) -> str:
@@ -70,15 +70,42 @@ def load_weights(
     tensors that are no finite floating-point numbers.
     """
     path = Path(path)
+    view = chosen(path, read_checkpoint(path), model.state_dict() if expected is None else expected)
+    give(model, path, view, dtype, device)
+
+
+def give(
+    model: nn.Module, path: Path, view: View, dtype: Callable[[str], torch.dtype], device: torch.device | str
+) -> None:
+    """Gives `model` its tensors of those that were chosen from a checkpoint, as `dtype(name)` on `device`.
+
+    Raises ValueError for a tensor of no finite floating-point numbers.
+    """
     own = model.state_dict()
-    view = _chosen(path, read_checkpoint(path), own if expected is None else expected)
-    _say(path, view)
-    loaded = {name: _cast(f"{path}: tensor {name}", view.tensors[name], dtype(name), device) for name in own}
+    in_file_order = (name for name in view.tensors if name in own)  # which the disk reads ahead
+    loaded = {name: _cast(f"{path}: tensor {name}", view.tensors[name], dtype(name), device) for name in in_file_order}
     model.load_state_dict(loaded, assign=True)
 
 
-def _chosen(path: Path, found: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Tensor]) -> _View:
-    """The tensors that fit."""
+def as_saved(path: Path, view: View, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The tensors that were chosen, to be saved: as `dtype`, or as they are (mapped, not copied; float8 as float16).
+
+    Raises ValueError for a tensor of no finite floating-point numbers.
+    """
+
+    def checked(name: str, tensor: Tensor) -> Tensor:
+        wanted = dtype or (tensor.dtype if tensor.itemsize > 1 else torch.float16)
+        cast = _cast(f"{path}: tensor {name}", tensor, wanted, "cpu")
+        return tensor if tensor.dtype == wanted and tensor.is_contiguous() else cast.contiguous()
+
+    return {name: checked(name, tensor) for name, tensor in view.tensors.items()}
+
+
+def chosen(path: Path, found: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Tensor]) -> View:
+    """The tensors of a checkpoint that fit; logs what was done to make them fit.
+
+    Raises DoesNotFit; ValueError if several do, and none is called the model.
+    """
     views = list(_views(found, expected))
     fitting = [view for view in views if not any(_faults(view.tensors, expected).values())]
     if not fitting:
@@ -92,20 +119,22 @@ def _chosen(path: Path, found: Mapping[str, Mapping[str, Tensor]], expected: Map
             raise ValueError(f"{path} has several weights that fit, {names}; save one alone: torch.save(it, path)")
         log.warning("%s has several weights that fit, %s; %s is taken, save another alone to use it", path, names,
                     plain[0].name)  # fmt: skip
-    return plain[0] if plain else fitting[0]
+    view = plain[0] if plain else fitting[0]
+    _say(path, view)
+    return view
 
 
-def _views(found: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Tensor]) -> Iterator[_View]:
+def _views(found: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Tensor]) -> Iterator[View]:
     """Each dict as it is, and without each prefix that stands before an expected name."""
     for where, tensors in found.items():
         cuts = ((name, cut) for name in tensors for cut in (i + 1 for i, letter in enumerate(name) if letter == "."))
         prefixes = Counter(name[:cut] for name, cut in cuts if name[cut:] in expected)
         for prefix in ("", *prefixes):
             view = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            yield _View(where, prefix, view, [name for name in tensors if not name.startswith(prefix)])
+            yield View(where, prefix, view, [name for name in tensors if not name.startswith(prefix)])
 
 
-def _say(path: Path, view: _View) -> None:
+def _say(path: Path, view: View) -> None:
     """What was done to a checkpoint to make it fit."""
     if view.prefix:
         log.warning("%s: the prefix `%s` is taken off the names of its tensors", path, view.prefix)
@@ -140,7 +169,8 @@ def _cast(what: str, tensor: Tensor, dtype: torch.dtype, device: torch.device | 
         kind = "on no device" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}".replace("torch.", "")
         raise ValueError(f"{what} is not of floating-point numbers ({kind}); save the model's weights unquantised")
     cast = tensor.to(device, dtype, copy=True)
-    if not cast.isfinite().all():
+    least, most = cast.aminmax()  # NaN if one is: a single pass, where isfinite().all() takes more time than the disk
+    if not (least.isfinite() and most.isfinite()):
         if tensor.double().isfinite().all():
             raise ValueError(f"{what} is too large for {dtype}; set dtype to float32 or bfloat16".replace("torch.", ""))
         raise ValueError(f"{what} is NaN or infinite somewhere, its training has failed; take an earlier checkpoint")
