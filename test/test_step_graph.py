@@ -51,7 +51,7 @@ def stream_of(model, record=None, config=CONFIG, **cache) -> GeometryStream:
 
 
 def recorded(stream) -> bool:
-    return stream._graph._recorded is not None
+    return bool(stream._graph._recorded)
 
 
 def same(a, b) -> None:
@@ -268,9 +268,9 @@ def spoiled(T_first_model, frames):
 
 def test_what_fails_while_it_is_recorded_costs_nothing_and_is_said_once(model):
     class Failing:
-        def __init__(self, model, images, cache):
+        def __init__(self, model, images, cache, dense):
             try:
-                Repeated(model, images, cache)  # the host's part of a step
+                Repeated(model, images, cache, dense)  # the host's part of a step
                 raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore of it")
             finally:
                 raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
@@ -308,4 +308,4 @@ def test_on_a_gpu_a_graph_gives_what_a_stream_without_does(policy, bits):
         np.testing.assert_allclose(mine.depth, theirs.depth, rtol=1e-4)
         np.testing.assert_allclose(mine.T_first_cam, theirs.T_first_cam, atol=1e-4)
         assert mine.status.event == "" and mine.status.seconds.keys() == theirs.status.seconds.keys()
-    assert isinstance(graph._graph._recorded, Recorded)
+    assert isinstance(graph._graph._recorded[True, True], Recorded)
