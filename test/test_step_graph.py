@@ -199,6 +199,19 @@ def test_points_and_tracks_come_from_a_graph_too(model_with_tracks):
     assert recorded(graph) and len(graph.step(image(0)).tracks.ids) == 4
 
 
+def test_steps_that_take_nothing_in_and_steps_without_depth_have_graphs_of_their_own(model):
+    graph, plain = both(model)
+    for i in range(40):
+        for stream in (graph, plain):
+            stream.dense = i % 4 < 2
+            stream._intake.due = lambda config, i=i: i < FULL or i % 2 == 0
+        same(graph.step(image(i)), plain.step(image(i)))
+    assert set(graph._graph._recorded) == {(True, True), (True, False), (False, True), (False, False)}
+    assert graph.status.frames_taken_in == plain.status.frames_taken_in == FULL + 18
+    for mine, theirs in zip(graph._cache.layers, plain._cache.layers, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.tensors.values(), theirs.tensors.values(), strict=True))
+
+
 def test_a_frame_is_its_own(model):
     """Also where the next step overwrites what it was made of."""
     stream = stream_of(model, Repeated)

@@ -188,6 +188,11 @@ def test_a_place_that_the_map_does_not_know_is_said_and_is_no_warning(node):
     assert level == WARN and message.startswith("the newest join") and "the map does not say" in message
 
 
+def test_that_nobody_wants_depth_is_said_and_is_no_warning(node):
+    node.step = StepStatus(dense=False)
+    assert node.verdict() == (OK, "depth: not computed, nobody subscribes")
+
+
 def test_a_cache_cut_for_want_of_memory_is_an_error_until_it_is_set_anew(node):
     node.shortage = "out of memory: xstream goes on with 106 tokens per layer"
     node.count(frames_failed=1)
