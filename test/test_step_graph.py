@@ -51,7 +51,7 @@ def stream_of(model, record=None, config=CONFIG, **cache) -> GeometryStream:
 
 
 def recorded(stream) -> bool:
-    return stream._graph._recorded is not None
+    return bool(stream._graph._recorded)
 
 
 def same(a, b) -> None:
@@ -199,6 +199,19 @@ def test_points_and_tracks_come_from_a_graph_too(model_with_tracks):
     assert recorded(graph) and len(graph.step(image(0)).tracks.ids) == 4
 
 
+def test_steps_that_take_nothing_in_and_steps_without_depth_have_graphs_of_their_own(model):
+    graph, plain = both(model)
+    for i in range(40):
+        for stream in (graph, plain):
+            stream.dense = i % 4 < 2
+            stream._intake.due = lambda config, i=i: i < FULL or i % 2 == 0
+        same(graph.step(image(i)), plain.step(image(i)))
+    assert set(graph._graph._recorded) == {(True, True), (True, False), (False, True), (False, False)}
+    assert graph.status.frames_taken_in == plain.status.frames_taken_in == FULL + 18
+    for mine, theirs in zip(graph._cache.layers, plain._cache.layers, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.tensors.values(), theirs.tensors.values(), strict=True))
+
+
 def test_a_frame_is_its_own(model):
     """Also where the next step overwrites what it was made of."""
     stream = stream_of(model, Repeated)
@@ -268,9 +281,9 @@ def spoiled(T_first_model, frames):
 
 def test_what_fails_while_it_is_recorded_costs_nothing_and_is_said_once(model):
     class Failing:
-        def __init__(self, model, images, cache):
+        def __init__(self, model, images, cache, dense):
             try:
-                Repeated(model, images, cache)  # the host's part of a step
+                Repeated(model, images, cache, dense)  # the host's part of a step
                 raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore of it")
             finally:
                 raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
@@ -308,4 +321,4 @@ def test_on_a_gpu_a_graph_gives_what_a_stream_without_does(policy, bits):
         np.testing.assert_allclose(mine.depth, theirs.depth, rtol=1e-4)
         np.testing.assert_allclose(mine.T_first_cam, theirs.T_first_cam, atol=1e-4)
         assert mine.status.event == "" and mine.status.seconds.keys() == theirs.status.seconds.keys()
-    assert isinstance(graph._graph._recorded, Recorded)
+    assert isinstance(graph._graph._recorded[True, True], Recorded)

@@ -135,6 +135,22 @@ class CacheConfig(Checked):
         choices=("shared", "apart"),
         live=True,
     )
+    intake: str = setting(
+        "every",
+        "Which frames the cache takes in: every, moved (those whose view is new; others are answered, and see what is "
+        "cached, but leave it as it is: a camera that stands still does not push out what it saw before).",
+        choices=("every", "moved"),
+        live=True,
+    )
+    intake_degrees: float = setting(
+        5.0,
+        "intake moved: by how much the view must have turned, and what lies at the median depth have shifted, both "
+        "together, since the last frame that was taken in.",
+        unit="degrees",
+        minimum=0.0,
+        maximum=180.0,
+        live=True,
+    )
     chunk: int = setting(
         1,
         "Frames taken in at once: they see each other, and their outputs come when the last of them has; 1: lowest "
@@ -300,6 +316,12 @@ class StreamConfig(Checked):
         unit="s",
         minimum=0.0,
     )
+    camera_iterations: int = setting(
+        4,
+        "Refinement passes of the camera head, 4 as published; fewer take less time and memory, and cost accuracy.",
+        minimum=1,
+        maximum=4,
+    )
     point_head: bool = setting(False, "Predict points with the point head instead of unprojecting the depth.")
     track_groups: int = setting(
         0,
@@ -434,6 +456,13 @@ class NodeConfig(Checked):
         False, "Send it as transform from the child to world_frame, for a child that has another parent.", live=True
     )
     path_length: int = setting(1000, "Poses kept in ~/path.", unit="poses", minimum=1, live=True)
+    dense: str = setting(
+        "always",
+        "When depth, confidence and points are computed: always, subscribed (while someone subscribes to them, or "
+        "something in the node goes by them; poses go on without).",
+        choices=("always", "subscribed"),
+        live=True,
+    )
     stream: StreamConfig = group(StreamConfig)
     output: OutputConfig = group(OutputConfig)
     scale: ScaleConfig = group(ScaleConfig, "scale.")

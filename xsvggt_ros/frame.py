@@ -53,7 +53,8 @@ class Frame:
     """What the stream says about one image, at the network's resolution (h, w). Units are the model's.
 
     The arrays are the frame's own: no later step changes them, and they share no memory with what came in. `image` is
-    read-only: draw into a copy of it. `depth` need not be contiguous in memory.
+    read-only: draw into a copy of it. `depth` need not be contiguous in memory. Where depth was not asked for
+    (`status.dense` is false, which only a node does, by its setting `dense`), depth and confidence are NaN everywhere.
     """
 
     index: int  # from 0 at the start of the stream or its last reset
@@ -70,13 +71,15 @@ class Frame:
     segment: InSegment | None = None  # in a stream of segments
 
     def points_cam(self) -> NDArray[np.float32]:
-        """Points [h, w, 3] in the camera's optical frame."""
+        """Points [h, w, 3] in the camera's optical frame. Raises ValueError where depth was not asked for."""
+        if not self.status.dense:
+            raise ValueError("the frame has no points, since its depth was not computed: set dense to always")
         if self.predicted_points is None:
             return geometry.unproject(self.depth, self.intrinsics)
         return geometry.transform(geometry.inverse(self.T_first_cam), self.predicted_points)
 
     def points_world(self) -> NDArray[np.float32]:
-        """Points [h, w, 3] in the first camera's frame, which is the stream's world."""
+        """Points [h, w, 3] in the first camera's frame, which is the stream's world; raises as `points_cam`."""
         if self.predicted_points is None:
             return geometry.transform(self.T_first_cam, self.points_cam())
         return self.predicted_points
@@ -84,7 +87,7 @@ class Frame:
     def tracked_points(self) -> NDArray[np.float32]:
         """Where the tracks' points are in the first camera's frame, [N, 3]; not a number where they are not visible.
 
-        Raises ValueError where no points are followed.
+        Raises ValueError where no points are followed, and as `points_cam`.
         """
         tracks = self.tracks
         if tracks is None:

@@ -154,14 +154,17 @@ class Pipeline:
         except OutOfMemory as error:
             self._log.error(f"cache budget not changed: {error}")
 
-    def process(self, message: Any, config: NodeConfig, arrived: float | None = None) -> list[Answer]:
+    def process(
+        self, message: Any, config: NodeConfig, arrived: float | None = None, dense: bool = True
+    ) -> list[Answer]:
         """Takes the next image, a sensor_msgs Image or CompressedImage, under the settings now in force.
 
         Returns an answer for each image that has become something by now: with `cache.chunk` above 1 none for most,
         and all of them when their chunk is full. arrived: when, of `time.monotonic`, if not now; it comes back in the
-        answer.
+        answer. dense: whether depth is asked for; else it is computed only where something here goes by it.
         """
         with self._between_images:
+            self._stream.dense = dense or self._placement.goes_by_depth
             return self._process(message, config, time.monotonic() if arrived is None else arrived)
 
     def _process(self, message: Any, config: NodeConfig, arrived: float) -> list[Answer]:

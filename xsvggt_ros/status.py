@@ -44,6 +44,8 @@ class StepStatus:
     floor_tokens: int = 0
     budget_raised: bool = False
     evicted_tokens: int = 0
+    taken_in: bool = True
+    frames_taken_in: int = 0
     reencoded_tokens: int = 0
     quantizer: str = ""
     key_bits: int = 16
@@ -52,6 +54,7 @@ class StepStatus:
     scratch_bytes: int = 0
     track_bytes: int = 0
     camera_frames: int = 0
+    dense: bool = True  # whether depth and confidence were computed
     seconds: dict[str, float] = field(
         default_factory=dict
     )  # by stage, and "step" for all of it; of a chunk's, the frame's share

@@ -10,6 +10,7 @@ check that the numbers are finite, and what the camera head's cache and the poli
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -23,6 +24,7 @@ from xsvggt_ros.model import StreamVGGT
 from xsvggt_ros.model.streamvggt import Predictions
 
 WARM = 2  # steps of a steady cache before it is recorded, which load libraries and make tables
+Kind = tuple[bool, bool]  # of steps: whether the cache takes the frames in, and whether depth is asked for
 Marks = list[tuple[str, Any]]  # stages, and the CUDA events at their ends
 
 
@@ -50,7 +52,7 @@ def _missing(device: torch.device) -> str:
 class Recorded:
     """A model's step on the device. Recording it does nothing but that: `replay` does it."""
 
-    def __init__(self, model: StreamVGGT, images: Tensor, cache: KVCache):
+    def __init__(self, model: StreamVGGT, images: Tensor, cache: KVCache, dense: bool):
         self._images = images.clone()  # [S, 3, h, w]
         self._graph = torch.cuda.CUDAGraph()
         self.marks: Marks = []
@@ -58,7 +60,7 @@ class Recorded:
         # thread_local: others may use the device meanwhile, to ask for its memory for instance. And what fails would
         # leave the other stream the current one.
         with torch.cuda.stream(now), torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-            self._predictions = model.step(self._images, cache, self._mark)
+            self._predictions = model.step(self._images, cache, self._mark, dense)
         self.patches = cache.patches  # [S, n, C], of the newest step
 
     def replay(self, images: Tensor) -> Predictions:
@@ -89,6 +91,8 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 class StepGraph:
     """The graph of one stream, as long as its settings stay. why_not: it never has one, see why_no_graph.
 
+    Each kind of step has its own: those that the cache takes in or not, those with depth or without.
+
     asked: it is missed where there cannot be one, and `news` says why; a recording that fails is said in any case.
     """
 
@@ -103,9 +107,9 @@ class StepGraph:
 
     def drop(self) -> None:
         """Gives it up, and the memory it holds."""
-        self._recorded: Recorded | None = None
+        self._recorded: dict[Kind, Recorded] = {}
         self._of: tuple[Policy, torch.Size] | None = None  # what it is recorded for, or will be
-        self._warm = 0  # steps of that, so far
+        self._warm: Counter[Kind] = Counter()  # steps of that, so far
         self._failed = ""  # why that could not be recorded
 
     def news(self) -> str:
@@ -113,7 +117,7 @@ class StepGraph:
         news, self._news = self._news, ""
         return news
 
-    def step(self, images: Tensor, cache: KVCache, why_not: str = "") -> tuple[Predictions, Marks] | None:
+    def step(self, images: Tensor, cache: KVCache, dense: bool, why_not: str = "") -> tuple[Predictions, Marks] | None:
         """The predictions of a step of images [S, 3, h, w], valid until the next, and when its stages ended.
 
         None: this one is the caller's to do, kernel by kernel, since the cache fills or has only just done so, or for a
@@ -128,24 +132,24 @@ class StepGraph:
             if self._asked:
                 self._tell(reason)
             return None
-        if self._failed or not self._ready(images, cache):
+        recorded = None if self._failed else self._of_kind((cache.taking_in, dense), images, cache)
+        if recorded is None:
             return None
-        assert self._recorded
-        predictions = self._recorded.replay(images)
-        cache.repeated(self._recorded.patches)
-        return predictions, self._recorded.marks
+        predictions = recorded.replay(images)
+        cache.repeated(recorded.patches)
+        return predictions, recorded.marks
 
-    def _ready(self, images: Tensor, cache: KVCache) -> bool:
-        """Whether it is recorded by now."""
-        if self._recorded is None and cache.steady:
-            if self._warm >= WARM:
-                self._try(images, cache)
-            self._warm += 1
-        return self._recorded is not None
+    def _of_kind(self, kind: Kind, images: Tensor, cache: KVCache) -> Recorded | None:
+        """That of such steps, once it is recorded."""
+        if kind not in self._recorded and cache.steady:
+            if self._warm[kind] >= WARM:
+                self._try(kind, images, cache)
+            self._warm[kind] += 1
+        return self._recorded.get(kind)
 
-    def _try(self, images: Tensor, cache: KVCache) -> None:
+    def _try(self, kind: Kind, images: Tensor, cache: KVCache) -> None:
         try:
-            self._recorded = self._record(self._model, images, cache)
+            self._recorded[kind] = self._record(self._model, images, cache, kind[1])
         except RuntimeError as error:  # out of memory too: a step by itself needs less
             self._failed = _first_line(error)
             self._tell(self._failed)

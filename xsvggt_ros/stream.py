@@ -22,6 +22,7 @@ from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.continuity import Continuity
 from xsvggt_ros.descriptor import describe
 from xsvggt_ros.frame import Frame
+from xsvggt_ros.intake import Intake
 from xsvggt_ros.memory import MIB, OutOfMemory, give_back, memory_for, memory_in_reach
 from xsvggt_ros.model import StreamVGGT, load_model
 from xsvggt_ros.model.camera_head import ITERATIONS
@@ -62,6 +63,7 @@ class GeometryStream:
 
     _cache_type: type[KVCache] = KVCache
     describes = False  # whether frames have a descriptor
+    dense = True  # whether depth is asked for; else frames have it where something in the stream goes by it
 
     def __init__(self, config: StreamConfig | None = None, model: StreamVGGT | None = None):
         self.config = config or StreamConfig()
@@ -138,6 +140,8 @@ class GeometryStream:
         self._T_first_model: NDArray[np.float64] | None = None  # until the first frame is complete
         self._failures = 0  # steps in a row whose numbers were not finite
         self._views = Views()
+        self._intake = Intake()
+        self._count = 0  # frames
 
     def _unstick(self) -> None:
         """There may be memory again for an adaptive cache to grow."""
@@ -310,6 +314,7 @@ class GeometryStream:
         What is waiting, told, followed or limited stays as it is here.
         """
         self._cache, self._T_first_model, self._views = other._cache, other._T_first_model, other._views
+        self._intake, self._count = other._intake, other._count
         other._forget_past()
 
     def _take_in(self, images: list[_Waiting]) -> list[Frame]:
@@ -323,8 +328,10 @@ class GeometryStream:
         timer("preprocess")
         cache = self._cache or self.allocate(*seen.shape[1:3])
         self._adapt(cache)
-        predictions = yield from self._predict(pixels, cache, timer)
-        T_first_model, frames = self._frames(predictions, cache.patches, cache.frames, images)
+        cache.taking_in = self._intake.due(cache.config)
+        dense = self.dense or self._goes_by_depth(cache)
+        predictions = yield from self._predict(pixels, cache, dense, timer)
+        T_first_model, frames = self._frames(predictions, cache.patches, images, replace(self.status, dense=dense))
         self._check_finite(frames)
         if self._tracker and predictions.track_maps is not None:
             tracks = self._tracker.update(predictions.track_maps[0])
@@ -334,16 +341,23 @@ class GeometryStream:
         cache.learn(Geometry(predictions.depth[0], predictions.depth_confidence[0], predictions.pose[0]))
         for frame in frames:
             self._views.add(frame)
-        status = self._status_of(cache, _share(timer.seconds(), images))
+            self._intake.add(frame, cache.taking_in)
+        self._count += len(frames)
+        status = replace(self._status_of(cache, _share(timer.seconds(), images)), dense=dense)
         self._T_first_model, self._failures = T_first_model, 0
         return self._told(frames, images, status)
 
-    def _predict(self, pixels: torch.Tensor, cache: KVCache, timer: StageTimer) -> Parts[Predictions]:
+    def _goes_by_depth(self, cache: KVCache) -> bool:
+        """Whether something in the stream needs to know the depth of the frames to come."""
+        anew = cache.taking_in and (cache.config.intake == "moved" or self._count == 0)
+        return anew or cache.config.adaptive or cache.policy.goes_by_depth
+
+    def _predict(self, pixels: torch.Tensor, cache: KVCache, dense: bool, timer: StageTimer) -> Parts[Predictions]:
         """The model's step, as a graph where there is one, else in parts; pixels [S, 3, h, w]."""
-        done = self._graph.step(pixels, cache, self._why_eager(cache))
+        done = self._graph.step(pixels, cache, dense, self._why_eager(cache))
         self._event = "; ".join(filter(None, [self._event, self._graph.news()]))
         if done is None:
-            return (yield from self.model.step_parts(pixels, cache, timer))
+            return (yield from self.model.step_parts(pixels, cache, timer, dense))
         predictions, marks = done
         timer.marks += marks
         return predictions
@@ -355,9 +369,9 @@ class GeometryStream:
         return self._cache
 
     def _frames(
-        self, predictions: Predictions, patches: torch.Tensor, first: int, images: list[_Waiting]
+        self, predictions: Predictions, patches: torch.Tensor, images: list[_Waiting], status: StepStatus
     ) -> tuple[NDArray[np.float64], list[Frame]]:
-        """First camera <- the model's world, and the frames, indexed from `first`, whose status is not known yet."""
+        """First camera <- the model's world, and the frames, whose status is not wholly known yet."""
         encoded = predictions.pose[0].double().cpu().numpy()  # [S, 9]
         poses = [geometry.decode_pose(pose, *images[0].seen.shape[:2]) for pose in encoded]
         T_first_model = poses[0][0] if self._T_first_model is None else self._T_first_model
@@ -370,13 +384,13 @@ class GeometryStream:
             points = [geometry.transform(T_first_model, p) for p in predictions.points[0].float().cpu().numpy()]
         frames = [
             Frame(
-                index=first + i,
+                index=self._count + i,
                 T_first_cam=T_first_model @ geometry.inverse(T_cam_model),
                 intrinsics=predicted if image.intrinsics is None else image.intrinsics,
                 depth=depth[i],
                 confidence=confidence[i],
                 image=image.seen,
-                status=self.status,
+                status=status,
                 predicted_points=points[i],
                 resize=image.resize,
                 descriptor=descriptors[i],
@@ -402,13 +416,9 @@ class GeometryStream:
 
         Keys that are none are seen here too: each new token attends to all of them.
         """
-        found = [
-            x
-            for frame in frames
-            for x in (frame.T_first_cam, frame.intrinsics, frame.depth, frame.confidence, frame.predicted_points)
-            if x is not None
-        ]
-        if all(np.isfinite(x).all() for x in found):
+        found = [x for frame in frames for x in (frame.T_first_cam, frame.intrinsics, frame.predicted_points)]
+        found += [x for frame in frames if frame.status.dense for x in (frame.depth, frame.confidence)]
+        if all(x is None or np.isfinite(x).all() for x in found):
             return
         self._failures += 1
         what = f"the model's numbers for {'an image' if len(frames) == 1 else f'a chunk of {len(frames)} images'}"
@@ -479,7 +489,8 @@ class GeometryStream:
     def _shape(self, height: int, width: int) -> CacheShape:
         """Of the cache for network inputs of that size (pixels)."""
         camera_dtype = self.model.camera_head.empty_pose_tokens.dtype
-        shape = cache_shape(self.model.config, height, width, self.dtype, camera_dtype)
+        iterations = self.config.camera_iterations
+        shape = cache_shape(self.model.config, height, width, self.dtype, camera_dtype, iterations)
         maps = map_nbytes(self.model.config, height, width, self.dtype) if self._tracker else 0
         return replace(shape, beside_nbytes=(1 + self.config.track_groups) * maps)
 
@@ -503,6 +514,8 @@ class GeometryStream:
             floor_tokens=cache.floor,
             budget_raised=cache.budget_raised,
             evicted_tokens=cache.evicted,
+            taken_in=cache.taking_in,
+            frames_taken_in=cache.frames,
             reencoded_tokens=cache.reencoded,
             quantizer=cache.config.quantizer,
             key_bits=cache.config.key_bits,
@@ -516,11 +529,16 @@ class GeometryStream:
 
 
 def cache_shape(
-    model: ModelConfig, height: int, width: int, dtype: torch.dtype, camera_dtype: torch.dtype
+    model: ModelConfig,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    camera_dtype: torch.dtype,
+    iterations: int = ITERATIONS,
 ) -> CacheShape:
     """Of the cache for a model and network inputs of that size (pixels).
 
-    The model computes in `dtype`, its camera head in `camera_dtype`.
+    The model computes in `dtype`, its camera head in `camera_dtype`, and in so many iterations.
     """
     return CacheShape(
         layers=model.depth,
@@ -532,7 +550,7 @@ def cache_shape(
         camera_blocks=model.camera.depth,
         camera_heads=model.camera.heads,
         camera_head_dim=2 * model.width // model.camera.heads,
-        camera_iterations=ITERATIONS,
+        camera_iterations=iterations,
         dtype=dtype,
         camera_dtype=camera_dtype,
     )

@@ -26,11 +26,11 @@ class Views:
         return len(self._depth)
 
     def add(self, frame: Frame) -> None:
-        """Takes a frame of the same world, and counts it if it is a new view."""
+        """Takes a frame of the same world, and counts it if it is a new view; without a depth, as deep as the last."""
         if self.count == MOST or self._seen(frame.T_first_cam).any():
             return
         self._T_first_cam = np.concatenate([self._T_first_cam, frame.T_first_cam[None]])
-        self._depth = np.append(self._depth, np.median(frame.depth))
+        self._depth = np.append(self._depth, np.median(frame.depth) if frame.status.dense else self._depth[-1])
 
     def _seen(self, T_first_cam: Array) -> Array:
         """Of each view, bool [N], whether a camera there sees what it saw."""

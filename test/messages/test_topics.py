@@ -66,6 +66,14 @@ def test_camera_info_describes_the_depth_image(message_class, frame):
     assert np.array_equal(np.reshape(msg.p, (3, 4)), np.c_[frame.intrinsics, np.zeros(3)])
 
 
+def test_a_frame_without_depth_has_no_message_that_would_show_it(message_class, frame):
+    pose_only = replace(frame, status=replace(frame.status, dense=False))
+    made = convert(FrameMessages(message_class), pose_only)
+    assert set(TOPICS) - set(made) == {"~/depth/image", "~/confidence/image", "~/points"}
+    assert not made["~/status"].dense
+    assert made["~/depth/camera_info"].height == frame.depth.shape[0]
+
+
 @pytest.mark.parametrize("stride", [1, 2, 5, 100])
 def test_points_are_the_unprojected_depth_in_the_colours_of_the_image(message_class, frame, stride):
     config = NodeConfig(output=OutputConfig(confidence_threshold=2.0, point_stride=stride))

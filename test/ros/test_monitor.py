@@ -199,6 +199,11 @@ def test_without_a_map_all_that_is_said_of_one_is_nothing(node):
         )
 
 
+def test_that_nobody_wants_depth_is_said_and_is_no_warning(node):
+    node.step = StepStatus(dense=False)
+    assert node.verdict() == (OK, "depth: not computed, nobody subscribes")
+
+
 def test_a_cache_cut_for_want_of_memory_is_an_error_until_it_is_set_anew(node):
     node.shortage = "out of memory: xstream goes on with 106 tokens per layer"
     node.count(frames_failed=1)

@@ -39,12 +39,12 @@ def about(x: Any) -> Any:
 class Repeated:
     """As step_graph.Recorded, on a CPU: repeats operations, not Python, so that every number of the host stays."""
 
-    def __init__(self, model: StreamVGGT, images: Tensor, cache: KVCache):
+    def __init__(self, model: StreamVGGT, images: Tensor, cache: KVCache, dense: bool):
         self.marks = [(stage, 0.0) for stage in ("encoder", "aggregator", "camera", "dense")]
         self.images = images.clone()
         held = [(tensor, tensor.clone()) for tensor in cache.tensors]
         with Operations() as operations:
-            self.predictions = model.step(self.images, cache)
+            self.predictions = model.step(self.images, cache, dense=dense)
         for tensor, before in held:  # a recording does nothing
             tensor.copy_(before)
         self.patches = cache.patches

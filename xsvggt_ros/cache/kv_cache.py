@@ -40,7 +40,8 @@ class KVCache:
         self.policy = make_policy(config, shape)
         # Tokens per layer, None: as many as come; and whether less than the policy's floor was asked for.
         self.budget, self.budget_raised = budget_in_force(shape, config, self.policy)
-        self.frames = 0  # seen so far
+        self.frames = 0  # taken in so far
+        self.taking_in = True  # whether it takes in the frames of a step; else they only look at what is there
         self.evicted = 0  # per layer, by the last frames and by reconfiguring before them
         self.lost = False  # whether memory ended in the middle of a change: it is of no more use then
         self.patches = torch.empty(0)  # [S, n, C], what the encoder makes of the newest frames
@@ -99,6 +100,11 @@ class KVCache:
         frame, token = (place[:, lane] for place in self.layers[layer].places())
         return (frame.long() * self.shape.tokens_per_frame + token).sort().values
 
+    @property
+    def camera_iterations(self) -> int:
+        """Of the camera head, that there is room for."""
+        return self.shape.camera_iterations
+
     # --- a step -----------------------------------------------------------------------------------
 
     def begin(self, patches: Tensor) -> None:
@@ -110,24 +116,29 @@ class KVCache:
         self.policy.begin(patches, self.frames)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """A global block: new tokens attend to all cached ones and to each other, then are taken in.
+        """A global block: new tokens attend to all cached ones and to each other, then are taken in, if any are.
 
         q, k and v [1, N, heads, d] are of whole frames. Returns [1, N, heads, d].
         """
-        store = self._store_for(layer, k.shape[1])
+        store = self._store_for(layer, k.shape[1]) if self.taking_in else self.layers[layer]
         seen = self._view(store, q[0], k[0], v[0])
         out = self.kernel(seen.q[None], seen.keys[None], seen.values[None], seen.bias)
-        self._take_in(store, seen)
+        if self.taking_in:
+            self._take_in(store, seen)
         return out
 
     def added(self, layer: int, scale: Tensor, residual: Tensor) -> None:
         """What the block's MLP added to the new tokens: scale [C] * residual [1, N, C]."""
-        if self.policy.wants_residual:
+        if self.policy.wants_residual and self.taking_in:
             evidence = self.policy.weigh((scale * residual[0]).norm(dim=-1, dtype=torch.float32))
             self.layers[layer].note(self._first, evidence)
 
     def end_frames(self, count: int) -> None:
-        """After all layers have taken the `count` new frames in."""
+        """After all layers have taken the `count` new frames in, or let them look."""
+        if not self.taking_in:
+            self.camera.abandon_frames()
+            self.evicted, self._gone = self._gone // self.shape.layers, 0
+            return
         # First what may fail; `_switch` takes it back then.
         self._first.fill_(self.frames + count)
         self.camera.end_frames(count, self.policy.frames_kept)
@@ -136,8 +147,8 @@ class KVCache:
         self.frames += count
 
     def learn(self, geometry: Geometry) -> None:
-        """What became of the newest frames, for policies that go by it."""
-        if evidence := self.policy.learn(geometry):
+        """What became of the newest frames, for policies that go by it, if they were taken in."""
+        if self.taking_in and (evidence := self.policy.learn(geometry)):
             for store in self.layers:
                 store.note(self._newest, evidence)
 
@@ -183,7 +194,8 @@ class KVCache:
         """The device alone has done a steady cache's step once more, up to `end_frames`; of patches [S, n, C]."""
         self.patches = patches
         self.policy.begin(patches, self.frames)  # for what it notes on the host
-        self._gone = self.shape.layers * patches.shape[0] * self.shape.tokens_per_frame
+        if self.taking_in:
+            self._gone = self.shape.layers * patches.shape[0] * self.shape.tokens_per_frame
 
     # --- settings ---------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from xsvggt_ros.evaluation.trace import Trace
 from xsvggt_ros.evaluation.workers import in_processes
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.model import StreamVGGT, load_model
+from xsvggt_ros.model.camera_head import ITERATIONS
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.rate import check_rate
 from xsvggt_ros.settings import values
@@ -62,6 +63,7 @@ class Row:
     fewer: int | None = None  # the budget in bytes: so many times fewer than REFERENCE frames take in full at 16 bits
     bits: tuple[int, int] = (16, 16)  # of keys, of values
     settings: tuple[tuple[str, Any], ...] = ()  # of the cache, beyond those
+    iterations: int = ITERATIONS  # of the camera head
     kind: type[KVCache] = KVCache
 
     @property
@@ -140,6 +142,12 @@ def _variants() -> Iterator[Row]:
     for name, setting in VARIANTS.items():
         yield Row(f"{usual.policy}, {name}", usual.policy, fewer=20, bits=FEW, settings=(setting,))
     yield Row("full, camera passes apart", "full", settings=(("camera_passes", "apart"),))
+    for iterations in range(1, ITERATIONS):
+        yield Row(f"full, {iterations} camera iterations", "full", iterations=iterations)
+    for degrees in (usual.intake_degrees, 2 * usual.intake_degrees):
+        moved = (("intake", "moved"), ("intake_degrees", degrees))
+        name = f"default settings, intake moved {degrees:g}°"
+        yield Row(name, usual.policy, int(usual.budget_frames), bits=bits, settings=moved)
 
 
 FULL, *_ = ROWS = tuple(_rows())  # the first is what all others are compared with
@@ -290,7 +298,8 @@ def _stream(config: StreamConfig, row: Row, seed: int, model: StreamVGGT) -> Com
     seen = Resize.of(height, width, config.image_width or model.config.image_size, model.config.patch_size)
     types = (model.aggregator.camera_token.dtype, model.camera_head.empty_pose_tokens.dtype)
     shape = cache_shape(model.config, seen.height, seen.width, *types)
-    return ComparedStream(replace(config, cache=row.cache(shape, seed)), model, row.kind)
+    config = replace(config, cache=row.cache(shape, seed), camera_iterations=row.iterations)
+    return ComparedStream(config, model, row.kind)
 
 
 def _score(stream: ComparedStream, trace: Trace, first: int) -> Score:

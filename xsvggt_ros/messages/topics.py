@@ -43,6 +43,7 @@ TOPICS = {
     "~/path": "nav_msgs/msg/Path",
     "~/status": "xsvggt_ros/msg/StreamStatus",
 }
+NEED_DEPTH = ("~/depth/image", "~/confidence/image", "~/points", "~/tracks")  # of the frames they are about
 TRACKS = {"~/tracks": "sensor_msgs/msg/PointCloud2"}  # as well, where points are followed
 KEYFRAMES = {"~/keyframes": "geometry_msgs/msg/PoseArray"}  # as well, of streams of segments
 
@@ -71,7 +72,8 @@ class FrameMessages:
         """{topic: function that makes its message}, so that only what is wanted is made; ~/status is not among them.
 
         Poses go from `config.world_frame` (x forward, y left, z up) to the placed frame's child; points and depth are
-        in the camera's optical frame. Stamps are the image's. /tf is left out unless `config.publish_tf`.
+        in the camera's optical frame. Stamps are the image's. /tf is left out unless `config.publish_tf`, and those of
+        NEED_DEPTH of a frame without depth.
         """
         encode, frame = self._encoder, placed.frame
         camera = encode.header(placed.stamp_ns, placed.camera)
@@ -95,7 +97,8 @@ class FrameMessages:
             topics |= dict.fromkeys(KEYFRAMES, lambda: encode.pose_array(corrected, keyframe_poses(placed)))
         if not config.publish_tf:
             del topics["/tf"]
-        return topics
+        unknown = () if frame.status.dense else NEED_DEPTH
+        return {topic: make for topic, make in topics.items() if topic not in unknown}
 
     def status(self, status: Status, stamp_ns: int, camera: str) -> Any:
         """The message of ~/status; stamp and frame_id are the image's."""

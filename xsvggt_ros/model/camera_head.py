@@ -12,7 +12,7 @@ from xsvggt_ros.model.blocks import Block, Mlp
 from xsvggt_ros.model.config import ModelConfig
 
 POSE_SIZE = 9  # translation (3), quaternion x y z w (4), field of view over height and width (2)
-ITERATIONS = 4
+ITERATIONS = 4  # as published
 
 
 class CameraHead(nn.Module):
@@ -29,7 +29,7 @@ class CameraHead(nn.Module):
         self.poseLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
         self.pose_branch = Mlp(width, width // 2, POSE_SIZE)
 
-    def forward(self, tokens: Tensor, context: Context) -> Tensor:
+    def forward(self, tokens: Tensor, context: Context, iterations: int = ITERATIONS) -> Tensor:
         """Camera tokens [B, S, 2C] -> pose encodings of all iterations [iterations, B, S, 9], the last the best.
 
         Every iteration attends anew: a streaming `context` therefore holds one key per iteration, which is how
@@ -38,7 +38,7 @@ class CameraHead(nn.Module):
         tokens = self.token_norm(tokens.to(self.token_norm.weight.dtype))  # [B, S, 2C]
         empty = self.empty_pose_tokens.expand(*tokens.shape[:2], -1)
         pose, poses = torch.zeros_like(empty), []
-        for iteration in range(ITERATIONS):
+        for iteration in range(iterations):
             pose = pose + self.delta(tokens, pose if iteration else empty, context)
             poses.append(activate_pose(pose))
         return torch.stack(poses)

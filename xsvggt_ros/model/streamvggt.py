@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from xsvggt_ros.model.aggregator import Aggregator
@@ -24,9 +25,12 @@ OPTIONAL_HEADS = ("point", "track")
 
 @dataclass
 class Predictions:
-    """What the heads say about B sequences of S frames. None: that head was not built or not asked."""
+    """What the heads say about B sequences of S frames. None: that head was not built or not asked.
 
-    pose_iterations: Tensor  # [4, B, S, 9], world-to-camera, see geometry.decode_pose
+    Depth that was not asked for is NaN everywhere, and its confidence.
+    """
+
+    pose_iterations: Tensor  # [iterations, B, S, 9], world-to-camera, see geometry.decode_pose
     depth: Tensor  # [B, S, H, W], model units
     depth_confidence: Tensor  # [B, S, H, W], at least 1
     points: Tensor | None = None  # [B, S, H, W, 3], first camera's frame
@@ -53,6 +57,11 @@ class Past(Context, Protocol):
     @property
     def camera(self) -> Context:
         """What the camera head attends to."""
+        ...
+
+    @property
+    def camera_iterations(self) -> int:
+        """How many of its iterations there is room for."""
         ...
 
     def begin(self, patches: Tensor) -> None:
@@ -94,16 +103,19 @@ class StreamVGGT(nn.Module):
             self._track(predictions, taps, grid, query_points)
         return predictions
 
-    def step(self, images: Tensor, past: Past, mark: Callable[[str], None] = lambda stage: None) -> Predictions:
+    def step(
+        self, images: Tensor, past: Past, mark: Callable[[str], None] = lambda stage: None, dense: bool = True
+    ) -> Predictions:
         """The next frames of a stream, which see each other: images [S, 3, H, W] in [0, 1] -> predictions with B = 1.
 
+        dense: whether depth, and points where there is their head, are asked for too, which the past does not need.
         `past` takes them in; `past.end_frames(S)`, which keeps them, is left to the caller, who may find the
         predictions to be no numbers. `mark(stage)` is called as a stage ends.
         """
-        return whole(self.step_parts(images, past, mark))
+        return whole(self.step_parts(images, past, mark, dense))
 
     def step_parts(
-        self, images: Tensor, past: Past, mark: Callable[[str], None] = lambda stage: None
+        self, images: Tensor, past: Past, mark: Callable[[str], None] = lambda stage: None, dense: bool = True
     ) -> Parts[Predictions]:
         """`step`, in parts of about the same work."""
         grid = self.grid(images)
@@ -115,10 +127,10 @@ class StreamVGGT(nn.Module):
         x = self.aggregator.with_specials(patches[None], starts=past.frames == 0)
         taps = yield from self.aggregator.parts(x, grid, inside, past)
         mark("aggregator")
-        poses = self.camera_head(taps[-1][:, :, 0], past.camera)
+        poses = self.camera_head(taps[-1][:, :, 0], past.camera, past.camera_iterations)
         mark("camera")
         yield
-        predictions = self.dense(taps, grid, poses)
+        predictions = self.dense(taps, grid, poses) if dense else without_depth(poses, *images.shape[-2:])
         mark("dense")
         if self.track_head is not None:
             of_patches = [tap[0, :, self.config.specials :] for tap in taps]
@@ -156,6 +168,12 @@ class StreamVGGT(nn.Module):
         patches = [tap[:, :, self.config.specials :] for tap in taps]
         found = self.track_head(patches, grid, queries)
         predictions.tracks, predictions.visibility, predictions.track_confidence = found
+
+
+def without_depth(poses: Tensor, height: int, width: int) -> Predictions:
+    """Poses [iterations, B, S, 9] alone, of images of that size; what stands for depth takes no memory."""
+    unknown = poses.new_full((), torch.nan).expand(*poses.shape[1:3], height, width)
+    return Predictions(poses, unknown, unknown)
 
 
 def inverse_log(x: Tensor) -> Tensor:

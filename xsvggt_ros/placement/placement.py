@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import R_WORLD_OPTICAL, Array, inverse, rigid
-from xsvggt_ros.placement.scale import MetricTrack, ReferenceDepth, ReferenceMotion, make_scale
+from xsvggt_ros.placement.scale import CameraHeight, MetricTrack, ReferenceDepth, ReferenceMotion, make_scale
 from xsvggt_ros.placement.scale.depth import DepthSamples
 from xsvggt_ros.placement.tf_buffer import TransformBuffer
 from xsvggt_ros.status import ScaleStatus
@@ -72,6 +72,11 @@ class Placement:
     def receive_depth(self, stamp_ns: int, depth: NDArray[np.float32]) -> None:
         """Takes what a depth camera measures, [H, W], metres."""
         self._references.append((stamp_ns, DepthSamples.of(depth)))
+
+    @property
+    def goes_by_depth(self) -> bool:
+        """Whether the frames' depth says what the metres are."""
+        return isinstance(self._measured, (CameraHeight, ReferenceDepth))
 
     def motion(self, a: int, b: int) -> Array | None:
         """T_a_b [4, 4] of the camera at two frames of these indices, in the stream's unit, as odometry or TF have it.

@@ -28,6 +28,7 @@ from xsvggt_ros.status import ImageCounts
 # Settings of the node that mean nothing without topics to receive from and send to.
 LIVE_ONLY = (
     *("autostart", "image_transport", "queue", "queue_size", "target_latency_ms", "publish_tf", "invert_tf"),
+    "dense",
     "loop.folder",
 )
 SETTINGS = [setting for setting in settings(NodeConfig) if setting.name not in LIVE_ONLY]

@@ -128,6 +128,8 @@ def _verdicts(status: Status, before: ImageCounts, calibrations: str) -> list[tu
         found.append((DiagnosticStatus.WARN, "the newest join of segments is uncertain: odometry may be off there"))
     if not status.step.segments.located:
         found.append((DiagnosticStatus.OK, "the map does not say where the camera is: a place seen before must come"))
+    if not status.step.dense:
+        found.append((DiagnosticStatus.OK, "depth: not computed, nobody subscribes"))
     if shed_level := status.performance.shed_level:
         found.append((DiagnosticStatus.WARN, f"too slow for target_latency_ms: {LEVELS[shed_level].description}"))
     if status.calibration:  # to have none is a way of use, to have one that is of no use is not

@@ -145,7 +145,7 @@ class StreamNode(LifecycleNode):
                 _leave()
         try:
             stream = loading.result()
-            self._worker = Worker(stream, self.settings, message_class, self._publish, self.get_logger())
+            self._worker = Worker(stream, self.settings, message_class, self._publish, self._listens, self.get_logger())
         except BaseException:
             pool.shutdown()
             raise
@@ -333,8 +333,11 @@ class StreamNode(LifecycleNode):
             response.success, response.message = False, str(error)
         return response
 
+    def _listens(self, topic: str) -> bool:
+        return bool(self._outputs[topic].get_subscription_count())
+
     def _publish(self, topic: str, make: Callable[[], Any]) -> None:
-        if self._outputs[topic].get_subscription_count():
+        if self._listens(topic):
             self._outputs[topic].publish(make())
 
     def _on_diagnostics_timer(self) -> None:

@@ -11,7 +11,7 @@ from threading import Event
 from typing import Any
 
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.messages.topics import IMAGE, FrameMessages
+from xsvggt_ros.messages.topics import IMAGE, NEED_DEPTH, FrameMessages
 from xsvggt_ros.pipeline import THROTTLE_S, Answer, Pipeline, Rejected, Throttle, Unplaced
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.ros.load_shedding import DENSE_TOPICS, LoadShedding
@@ -25,7 +25,7 @@ class Worker:
     """Serves the images of its mailbox with one stream until the mailbox closes.
 
     settings: its `config` is the configuration in force, read once per image. publish(topic, make): sends a
-    message if someone listens. `run` is for a thread of its own, all else for the node's.
+    message if someone listens(topic). `run` is for a thread of its own, all else for the node's.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Worker:
         settings: Any,
         message_class: Callable[[str], Any],
         publish: Callable[[str, Callable[[], Any]], None],
+        listens: Callable[[str], bool],
         log: Any,
     ) -> None:
         self.lost = 0  # images, by the middleware
@@ -41,6 +42,7 @@ class Worker:
         self._settings = settings
         self._messages = FrameMessages(message_class)
         self._publish = publish
+        self._listens = listens
         self._log = log
         self._mailbox: Mailbox[tuple[float, Any]] = Mailbox()  # time of arrival (monotonic) and message
         self._monitor = Monitor()
@@ -86,8 +88,12 @@ class Worker:
                 self._answer(self._pipeline.flush(), config)
                 message.set()
             else:
-                self._answer(self._pipeline.process(message, config, arrived), config)
+                self._answer(self._pipeline.process(message, config, arrived, self._dense(config)), config)
         self._answer(self._pipeline.flush(), self._settings.config)
+
+    def _dense(self, config: NodeConfig) -> bool:
+        """Whether depth is asked for."""
+        return config.dense == "always" or any(self._listens(topic) for topic in NEED_DEPTH)
 
     def _answer(self, answers: list[Answer], config: NodeConfig) -> None:
         for answer in answers:

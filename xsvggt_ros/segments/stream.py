@@ -319,6 +319,9 @@ class SegmentedStream(GeometryStream):
         """Gives up the segment to come, and the ruler, which others will replace."""
         self._builder = self._next = self._ruler = None
 
+    def _goes_by_depth(self, cache: KVCache) -> bool:
+        return self._segment.enabled or super()._goes_by_depth(cache)
+
     def _begins_anew(self) -> bool:
         """After a pause: the world stands, though its present segment has no first frame yet."""
         if self._chain is None or self._T_first_model is not None:

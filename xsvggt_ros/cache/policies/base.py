@@ -74,6 +74,9 @@ class Policy(ABC):
     wants_residual = False
     """Whether it weighs new tokens by what the layer's MLP adds to them."""
 
+    goes_by_depth = False
+    """Whether it learns from the geometry."""
+
     chooses_by_head = False
     """Whether it can choose for each head apart, where `config.per_head` says so."""
 

@@ -29,6 +29,8 @@ SPECIAL = 0.3  # more than their frame
 class Ghost(Policy):
     """What came with motion, structure and confidence stays."""
 
+    goes_by_depth = True
+
     def token_evidence(self) -> Layout:
         return {"ghost_score": ((), torch.float32)}
 

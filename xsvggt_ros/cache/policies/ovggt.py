@@ -33,6 +33,7 @@ class Ovggt(Policy):
     """Each in its group, scaled to the same range: the newest before by salience, those before them by unlikeness."""
 
     wants_residual = True
+    goes_by_depth = True
 
     def token_evidence(self) -> Layout:
         return {"salience": ((), torch.float32)}

@@ -39,6 +39,7 @@ class Stac(Policy):
     """Anchors by attention, then representatives by what they stand for, then raw tokens."""
 
     chooses_by_head = True
+    goes_by_depth = True
     adds_up = ("score",)
 
     # --- what it keeps ----------------------------------------------------------------------------
