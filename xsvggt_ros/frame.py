@@ -70,13 +70,16 @@ class Frame:
     descriptor: NDArray[np.float16] | None = None  # [cells, 64], what the encoder says of it, see `descriptor.py`
     segment: InSegment | None = None  # in a stream of segments
 
-    def points_cam(self) -> NDArray[np.float32]:
-        """Points [h, w, 3] in the camera's optical frame. Raises ValueError where depth was not asked for."""
+    def points_cam(self, stride: int = 1) -> NDArray[np.float32]:
+        """Points [h, w, 3] in the camera's optical frame; stride: only those of every n-th row and column.
+
+        Raises ValueError where depth was not asked for.
+        """
         if not self.status.dense:
             raise ValueError("the frame has no points, since its depth was not computed: set dense to always")
         if self.predicted_points is None:
-            return geometry.unproject(self.depth, self.intrinsics)
-        return geometry.transform(geometry.inverse(self.T_first_cam), self.predicted_points)
+            return geometry.unproject(self.depth, self.intrinsics, stride)
+        return geometry.transform(geometry.inverse(self.T_first_cam), self.predicted_points[::stride, ::stride])
 
     def points_world(self) -> NDArray[np.float32]:
         """Points [h, w, 3] in the first camera's frame, which is the stream's world; raises as `points_cam`."""

@@ -91,12 +91,20 @@ def intrinsic_matrix(focal_x: float, focal_y: float, center_x: float, center_y: 
     return np.array([[focal_x, 0.0, center_x], [0.0, focal_y, center_y], [0.0, 0.0, 1.0]])
 
 
-def unproject(depth: NDArray, intrinsics: Array) -> NDArray[np.float32]:
-    """Depth [h, w] along the optical axis -> points [h, w, 3] in the camera's frame, float32."""
-    rows, columns = np.indices(depth.shape, dtype=np.float64)
-    x = (columns - intrinsics[0, 2]) / intrinsics[0, 0] * depth
-    y = (rows - intrinsics[1, 2]) / intrinsics[1, 1] * depth
-    return np.stack([x, y, depth], axis=-1).astype(np.float32)
+def unproject(depth: NDArray, intrinsics: Array, stride: int = 1) -> NDArray[np.float32]:
+    """Depth [h, w] along the optical axis -> points [h, w, 3] in the camera's frame, float32.
+
+    stride: only those of every n-th row and column.
+    """
+    rows, columns = (np.arange(0, side, stride) for side in depth.shape)
+    depth = depth[::stride, ::stride]
+    x = (columns - intrinsics[0, 2]) / intrinsics[0, 0]
+    y = (rows - intrinsics[1, 2]) / intrinsics[1, 1]
+    points = np.empty((*depth.shape, 3), np.float32)
+    np.multiply(x.astype(np.float32), depth, out=points[..., 0], casting="same_kind")
+    np.multiply(y.astype(np.float32)[:, None], depth, out=points[..., 1], casting="same_kind")
+    points[..., 2] = depth
+    return points
 
 
 def transform(T_target_source: Array, points: NDArray) -> NDArray:

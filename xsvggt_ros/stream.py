@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from xsvggt_ros import geometry
 from xsvggt_ros.allowance import for_views, halved, scaled, tokens_of
@@ -34,6 +33,7 @@ from xsvggt_ros.settings import values
 from xsvggt_ros.status import StepStatus
 from xsvggt_ros.step_graph import StepGraph, why_no_graph
 from xsvggt_ros.tracks import PointTracker, map_nbytes
+from xsvggt_ros.transfer import held, seen, to_host
 from xsvggt_ros.views import MOST, Views
 
 FAILURES = 3  # steps in a row whose numbers are not finite, at which a new world starts
@@ -48,8 +48,8 @@ class NotFinite(ValueError):
 class _Waiting:
     """An image that is taken in with the others of its chunk."""
 
-    seen: NDArray[np.uint8]  # [h, w, 3], as the network sees it
-    resize: Resize  # how it became so
+    held: NDArray[np.uint8]  # of it, see transfer.held
+    resize: Resize  # how it becomes what the network sees
     intrinsics: NDArray[np.float64] | None  # [3, 3] of that, where they are known
     event: str  # what its stamp has to say
     seconds: float  # that making it took
@@ -281,8 +281,8 @@ class GeometryStream:
             if reason:
                 self.reset(reason)
             gap = self._continuity.accept(image.shape, stamp_ns)
-            seen = resize.image(Image.fromarray(image))
-            self._waiting.append(_Waiting(seen, resize, known, gap, time.perf_counter() - started))
+            kept = held(image, resize, self.device)
+            self._waiting.append(_Waiting(kept, resize, known, gap, time.perf_counter() - started))
         return frames if self.waiting < self._cache_config.chunk else frames + self.flush()
 
     @torch.inference_mode()
@@ -301,11 +301,12 @@ class GeometryStream:
         with memory_for(self._make_do):
             return self._take_in(images)
 
-    def step_parts(self, seen: NDArray[np.uint8], intrinsics: NDArray[np.float64]) -> Parts[Frame]:
+    def step_parts(self, image: NDArray[np.uint8], intrinsics: NDArray[np.float64]) -> Parts[Frame]:
         """`step` of an image as the network sees it, [h, w, 3], without a stamp, in parts; for chunks of one."""
-        height, width = seen.shape[:2]
+        height, width = image.shape[:2]
         as_it_is = Resize(1.0, 1.0, width, height, height, 0)
-        (frame,) = yield from self._taking_in([_Waiting(seen, as_it_is, intrinsics, "", 0.0)])
+        kept = held(image, as_it_is, self.device)
+        (frame,) = yield from self._taking_in([_Waiting(kept, as_it_is, intrinsics, "", 0.0)])
         return frame
 
     def adopt(self, other: GeometryStream) -> None:
@@ -323,15 +324,16 @@ class GeometryStream:
     def _taking_in(self, images: list[_Waiting]) -> Parts[list[Frame]]:
         """`_take_in`, in parts."""
         timer = StageTimer(self.device)
-        seen = np.stack([image.seen for image in images])
-        pixels = torch.tensor(seen, device=self.device).permute(0, 3, 1, 2) / 255  # [S, 3, h, w]
+        shown = seen([(image.held, image.resize) for image in images], self.device)  # [S, h, w, 3]
+        pixels = shown.permute(0, 3, 1, 2) / 255
         timer("preprocess")
-        cache = self._cache or self.allocate(*seen.shape[1:3])
+        cache = self._cache or self.allocate(*shown.shape[1:3])
         self._adapt(cache)
         cache.taking_in = self._intake.due(cache.config)
         dense = self.dense or self._goes_by_depth(cache)
         predictions = yield from self._predict(pixels, cache, dense, timer)
-        T_first_model, frames = self._frames(predictions, cache.patches, images, replace(self.status, dense=dense))
+        status = replace(self.status, dense=dense)
+        T_first_model, frames = self._frames(predictions, shown, cache, images, status)
         self._check_finite(frames)
         if self._tracker and predictions.track_maps is not None:
             tracks = self._tracker.update(predictions.track_maps[0])
@@ -369,19 +371,28 @@ class GeometryStream:
         return self._cache
 
     def _frames(
-        self, predictions: Predictions, patches: torch.Tensor, images: list[_Waiting], status: StepStatus
+        self,
+        predictions: Predictions,
+        shown: torch.Tensor,
+        cache: KVCache,
+        images: list[_Waiting],
+        status: StepStatus,
     ) -> tuple[NDArray[np.float64], list[Frame]]:
-        """First camera <- the model's world, and the frames, whose status is not wholly known yet."""
-        encoded = predictions.pose[0].double().cpu().numpy()  # [S, 9]
-        poses = [geometry.decode_pose(pose, *images[0].seen.shape[:2]) for pose in encoded]
+        """First camera <- the model's world, and the frames, whose status is not wholly known yet.
+
+        shown: the images as the network saw them, uint8 [S, h, w, 3].
+        """
+        of_model = (predictions.pose, predictions.depth, predictions.depth_confidence, predictions.points)
+        asked = [shown, *(x[0].float() for x in of_model if x is not None)]
+        seen_there, encoded, depth, confidence, *others = to_host(asked)  # each of S frames
+        seen_there.flags.writeable = False
+        poses = [geometry.decode_pose(pose, *depth.shape[1:]) for pose in encoded]
         T_first_model = poses[0][0] if self._T_first_model is None else self._T_first_model
-        depth = predictions.depth[0].float().cpu().numpy()  # [S, h, w]
-        confidence = predictions.depth_confidence[0].float().cpu().numpy()
         grid = self.model.grid(predictions.depth)
-        descriptors: Any = describe(patches, grid) if self.describes else [None] * len(images)
+        descriptors: Any = describe(cache.patches, grid) if self.describes else [None] * len(images)
         points: list[Any] = [None] * len(images)
-        if predictions.points is not None:
-            points = [geometry.transform(T_first_model, p) for p in predictions.points[0].float().cpu().numpy()]
+        if others:
+            points = [geometry.transform(T_first_model, p) for p in others[0]]
         frames = [
             Frame(
                 index=self._count + i,
@@ -389,7 +400,7 @@ class GeometryStream:
                 intrinsics=predicted if image.intrinsics is None else image.intrinsics,
                 depth=depth[i],
                 confidence=confidence[i],
-                image=image.seen,
+                image=seen_there[i],
                 status=status,
                 predicted_points=points[i],
                 resize=image.resize,

@@ -66,7 +66,7 @@ def map_png(recording: Recording, scheme: str) -> bytes:
     path, path_true = r.poses()[:, :3, 3], r.true_poses()[:, :3, 3]
     maps = [("by the node", _cloud(r, r.poses(), [r.unit * answer.points for answer in r.answers]), path)]
     if r.truth:
-        points = [unproject(t.depth, t.intrinsics)[::TRUE_STRIDE, ::TRUE_STRIDE] for t in r.true_answers]
+        points = [unproject(t.depth, t.intrinsics, TRUE_STRIDE) for t in r.true_answers]
         maps.insert(0, ("true", _cloud(r, r.true_poses(), points), path_true))
     limits = _limits(maps[0][1], [path, path_true])
     unit = "m" if r.truth else "model units"

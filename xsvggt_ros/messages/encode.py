@@ -130,10 +130,12 @@ class Encoder:
         """Organised PointCloud2 x y z rgb of float32 [h, w, 3], NaN: none, and RGB uint8 [h, w, 3]."""
         height, width = points.shape[:2]
         cloud = np.empty((height, width, 4), "<f4")
-        cloud[..., :3] = points
-        # The fourth float carries the integer 0x00RRGGBB: blue comes first in memory.
+        # The fourth float carries the integer 0x00RRGGBB: blue comes first in memory. One by one: numpy copies rows of
+        # three values several times slower.
         cloud[..., 3] = 0
-        cloud.view(np.uint8)[..., 12:15] = colours[..., ::-1]
+        for i in range(3):
+            cloud[..., i] = points[..., i]
+            cloud.view(np.uint8)[..., 14 - i] = colours[..., i]
         return self._make(
             "sensor_msgs/msg/PointCloud2",
             header=header,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.config import NodeConfig, OutputConfig
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import R_WORLD_OPTICAL, inverse, rigid
 from xsvggt_ros.messages.encode import Encoder
@@ -80,13 +80,12 @@ class FrameMessages:
         world = encode.header(placed.stamp_ns, config.world_frame)
         pose = encode.pose(placed.T_odom_child)
         self._extend_path(placed, encode.pose_stamped(world, pose), config.path_length)
-        mask = partial(_nan_mask, frame, config.output.confidence_threshold)
         topics = {
             "/tf": lambda: self._transform(placed, config),
-            "~/depth/image": lambda: encode.image(camera, frame.depth * mask()),
+            "~/depth/image": lambda: encode.image(camera, _sure_depth(frame, config.output)),
             "~/depth/camera_info": lambda: encode.camera_info(camera, frame.intrinsics, *frame.depth.shape),
             "~/confidence/image": lambda: encode.image(camera, frame.confidence),
-            "~/points": lambda: self._points(camera, frame, mask(), config.output.point_stride),
+            "~/points": lambda: encode.points(camera, *_sure_points(frame, config.output)),
             "~/odometry": lambda: encode.odometry(world, placed.child, pose, pose_covariance(placed)),
             "~/path": lambda: encode.path(world, self._path),
         }
@@ -120,10 +119,6 @@ class FrameMessages:
         header = partial(encode.header, placed.stamp_ns)
         return encode.transforms([encode.transform(header(parent), child, T) for parent, child, T in found])
 
-    def _points(self, header: Any, frame: Frame, mask: np.ndarray, stride: int) -> Any:
-        thin = (slice(None, None, stride),) * 2
-        return self._encoder.points(header, frame.points_cam()[thin] * mask[thin][..., None], frame.image[thin])
-
 
 def keyframe_poses(placed: Placed) -> list[np.ndarray]:
     """Where the keyframes are in the map, [4, 4] each, metres or the model's unit, x along the line of sight."""
@@ -133,6 +128,14 @@ def keyframe_poses(placed: Placed) -> list[np.ndarray]:
     return [placed.T_odom_first @ in_metres(T, placed.scale.scale) @ T_cam_body for T in poses]
 
 
-def _nan_mask(frame: Frame, threshold: float) -> np.ndarray:
-    """Factor of depth and points, float32 [h, w]: 1, or NaN where the confidence is below the threshold."""
-    return np.where(frame.confidence >= threshold, np.float32(1), np.float32(np.nan))
+def _sure_depth(frame: Frame, config: OutputConfig) -> np.ndarray:
+    """The depth [h, w]; NaN where the confidence is below the threshold."""
+    return np.where(frame.confidence >= config.confidence_threshold, frame.depth, np.float32(np.nan))
+
+
+def _sure_points(frame: Frame, config: OutputConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Points [h, w, 3] in the camera's frame, thinned, NaN where the confidence is below the threshold; their RGB."""
+    thin = (slice(None, None, config.point_stride),) * 2
+    points = frame.points_cam(config.point_stride)
+    points[frame.confidence[thin] < config.confidence_threshold] = np.nan
+    return points, frame.image[thin]

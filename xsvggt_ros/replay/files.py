@@ -208,7 +208,7 @@ class CloudFile:
     def write(self, placed: Placed) -> None:
         frame, stride = placed.frame, self._config.point_stride
         valid = frame.confidence[::stride, ::stride] >= self._config.confidence_threshold  # [h, w]
-        points = frame.points_cam()[::stride, ::stride][valid]  # [N, 3]
+        points = frame.points_cam(stride)[valid]  # [N, 3]
         vertices = np.empty(len(points), self.VERTEX)
         vertices["position"] = transform(placed.T_odom_cam, points)
         vertices["colour"] = frame.image[::stride, ::stride][valid]

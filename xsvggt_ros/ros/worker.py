@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thread that owns the pipeline: an image out of the mailbox, processed, its outputs published."""
+"""The thread that owns the pipeline: an image out of the mailbox, processed, its outputs given to the publisher."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from threading import Event
 from typing import Any
 
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.messages.topics import IMAGE, NEED_DEPTH, FrameMessages
-from xsvggt_ros.pipeline import THROTTLE_S, Answer, Pipeline, Rejected, Throttle, Unplaced
-from xsvggt_ros.placement.placement import Placed
-from xsvggt_ros.ros.load_shedding import DENSE_TOPICS, LoadShedding
+from xsvggt_ros.messages.topics import IMAGE, NEED_DEPTH
+from xsvggt_ros.pipeline import Answer, Pipeline
+from xsvggt_ros.ros.load_shedding import Level
 from xsvggt_ros.ros.mailbox import Mailbox
 from xsvggt_ros.ros.monitor import Monitor
+from xsvggt_ros.ros.publisher import Publisher
 from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.status import Status
 
@@ -25,7 +25,8 @@ class Worker:
     """Serves the images of its mailbox with one stream until the mailbox closes.
 
     settings: its `config` is the configuration in force, read once per image. publish(topic, make): sends a
-    message if someone listens(topic). `run` is for a thread of its own, all else for the node's.
+    message if someone listens(topic). `run` is for a thread of its own, all else for the node's. What comes of an image
+    is published in a third thread, while the next is at work; that one waits until all of the last is out.
     """
 
     def __init__(
@@ -40,14 +41,13 @@ class Worker:
         self.lost = 0  # images, by the middleware
         self._pipeline = Pipeline(stream, settings.config, log)
         self._settings = settings
-        self._messages = FrameMessages(message_class)
-        self._publish = publish
         self._listens = listens
-        self._log = log
         self._mailbox: Mailbox[tuple[float, Any]] = Mailbox()  # time of arrival (monotonic) and message
         self._monitor = Monitor()
-        self._throttle = Throttle()
-        self._load = LoadShedding()
+        self._publisher = Publisher(message_class, publish, self._monitor, self._completed, log)
+        self._publishing: Future[None] = Future()  # what came of the image before
+        self._publishing.set_result(None)
+        self._level = self._publisher.level  # that the pipeline works at
         # What the node's thread may ask for.
         self.reset, self.time_restarted = self._pipeline.reset, self._pipeline.time_restarted
         self.save_map, self.load_map = self._pipeline.save_map, self._pipeline.load_map
@@ -65,12 +65,12 @@ class Worker:
 
     def status(self) -> Status:
         """All there is to say now."""
-        return self._completed(self._pipeline.status)
+        return self._completed(self._pipeline.status, self._publisher.level)
 
-    def _completed(self, status: Status) -> Status:
+    def _completed(self, status: Status, level: Level) -> Status:
         """With what the pipeline does not know."""
         images = replace(status.images, frames_lost=self.lost, **self._mailbox.counts())
-        performance = replace(self._monitor.performance(), shed_level=self._load.level.number)
+        performance = replace(self._monitor.performance(), shed_level=level.number)
         return replace(status, images=images, performance=performance, silent=self._monitor.silent())
 
     def finish(self) -> Event:
@@ -80,59 +80,44 @@ class Worker:
         return done
 
     def run(self) -> None:
-        """Serves images until the mailbox closes, those that wait for the rest of their chunk included."""
-        while (item := self._mailbox.get()) is not None:
-            arrived, message = item
-            config = self._settings.config
-            if isinstance(message, Event):
-                self._answer(self._pipeline.flush(), config)
-                message.set()
-            else:
-                self._answer(self._pipeline.process(message, config, arrived, self._dense(config)), config)
-        self._answer(self._pipeline.flush(), self._settings.config)
+        """Serves images until the mailbox closes, those that wait for the rest of their chunk included.
+
+        Raises what processing raised, or publishing.
+        """
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher") as thread:
+            while (item := self._mailbox.get()) is not None:
+                self._obey_load()
+                arrived, message = item
+                config = self._settings.config
+                if isinstance(message, Event):
+                    self._hand_over(thread, self._pipeline.flush(), config)
+                    self._publishing.result()
+                    message.set()
+                else:
+                    self._hand_over(
+                        thread, self._pipeline.process(message, config, arrived, self._dense(config)), config
+                    )
+            self._hand_over(thread, self._pipeline.flush(), self._settings.config)
+            self._publishing.result()
 
     def _dense(self, config: NodeConfig) -> bool:
         """Whether depth is asked for."""
         return config.dense == "always" or any(self._listens(topic) for topic in NEED_DEPTH)
 
-    def _answer(self, answers: list[Answer], config: NodeConfig) -> None:
-        for answer in answers:
-            if isinstance(answer.result, Rejected):
-                self._report(answer.result)
-            else:
-                self._publish_all(answer, answer.result, config)
-
-    def _report(self, result: Rejected) -> None:
-        """Logs each kind of reason, numbers apart, at most once in a while."""
-        if not self._throttle.passes(re.sub(r"\d+", "", result.reason)):
-            return
-        if result.cause == "frames_failed":
-            self._log.error(result.reason)
-        else:
-            self._log.warning(f"image not used: {result.reason}")
-
-    def _publish_all(self, answer: Answer, result: Placed | Unplaced, config: NodeConfig) -> None:
-        """Publishes the frame, or only its status where it could not be placed."""
-        if isinstance(result, Unplaced):
-            self._log.warning(f"nothing published: {result.reason}", throttle_duration_sec=THROTTLE_S)
-        else:
-            self._publish_frame(result, config)
-        age = time.monotonic() - answer.image.time
-        self._monitor.published(answer.status.step.seconds["step"], age)
-        status = self._completed(answer.status)
-        self._publish("~/status", lambda: self._messages.status(status, result.stamp_ns, result.camera))
-        self._shed_load(age, config)
-
-    def _publish_frame(self, placed: Placed, config: NodeConfig) -> None:
-        level = self._load.level
-        for topic, make in self._messages.convert(placed, level.thinned(config)).items():
-            if topic not in DENSE_TOPICS or placed.frame.index % level.publish_every == 0:
-                self._publish(topic, make)
-
-    def _shed_load(self, age: float, config: NodeConfig) -> None:
-        before = self._load.level
-        level = self._load.update(age, config.target_latency_ms)
-        if level != before:
-            target = f"target_latency_ms {config.target_latency_ms:.0f}"
-            self._log.warning(f"latency against {target}: now {level.description}")
+    def _obey_load(self) -> None:
+        """Brings the level of load shedding into the pipeline."""
+        if (level := self._publisher.level) != self._level:
+            self._level = level
             self._pipeline.limit(level.budget)
+
+    def _hand_over(self, thread: ThreadPoolExecutor, answers: list[Answer], config: NodeConfig) -> None:
+        """Has them published in that thread, once all that came before is out. Raises what that raised."""
+        self._publishing.result()
+        if answers:
+            self._publishing = thread.submit(self._publisher.publish, answers, config, self._level)
+            self._publishing.add_done_callback(self._end_if_failed)
+
+    def _end_if_failed(self, publishing: Future[None]) -> None:
+        """`run` may wait for an image meanwhile."""
+        if publishing.exception():
+            self._mailbox.close()
