@@ -57,6 +57,7 @@ def load_weights(
     dtype: Callable[[str], torch.dtype],
     device: torch.device | str,
     expected: Mapping[str, Tensor] | None = None,
+    keep: Callable[[nn.Module, str, Tensor], None] | None = None,
 ) -> None:
     """Gives `model` the tensors of a checkpoint, see `read_checkpoint`, as `dtype(name)` on `device`.
 
@@ -64,7 +65,8 @@ def load_weights(
     before all names is taken off. A model built without some heads passes the state dict of the full one (on the meta
     device): the file must then have those heads too, but they are not read. What the file has several of is told apart
     by name: what is called the model is taken, not, say, `ema`. The file is memory-mapped and cast tensor by tensor:
-    beside the result, at most one tensor is copied (files of torch before 1.6 are read whole).
+    beside the result, at most one tensor is copied (files of torch before 1.6 are read whole). What becomes of a tensor
+    is up to `keep`, by default `assign`.
 
     Raises FileNotFoundError; DoesNotFit; ValueError for a file that is damaged, holds something else than tensors, or
     tensors that are no finite floating-point numbers.
@@ -73,8 +75,14 @@ def load_weights(
     own = model.state_dict()
     view = _chosen(path, read_checkpoint(path), own if expected is None else expected)
     _say(path, view)
-    loaded = {name: _cast(f"{path}: tensor {name}", view.tensors[name], dtype(name), device) for name in own}
-    model.load_state_dict(loaded, assign=True)
+    for name in own:
+        (keep or assign)(model, name, _cast(f"{path}: tensor {name}", view.tensors[name], dtype(name), device))
+
+
+def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """The tensor becomes the model's of that name."""
+    owner, _, own = name.rpartition(".")
+    model.get_submodule(owner).load_state_dict({own: tensor}, strict=False, assign=True)
 
 
 def _chosen(path: Path, found: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Tensor]) -> _View:
