@@ -259,8 +259,9 @@ class StreamConfig(Checked):
     )
     weight_bits: int = setting(
         16,
-        "Bits of a weight in the linear layers of encoder and aggregator, which are most of the model; 16: they have the "
-        "compute type. At 8 and 4, CPUs with VNNI multiply 8-bit integers; elsewhere less memory costs time.",
+        "Bits of a weight in the linear layers of encoder, aggregator and camera head (there at least 8), most of the "
+        "model; 16: they have the compute type. With fewer, CPUs with VNNI multiply 8-bit integers, elsewhere it costs "
+        "time.",
         choices=(16, 8, 4),
     )
     attention: str = setting(

@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     stream = SegmentedStream(config)
     stages = time_stages(stream, args.frames, args.warm_up)
     facts = _facts(stream)
-    counted = _launched_singly(stream, args.warm_up + args.frames)
+    steps = args.warm_up + args.frames
+    counted = _launched_singly(stream, steps)
     work = work_of(lambda: counted.step(np.zeros((*IMAGE_SIZE, 3), np.uint8)), stream.device)
     size = gemm_size(stream)
     rate = gemm_rate(stream.device, stream.dtype, size)
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(facts | {"seconds": {s: vars(t) for s, t in stages.items()}, "gemm_flops": rate}))
     else:
-        _print_table(stream, facts, stages)
+        _print_table(facts, stages, steps)
         _print_work(stream, work, stages["step"].median, size, rate)
     return 0
 
@@ -140,13 +141,13 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _print_table(stream: SegmentedStream, facts: dict[str, Any], stages: dict[str, Timing]) -> None:
+def _print_table(facts: dict[str, Any], stages: dict[str, Timing], steps: int) -> None:
     for name, value in facts.items():
         if name in WORK:
             continue
         print(f"{name:<16}{value / MIB:.2f} MiB" if name.endswith("_bytes") else f"{name:<16}{value}")
     if facts["tokens"] < facts["budget_tokens"]:
-        needed = math.ceil((stream.status.frame + 1) * facts["budget_tokens"] / facts["tokens"])
+        needed = math.ceil(steps * facts["budget_tokens"] / facts["tokens"])
         print(f"the cache is not full yet: steps take longer with --warm-up {needed}, which fills it")
     print(f"\n{'stage':<16}{'median [ms]':>12}{'least [ms]':>12}")
     for stage, timing in stages.items():
@@ -155,10 +156,11 @@ def _print_table(stream: SegmentedStream, facts: dict[str, Any], stages: dict[st
 
 def _print_work(stream: SegmentedStream, work: Work, step: float, size: Size, rate: float) -> None:
     """What a step does, beside a matrix product of the compute type."""
-    gemm = f"GEMM {_name(stream.dtype)}"
-    print(f"{gemm:<16}{rate / 1e9:>12.1f} GFLOP/s, {'x'.join(map(str, size))}")
-    ideal = work.flop / rate
-    print(f"{'flop':<16}{work.flop / 1e9:>12.1f} G, {ideal * 1000:.1f} ms at that rate: the step takes {step / ideal:.2f} of it")
+    gemm, ideal = f"GEMM {_name(stream.dtype)}", work.flop / rate
     kind = "kernels and copies" if stream.device.type == "cuda" else "operators"
+    of_it = f"{ideal * 1000:.1f} ms at that rate; the step takes {step / ideal:.2f} of it"
+    print(f"{gemm:<16}{rate / 1e9:>12.1f} GFLOP/s, {'x'.join(map(str, size))}")
+    print(f"{'flop':<16}{work.flop / 1e9:>12.1f} GFLOP, {of_it}")
     print(f"{'launches':<16}{work.launches:>12} {kind}")
-    print(f"{'bytes_moved':<16}{work.bytes_moved / MIB:>12.1f} MiB read and written by operators, estimated as if nothing stayed in the processor's cache")
+    moved = f"{work.bytes_moved / MIB:>12.1f} MiB, an estimate"
+    print(f"{'bytes_moved':<16}{moved}: what operators read and write, if nothing stays in the processor's cache")

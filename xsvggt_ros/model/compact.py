@@ -32,7 +32,11 @@ PART = 2**20  # weights that are made floats at a time: they stay in the process
 class CompactLinear(nn.Module):
     """nn.Linear with a weight of few bits."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, bits: int, dtype: torch.dtype):
+    codes: Tensor  # int8 [N, K]; at 4 bits [N, K / 2], of two columns half a row apart
+    scale: Tensor  # float32 [N]
+    multiples: Tensor | None  # int8 [N, K / GROUP, 1], at 4 bits
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter, bits: int, dtype: torch.dtype):
         """weight [N, K], float32. Computes in `dtype`. Raises ValueError for 4 bits of rows that make no groups."""
         super().__init__()
         self.weight = torch.empty(weight.shape, dtype=dtype, device="meta")  # what it stands for, without numbers
@@ -91,20 +95,25 @@ def assign_compact(model: nn.Module, name: str, tensor: Tensor, bits: int, dtype
         return assign(model, name, tensor)
     owner = name.rpartition(".")[0]
     bits = 8 if name.startswith(POSE) else bits
-    model.set_submodule(owner, CompactLinear(tensor, model.get_submodule(owner).bias, bits, dtype))
+    linear = model.get_submodule(owner)
+    assert isinstance(linear, nn.Linear)
+    model.set_submodule(owner, CompactLinear(tensor, linear.bias, bits, dtype))
     trim_heap()  # else what lay between the codes, ever larger than the next tensor needs, comes to all the floats
 
 
 def _in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor, None]:
-    """Codes [N, K], scales [N]."""
+    """Codes and scales."""
     scale = weight.abs().amax(1).clamp_(min=LEAST).div_(LARGEST)
     return (weight / scale[:, None]).round_().to(torch.int8), scale, None
 
 
 def _in_4_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [N, K / 2] of two columns half a row apart, scales [N], multiples [N, K / GROUP, 1]."""
+    """Codes, scales, multiples."""
     if weight.shape[1] % (2 * GROUP):
-        raise ValueError(f"weight_bits 4 needs rows of {2 * GROUP} weights or a multiple, got {weight.shape[1]}")
+        raise ValueError(
+            f"weight_bits 4 needs layers whose inputs are a multiple of {2 * GROUP}, got {weight.shape[1]}; "
+            "set weight_bits to 8 or 16"
+        )
     groups = weight.unflatten(1, (-1, GROUP))
     furthest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
     step = furthest / CODES[0]  # [N, K / GROUP, 1], of either sign: the longer side of the codes is the furthest's
