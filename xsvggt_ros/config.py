@@ -283,6 +283,13 @@ class StreamConfig(Checked):
         "Compute type; auto: bfloat16 on CUDA and on CPUs with bf16 instructions, else float32.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    weight_bits: int = setting(
+        16,
+        "Bits of a weight in the linear layers of encoder, aggregator and camera head (there at least 8), most of the "
+        "model; 16: they have the compute type. With fewer, CPUs with VNNI multiply 8-bit integers, elsewhere it costs "
+        "time.",
+        choices=(16, 8, 4),
+    )
     attention: str = setting(
         "auto",
         "Attention backend; auto: the fastest there is. Policies that weigh tokens (coreset, stac) run on sdpa where "

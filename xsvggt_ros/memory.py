@@ -111,8 +111,12 @@ def keep_one_heap() -> None:
 def give_back() -> None:
     """Returns to the system what allocators keep of freed memory, for its next use."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc: pieces below some 32 MiB stay in its heaps
-    if trim:
-        trim(0)
+    trim_heap()
     if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def trim_heap() -> None:
+    """Of give_back what glibc keeps: pieces below some 32 MiB stay in its heaps, and holes between others with them."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)

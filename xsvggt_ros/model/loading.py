@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,11 +16,12 @@ from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.model.attention import attention_backend, cpu_supports
 from xsvggt_ros.model.camera_head import ITERATIONS
 from xsvggt_ros.model.checkpoint import read_checkpoint
+from xsvggt_ros.model.compact import COMPACT, assign_compact
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.model.hub import HUB, download
 from xsvggt_ros.model.licence import say_licence
 from xsvggt_ros.model.streamvggt import OPTIONAL_HEADS, StreamVGGT
-from xsvggt_ros.model.weights import DoesNotFit, View, chosen, give
+from xsvggt_ros.model.weights import DoesNotFit, View, assign, chosen, give
 
 FIELD_OF_VIEW = 1.0  # radians; what a camera head without training says
 RANDOM, SEED = "random", 0  # weights
@@ -55,11 +57,12 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None, causa
         raise ValueError(f"model {config.model} has no track head: set track_groups to 0")
     with torch.device("meta"):
         model = StreamVGGT(sizes, heads)
+    form = _Form(dtype, device, config.weight_bits)
     if config.weights == RANDOM:
-        _random_weights(model, dtype, device)
+        _random_weights(model, form)
     else:
         path = weights_path(config)
-        _load(model, path, dtype, device, config.model)
+        _load(model, path, form, config.model)
         if config.model == PUBLISHED:
             _say_what_they_are(config, path, causal)
     model.kernel = kernel
@@ -76,14 +79,34 @@ def _favour_vectors(head: nn.Module) -> None:
             layer.weight = nn.Parameter(layer.weight.T.contiguous().T)
 
 
-def _load(model: StreamVGGT, path: Path, dtype: torch.dtype, device: torch.device, name: str) -> None:
+@dataclass(frozen=True)
+class _Form:
+    """What weights are kept as."""
+
+    compute: torch.dtype
+    device: torch.device
+    bits: int
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a weight before it is kept."""
+        return torch.float32 if self.bits < 16 and COMPACT.match(name) else weight_dtype(name, self.compute)
+
+    def keep(self, model: nn.Module, name: str, tensor: Tensor) -> None:
+        """The tensor, of `dtype`, becomes the model's of that name."""
+        if self.bits < 16:
+            assign_compact(model, name, tensor, self.bits, weight_dtype(name, self.compute))
+        else:
+            assign(model, name, tensor)
+
+
+def _load(model: StreamVGGT, path: Path, form: _Form, name: str) -> None:
     """Weights from a file, which may lack the track head, into the model of that name."""
     view = fitting(path, read_checkpoint(path), name)
     if model.track_head is not None and not _has_track_head(view.tensors):
         raise ValueError(
             f"{path} has no track head: set track_groups to 0, or train one (xsvggt train --tracks --init)"
         )
-    give(model, path, view, lambda tensor: weight_dtype(tensor, dtype), device)
+    give(model, path, view, form.dtype, form.device, form.keep)
 
 
 def fitting(path: Path, found: Mapping[str, Mapping[str, Tensor]], name: str) -> View:
@@ -219,19 +242,19 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def _random_weights(model: StreamVGGT, dtype: torch.dtype, device: torch.device) -> None:
+def _random_weights(model: StreamVGGT, form: _Form) -> None:
     """Weights that keep activations at unit scale, from a fixed seed, and a camera that looks straight ahead."""
-    generator = torch.Generator(device).manual_seed(SEED)
+    generator = torch.Generator(form.device).manual_seed(SEED)
 
     def initial(name: str, shape: torch.Size) -> Tensor:
-        tensor = torch.empty(shape, dtype=weight_dtype(name, dtype), device=device)
+        tensor = torch.empty(shape, dtype=form.dtype(name), device=form.device)
         if "token" in name or name.endswith("pos_embed"):
             return tensor.normal_(std=0.02, generator=generator)
         if len(shape) > 1:
             return tensor.normal_(std=shape[1:].numel() ** -0.5, generator=generator)
         return tensor.fill_(name.endswith(("weight", "gamma")))
 
-    weights = {name: initial(name, tensor.shape) for name, tensor in model.state_dict().items()}
-    straight = torch.tensor([0, 0, 0, 0, 0, 0, 1, FIELD_OF_VIEW, FIELD_OF_VIEW], device=device)
-    weights["camera_head.pose_branch.fc2.bias"] = straight / ITERATIONS  # the iterations add up
-    model.load_state_dict(weights, assign=True)
+    for name, tensor in model.state_dict().items():
+        form.keep(model, name, initial(name, tensor.shape))
+    straight = torch.tensor([0, 0, 0, 0, 0, 0, 1, FIELD_OF_VIEW, FIELD_OF_VIEW], device=form.device)
+    form.keep(model, "camera_head.pose_branch.fc2.bias", straight / ITERATIONS)  # the iterations add up

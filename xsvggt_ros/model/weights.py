@@ -71,20 +71,31 @@ def load_weights(
     """
     path = Path(path)
     view = chosen(path, read_checkpoint(path), model.state_dict() if expected is None else expected)
-    give(model, path, view, dtype, device)
+    give(model, path, view, dtype, device, assign)
 
 
 def give(
-    model: nn.Module, path: Path, view: View, dtype: Callable[[str], torch.dtype], device: torch.device | str
+    model: nn.Module,
+    path: Path,
+    view: View,
+    dtype: Callable[[str], torch.dtype],
+    device: torch.device | str,
+    keep: Callable[[nn.Module, str, Tensor], None],
 ) -> None:
     """Gives `model` its tensors of those that were chosen from a checkpoint, as `dtype(name)` on `device`.
 
-    Raises ValueError for a tensor of no finite floating-point numbers.
+    What becomes of a tensor is up to `keep`, for example `assign`. Raises ValueError for a tensor of no finite
+    floating-point numbers.
     """
     own = model.state_dict()
-    in_file_order = (name for name in view.tensors if name in own)  # which the disk reads ahead
-    loaded = {name: _cast(f"{path}: tensor {name}", view.tensors[name], dtype(name), device) for name in in_file_order}
-    model.load_state_dict(loaded, assign=True)
+    for name in (name for name in view.tensors if name in own):  # in the file's order, which the disk reads ahead
+        keep(model, name, _cast(f"{path}: tensor {name}", view.tensors[name], dtype(name), device))
+
+
+def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """The tensor becomes the model's of that name."""
+    owner, _, own = name.rpartition(".")
+    model.get_submodule(owner).load_state_dict({own: tensor}, strict=False, assign=True)
 
 
 def as_saved(path: Path, view: View, dtype: torch.dtype | None) -> dict[str, Tensor]:
