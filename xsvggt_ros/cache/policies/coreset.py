@@ -63,7 +63,7 @@ class Coreset(Policy):
         stays = torch.zeros_like(left, dtype=torch.int8).scatter_(0, kept, 1)
         slots = stays.argsort(0)[: left.shape[0] - kept.shape[0]]
         count = (past.frame < unfinished).gather(0, slots) + left.gather(0, slots)
-        inherit(left, past.keys, slots, count, at_once=past.keys[0].numel())  # a small part of the layer's memory
+        inherit(left, past.keys, slots, count, at_once=max(1, past.keys[0].numel() // 2))  # a small part of the layer
 
 
 def inherit(left: Tensor, keys: Tensor, slots: Tensor, count: Tensor, at_once: int) -> None:
