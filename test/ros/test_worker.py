@@ -32,11 +32,12 @@ class Pipeline:
     chunk = 1
 
     def __init__(self, stream, config, log):
-        self.begun, self.limits, self.waiting = [], [], []
+        self.begun, self.limits, self.waiting, self.dense = [], [], [], []
         self.status = Status()
         self.reset = self.time_restarted = self.save_map = self.load_map = lambda: None
 
-    def process(self, message, config, arrived):
+    def process(self, message, config, arrived, dense):
+        self.dense.append(dense)
         self.begun.append(message)
         self.waiting.append(self.answer(message, arrived))
         return self.flush() if len(self.waiting) >= self.chunk else []
@@ -61,9 +62,10 @@ class Outside:
     def __init__(self, pool, **settings):
         self.sent, self.statuses, self.failure = [], [], None
         self.gate, self.reached = Event(), Event()
+        self.listened = set(TOPICS)
         self.settings = SimpleNamespace(config=NodeConfig(queue="all", **settings))
         log = SimpleNamespace(warning=lambda *a, **k: None)
-        self.worker = Worker(None, self.settings, rclpy_class, self.publish, log)
+        self.worker = Worker(None, self.settings, rclpy_class, self.publish, self.listened.__contains__, log)
         self.pipeline = self.worker._pipeline
         self.running = pool.submit(self.worker.run)
 
@@ -166,6 +168,19 @@ def test_a_frame_says_at_which_level_it_was_made_and_the_next_is_made_at_the_new
     halved = next(level for level in LEVELS if level.budget < 1)
     begun, fraction = next(limit for limit in outside.pipeline.limits if limit[1] < 1)
     assert (begun, fraction) == (halved.number * RECENT, halved.budget)
+
+
+def test_depth_is_asked_for_where_it_always_is_and_where_someone_listens(outside):
+    outside.gate.set()
+    for number, (dense, topics) in enumerate(
+        [("always", {"/tf"}), ("subscribed", {"/tf", "~/depth/camera_info"}), ("subscribed", {"~/tracks"})]
+    ):
+        outside.settings.config = NodeConfig(queue="all", dense=dense)
+        outside.listened.clear()
+        outside.listened.update(topics)
+        outside.put(number)
+        until(lambda done=number: len(outside.statuses) > done)
+    assert outside.pipeline.dense == [True, False, True]
 
 
 def test_other_messages_do_not_wait(outside):
