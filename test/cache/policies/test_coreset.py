@@ -106,6 +106,17 @@ def test_heirs_are_found_some_at_a_time_as_all_at_once(at_once, monkeypatch):
     assert torch.equal(left[:, 0], expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("length", [0.0, 1e-2, 1.0, 1e3])
+def test_those_that_stay_inherit_however_long_keys_are(dtype, length):
+    """Products of the longest are more than float16 holds."""
+    generator = torch.Generator().manual_seed(0)
+    keys = length * torch.nn.functional.normalize(torch.randn(60, 4, 16, generator=generator), dim=-1)
+    left = torch.zeros(60, 1)
+    coreset.inherit(left, keys.to(dtype), torch.arange(20)[:, None], torch.ones(20, 1), at_once=60)
+    assert (left[:20].sum(), left[20:].sum()) == (0, 20)
+
+
 def test_the_most_similar_inherits_and_the_new_may():
     """Keys along axes, their mean taken off; by hand."""
     policy = make_policy(CONFIG, shape_of(2))

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from xsvggt_ros.cache.lanes import by_lane
 from xsvggt_ros.cache.policies.base import PastTokens, Policy, Seen, lowest
@@ -76,12 +77,13 @@ def inherit(left: Tensor, keys: Tensor, slots: Tensor, count: Tensor, at_once: i
         mean = (sum(part.sum(0, dtype=torch.float32) for part in parts) / of_lane.shape[0]).to(keys.dtype)
         hidden = torch.zeros_like(left[:, lane]).index_fill_(0, gone, -torch.inf).split(at_once)
         for some, counts in zip(gone.split(LEAVING), count[:, lane].split(LEAVING), strict=True):
-            heirs = _heirs(of_lane.index_select(0, some) - mean, parts, hidden, mean)
+            mine = normalize(of_lane.index_select(0, some) - mean, dim=-1, eps=1e-6)  # else beyond what float16 holds
+            heirs = _heirs(mine, parts, hidden, mean)
             left[:, lane].index_add_(0, heirs, counts)
 
 
 def _heirs(mine: Tensor, parts: Sequence[Tensor], hidden: Sequence[Tensor], mean: Tensor) -> Tensor:
-    """For each of mine [n, c], keys less the mean, the row of the most similar among parts [m, c].
+    """For each of mine [n, c], keys less the mean and of length 1, the row of the most similar among parts [m, c].
 
     hidden [m] is added to the likeness: -inf where a key is no heir.
     """
@@ -89,7 +91,7 @@ def _heirs(mine: Tensor, parts: Sequence[Tensor], hidden: Sequence[Tensor], mean
     for keys, not_these in zip(parts, hidden, strict=True):
         keys = keys - mean
         length = torch.linalg.vector_norm(keys, dim=-1, keepdim=True, dtype=torch.float32).clamp_min_(1e-12)
-        # Its rows lie aligned this way round: on GPUs eight times as fast. How long mine are does not matter.
+        # Its rows lie aligned this way round: on GPUs eight times as fast.
         likeness, place = (keys @ mine.T).float().div_(length).add_(not_these[:, None]).max(0)
         found.append((likeness, start + place))
         start += keys.shape[0]
