@@ -212,6 +212,28 @@ def test_steps_that_take_nothing_in_and_steps_without_depth_have_graphs_of_their
         assert all(torch.equal(a, b) for a, b in zip(mine.tensors.values(), theirs.tensors.values(), strict=True))
 
 
+def test_a_kind_of_step_that_cannot_be_recorded_leaves_those_that_are(model):
+    replayed = []
+
+    class WithDepth(Repeated):
+        def __init__(self, model, images, cache, dense):
+            super().__init__(model, images, cache, dense)
+            if not dense:
+                raise RuntimeError("CUDA out of memory")
+
+        def replay(self, images):
+            replayed.append(i)
+            return super().replay(images)
+
+    graph, plain = stream_of(model, WithDepth), stream_of(model)
+    begin = FULL + WARM
+    for i in range(begin + 12):
+        for stream in (graph, plain):
+            stream.dense = i < begin or i % 2 == 0
+        np.testing.assert_array_equal(graph.step(image(i)).depth, plain.step(image(i)).depth)
+    assert replayed == [i for i in range(begin, begin + 12) if i % 2 == 0]
+
+
 def test_a_frame_is_its_own(model):
     """Also where the next step overwrites what it was made of."""
     stream = stream_of(model, Repeated)

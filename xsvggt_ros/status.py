@@ -26,8 +26,8 @@ class SegmentStatus:
 
     @property
     def held(self) -> SegmentStatus:
-        """What is left of it where segments have been switched off: keyframes, until a new world starts."""
-        return SegmentStatus(keyframes=self.keyframes, keyframe_bytes=self.keyframe_bytes)
+        """What is left of it where segments have been switched off, until a new world starts."""
+        return SegmentStatus(located=self.located, keyframes=self.keyframes, keyframe_bytes=self.keyframe_bytes)
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class StepGraph:
             if self._asked:
                 self._tell(reason)
             return None
-        recorded = None if self._failed else self._of_kind((cache.taking_in, dense), images, cache)
+        recorded = self._of_kind((cache.taking_in, dense), images, cache)
         if recorded is None:
             return None
         predictions = recorded.replay(images)
@@ -141,7 +141,7 @@ class StepGraph:
 
     def _of_kind(self, kind: Kind, images: Tensor, cache: KVCache) -> Recorded | None:
         """That of such steps, once it is recorded."""
-        if kind not in self._recorded and cache.steady:
+        if kind not in self._recorded and cache.steady and not self._failed:
             if self._warm[kind] >= WARM:
                 self._try(kind, images, cache)
             self._warm[kind] += 1

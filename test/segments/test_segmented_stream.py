@@ -492,6 +492,9 @@ def test_after_a_pause_the_stream_goes_on_where_the_camera_was(model, room):
     later = [stream.step(shot.rgb, shot.intrinsics, shot.stamp_ns + 60 * SECOND) for shot in room[11:24]]
     assert later[-1].status.segments.segment > frame.status.segments.segment
     assert not later[-1].status.segments.located
+    stream.reconfigure_all(stream.cache_config, OFF, LOOP)
+    (off,) = [stream.step(shot.rgb, shot.intrinsics, shot.stamp_ns + 60 * SECOND) for shot in room[24:25]]
+    assert not off.status.segments.located and not off.segment.located  # as /tf, which has no map then
 
 
 def test_a_place_is_found_again_after_a_pause(model, room):
