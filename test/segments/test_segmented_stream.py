@@ -237,7 +237,7 @@ def test_a_segment_is_filled_in_the_time_that_is_left(model, room, monkeypatch):
     """A tenth of a step with each image, where there is none left; all that it may as soon as there is."""
     done, go_on = [], Builder._go_on
     monkeypatch.setattr(Builder, "_go_on", lambda builder: (done.append(1), go_on(builder)))
-    stream = stream_of(model, replace(OFTEN, work=1.0, shared=3))
+    stream = stream_of(model, replace(OFTEN, work=1.0, shared=4))
     at = until_building(stream, room, 0)
     for until, most in ((0.0, round(0.1 * model.part_count)), (math.inf, model.part_count)):
         stream.until = until
@@ -253,6 +253,19 @@ def check_same_next(stream, twin, room, at: int) -> None:
     (frame,), (same,) = steps(stream, room, at, at + 1), steps(twin, room, at, at + 1)
     np.testing.assert_allclose(frame.T_first_cam, same.T_first_cam, atol=1e-3)
     np.testing.assert_allclose(frame.depth, same.depth, rtol=1e-2)
+
+
+@pytest.mark.parametrize("segment", [SegmentConfig(enabled=True), OFTEN], ids=["usual", "often"])
+def test_a_segment_takes_over_with_whole_images_only(model, room, segment):
+    """Of one that was begun and not finished some layers would have tokens, whose number another image gets then."""
+    stream = stream_of(model, segment)
+    for i in range(len(room)):
+        steps(stream, room, i, i + 1)
+        cache = stream._cache
+        for layer in range(cache.shape.layers):
+            ids = cache.token_ids(layer)
+            assert ids.unique().numel() == ids.numel() and ids.max() < cache.frames * cache.shape.tokens_per_frame
+    assert stream.status.segments.segment > 1
 
 
 def test_segments_off_and_on_again_do_not_move_the_camera(model, room):

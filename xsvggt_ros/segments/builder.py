@@ -20,10 +20,13 @@ Begin = Callable[[NDArray, Array], Parts[Frame]]
 class Builder:
     """Fills a fresh cache: with a keyframe, if it begins at one, then with images that the serving segment has too.
 
-    begin: starts the step of an image with its intrinsics, to be done in parts.
+    begin: starts the step of an image with its intrinsics, to be done in so many parts. wanted: how many images both
+    segments are to share.
     """
 
-    def __init__(self, begin: Begin, key: int | None, image: tuple[NDArray, Array] | None, parts: int) -> None:
+    def __init__(
+        self, begin: Begin, key: int | None, image: tuple[NDArray, Array] | None, parts: int, wanted: int
+    ) -> None:
         self.key = key  # of the keyframe that the segment begins at; None: at the first image that it shares
         self.first: Frame | None = None  # of the segment
         self.shared: Shared = []
@@ -33,6 +36,12 @@ class Builder:
         self._serving: Frame | None = None  # as the serving segment has the image of the step at hand
         self._taken = -1  # index of that
         self._parts = parts  # of a step
+        self._wanted = wanted
+
+    @property
+    def ready(self) -> bool:
+        """Whether both segments have what they are to share. Nothing is begun then that would be cut short."""
+        return len(self.shared) >= self._wanted
 
     @torch.inference_mode()
     def advance(self, frame: Frame, work: float, until: float) -> None:
@@ -47,7 +56,7 @@ class Builder:
         """The next image; whether there is one."""
         if self._image is not None:
             self._step, self._serving, self._image = self._begin(*self._image), None, None
-        elif frame.index > self._taken:
+        elif frame.index > self._taken and not self.ready:
             self._step, self._serving, self._taken = self._begin(frame.image, frame.intrinsics), frame, frame.index
         return self._step is not None
 

@@ -242,7 +242,7 @@ class SegmentedStream(GeometryStream):
         if chain.carried:
             return
         try:
-            if self._builder and self._next and len(self._builder.shared) >= self._segment.shared:
+            if self._builder and self._next and self._builder.ready:
                 self._join(chain, self._builder, self._next, frame)
                 return
             if self._builder is None and frame.index >= self._rest and chain.ends(frame, self._segment):
@@ -276,7 +276,7 @@ class SegmentedStream(GeometryStream):
         self._next.reset()
         self._next.allocate(*self._chain.map.size)
         image = None if key is None else self._chain.map.image(key)
-        self._builder = Builder(self._next.step_parts, key, image, self.model.part_count)
+        self._builder = Builder(self._next.step_parts, key, image, self.model.part_count, self._segment.shared)
 
     def _another(self) -> GeometryStream:
         """A stream beside this one; its steps are done in parts."""
