@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 import subprocess
 import sys
 
@@ -67,6 +68,10 @@ def test_usage_errors(arguments, capsys):
         ("replay in --output out --no-rectfy", "--no-rectfy (did you mean --no-rectify?)"),
         ("replay --worldframe map in --output out", "--worldframe (did you mean --world_frame?)"),
         ("replay in another --output out", "another"),
+        (
+            "replay in --output out --segment.enabled true",
+            "true; what is true or false is written --NAME and --no-NAME",
+        ),
         ("rooms --output out --frame 3", "--frame (did you mean --frames?)"),
         ("--foo replay x", "--foo before replay, whose flags follow it"),
         ("-v replay x --output out", "-v before replay, whose flags follow it"),
@@ -103,3 +108,13 @@ def test_our_own_errors_keep_their_traceback(monkeypatch):
     monkeypatch.setattr("xsvggt_ros.replay.command.run", lambda args: {}["bug"])
     with pytest.raises(KeyError):
         cli.main(["replay", "in", "--output", "out"])
+
+
+@pytest.mark.parametrize(("set_before", "then"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_without_spinning_unless_the_user_wants_that(set_before, then, monkeypatch, capsys):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if set_before:
+        monkeypatch.setenv("OMP_WAIT_POLICY", set_before)
+    assert cli.main(["parameters"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == then
+    monkeypatch.delenv("OMP_WAIT_POLICY")  # what the command has set is not a later test's

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from xsvggt_ros.names import unknown_names
+from xsvggt_ros.threads import wait_without_spinning
 
 # Subcommand -> what it does, and the module with `add_arguments(parser)` and `run(args) -> exit code`.
 # Only the module that is asked for gets imported: most of them load torch.
@@ -24,10 +25,12 @@ COMMANDS = {
     "convert": ("write a checkpoint as one plain safetensors file", "xsvggt_ros.model.convert"),
     "bench": ("time the steps of a model", "xsvggt_ros.evaluation.bench"),
 }
+TRUTH = re.compile("true|false", re.IGNORECASE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code of the command line: 0 done, 2 bad input (one sentence on stderr says what), 130 interrupted."""
+    wait_without_spinning()
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     parser = _parser(arguments[:1])
@@ -61,7 +64,8 @@ def _named(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
     """The unknown flags with the nearest that there are; else the words that are too many."""
     flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
     if not flags:
-        return ", ".join(unknown)
+        written = "; what is true or false is written --NAME and --no-NAME" * any(map(TRUTH.fullmatch, unknown))
+        return ", ".join(unknown) + written
     return unknown_names(flags, re.findall(r"--[\w.-]+", parser.format_usage()))
 
 

@@ -93,8 +93,10 @@ class GeometryStream:
             frames, mib = cache.budget / per_frame, cache.nbytes / MIB
             held = f"{cache.budget} tokens per layer = {frames:.1f} frames = {mib:.1f} MiB"
             held += ", as views of the scene come" * cache.config.adaptive
+        bits, passes = self.config.weight_bits, self.config.camera_iterations
+        less = f", weights of {bits} bits" * (bits < 16) + f", {passes} camera iterations" * (passes < ITERATIONS)
         return (
-            f"{self.config.model} with {weights}, on {self.device}, {self.dtype}, "
+            f"{self.config.model} with {weights}, on {self.device}, {self.dtype}{less}, "
             f"attention by {self.model.kernel.__name__}; an image of 4:3 is {per_frame} tokens, "
             f"and the cache ({cache.config.policy}) keeps {held}{self._launched(cache)}"
         )

@@ -117,3 +117,14 @@ def test_weights_in_another_type_are_the_same(tmp_path):
     expected = load_model(config).state_dict()
     found = load_model(StreamConfig(dtype="float32", device="cpu", weights=str(tmp_path / "w.safetensors")))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
+
+
+def test_weights_of_the_camera_head_lie_by_their_longer_side_and_are_the_same():
+    weights = load_file(DEMO)
+    model = load_model(StreamConfig(dtype="float32", device="cpu"))
+    layers = {name: layer for name, layer in model.camera_head.named_modules() if isinstance(layer, torch.nn.Linear)}
+    assert len(layers) == 12
+    for name, layer in layers.items():
+        assert torch.equal(layer.weight, weights[f"camera_head.{name}.weight"])
+        wide = layer.out_features > layer.in_features
+        assert layer.weight.stride() == ((1, layer.out_features) if wide else (layer.in_features, 1))

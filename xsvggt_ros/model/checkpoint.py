@@ -134,7 +134,7 @@ def _absent(text: str) -> str:
         )
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and Path(text).suffix.lower() not in SUFFIXES:
         return f"if that is a repository of huggingface.co: set `weights` to hf://{text}"
-    return "check the setting `weights`"
+    return "check the setting `weights`: empty is what comes with the model, random is random numbers"
 
 
 def _in_folder(folder: Path) -> Path:

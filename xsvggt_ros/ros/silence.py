@@ -30,7 +30,7 @@ def why_silent(node: Node, images: Subscription, kind: str, lost: int) -> str:
     others = ", ".join(topics_of(node, IMAGE_TYPES, topic))
     return (
         text
-        + f"Image topics there are: {others or 'none'}"
+        + f"Other image topics: {others or 'none'}"
         + ("; choose one with image_topic:=TOPIC (launch) or `--ros-args -r image:=TOPIC`" if others else "")
     )
 
