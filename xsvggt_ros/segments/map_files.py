@@ -60,7 +60,9 @@ def load(folder: Path, fingerprint: str) -> Map:
     if about.get("format") != FORMAT:
         raise ValueError(f"{folder / ABOUT} is of format {about.get('format')!r}, and this version reads {FORMAT}")
     if about.get("encoder") != fingerprint:
-        raise ValueError(f"the map in {folder} was made with other weights: set those, or make a new map")
+        raise ValueError(
+            f"the map in {folder} was made with another weight_bits or other weights: set those, or make a new map"
+        )
     _check(folder, arrays)
     count = len(arrays["images"])
     map_ = Map(count, *arrays["images"].shape[1:3])
