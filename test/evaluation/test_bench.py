@@ -53,6 +53,12 @@ def test_a_cache_that_is_not_full_is_said_with_the_steps_that_fill_it(capsys):
     assert "the cache is not full yet: steps take longer with --warm-up 10, which fills it" in capsys.readouterr().out
 
 
+def test_images_that_are_not_taken_in_never_fill_the_cache(capsys):
+    main([*ARGUMENTS, "--cache.budget_tokens", "170", "--cache.intake", "moved", "--cache.intake_degrees", "180"])
+    said = capsys.readouterr().out
+    assert "not full yet: it took in 2 of 4 images; steps take longer with --cache.intake every" in said
+
+
 def test_warm_up_steps_are_not_measured(monkeypatch, capsys):
     steps = []
     step = GeometryStream.step

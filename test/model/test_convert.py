@@ -57,6 +57,12 @@ def test_the_converted_model_is_the_model(tmp_path):
         assert file.metadata() == {"format": "pt"}
 
 
+def test_those_may_read_it_who_may_read_other_new_files(tmp_path):
+    (tmp_path / "other").touch()
+    assert convert(DEMO, tmp_path / "w.safetensors") == 0
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_another_type(tmp_path, weights, dtype):
     assert convert(DEMO, tmp_path / "w.safetensors", "--dtype", dtype) == 0

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save
 from support.hub import COMMIT, serving
 
+from xsvggt_ros.cli import main
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.model import load_model, loading
 from xsvggt_ros.model.hub import download
@@ -55,6 +56,15 @@ def test_the_one_checkpoint_of_a_repository_is_loaded_and_kept(hub, caplog, capf
         (True, False),
     ]
     assert "%|" not in "".join(capfd.readouterr())  # a bar
+
+
+@pytest.mark.parametrize("what", [["--init"], ["--teacher-model", "demo", "--teacher"]])
+def test_training_takes_them(hub, tmp_path, what):
+    hub.repositories["me/net"] = {"w.pth": DEMO.read_bytes()}
+    run = ["train", "--output", str(tmp_path / "run"), "--device", "cpu", "--workers", "1", "--model", "demo"]
+    assert main([*run, "--steps", "1", "--width", "28", "--height", "28", *what, "hf://me/net"]) == 0
+    assert hub.served == ["w.pth"]
+    assert main([*run, "--steps", "2", "--width", "28", "--height", "28", *what, "hf://me/net"]) == 0  # goes on
 
 
 def test_a_file_of_a_revision(hub):

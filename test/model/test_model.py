@@ -12,6 +12,7 @@ from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.model import StreamVGGT, load_model, loading
 from xsvggt_ros.model.attention import MANY, WholeSequence, attention_backend, flash, matmul_by_head, sdpa
 from xsvggt_ros.model.config import MODELS, TrackConfig
+from xsvggt_ros.model.dpt_head import uv_embedding
 from xsvggt_ros.model.loading import RANDOM, compute_dtype
 from xsvggt_ros.stream import cache_shape
 
@@ -276,3 +277,13 @@ def test_a_model_can_be_trained_after_it_has_streamed():
         network.aggregator.patch_embed.pos_embed.add_(1.0)
     with torch.inference_mode():
         assert not torch.equal(network.step(frames[0, :1], cache_for(network, frames)).depth, before)
+
+
+def test_positions_take_a_row_and_a_column_and_are_at_the_corners_what_the_plane_has_there():
+    of_column, of_row = uv_embedding(30, 40, 8, 4 / 3, CPU, torch.float64)
+    assert of_column.shape == (1, 4, 1, 40) and of_row.shape == (1, 4, 30, 1)
+    for found, half, count in ((of_column.flatten(1)[0], 0.8, 40), (of_row.flatten(1)[0], 0.6, 30)):
+        edge = half * (count - 1) / count
+        waves = torch.tensor([-edge, -edge / 10], dtype=torch.float64)  # frequencies 1 and 100 ** -1/2
+        expected = 0.1 * torch.cat([waves.sin(), waves.cos()])
+        torch.testing.assert_close(found.unflatten(0, (4, count))[:, 0], expected, atol=1e-7, rtol=0)

@@ -3,6 +3,7 @@
 
 import re
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import pytest
@@ -93,6 +94,11 @@ def show(client, pictures):
     client.until(lambda: client.stamps("~/status")[-1:] == sent[-1:])
     found = dict(zip(client.stamps("~/status"), client.received["~/status"], strict=True))
     return [found[stamp] for stamp in sent]
+
+
+def answered(client, image):
+    """Waits for the status of an image."""
+    client.until(lambda: stamp_ns(image.header) in client.stamps("~/status"))
 
 
 # --- what it sends ----------------------------------------------------------------------------------
@@ -204,17 +210,17 @@ def test_every_setting_of_segments_and_loops_changes_while_images_come(user, pic
     names = {f"segment.{s.name}" for s in settings(SegmentConfig)} | {f"loop.{s.name}" for s in settings(LoopConfig)}
     assert {name for name, _ in CHANGES} == names
     show(user, pictures[:2])
-    futures = []
-    asks = {
-        3 * i: lambda name=name, value=value: futures.append(user.ask_parameters(**with_underscores({name: value})))
-        for i, (name, value) in enumerate(CHANGES)
-    }
     images = [shot(user, pictures[i % FRAMES]) for i in range(3 * len(CHANGES) + 6)]
     for received in user.received.values():
         received.clear()
-    user.play(images, at=asks)
-    user.until(lambda: user.stamp in user.stamps("~/status"))
-    assert [user.response(future).result.reason for future in futures] == [""] * len(CHANGES)
+    futures = []
+    for i, (name, value) in enumerate(CHANGES):
+        ask = partial(user.ask_parameters, **with_underscores({name: value}))
+        user.play(images[3 * i : 3 * i + 3], at={0: lambda ask=ask: futures.append(ask())})
+        assert user.response(futures[-1]).result.reason == ""
+        answered(user, images[3 * i + 2])  # what changes twice between two images that are taken is one change
+    user.play(images[3 * len(CHANGES) :])
+    answered(user, images[-1])
     statuses = user.received["~/status"]
     assert user.stamps("~/status") == [stamp_ns(image.header) for image in images]
     assert [status.frame for status in statuses] == list(range(2, 2 + len(images)))  # no new world, none lost

@@ -56,6 +56,11 @@ def rewrite(folder, **arrays) -> None:
     save_file(load_file(folder / NUMBERS) | arrays, folder / NUMBERS)
 
 
+def test_those_may_read_a_map_who_may_read_other_new_files(saved):
+    (saved / "other").touch()
+    assert {path.stat().st_mode for path in saved.iterdir()} == {(saved / "other").stat().st_mode}
+
+
 def test_a_map_comes_back_as_it_was(saved):
     loaded = load(saved, ENCODER)
     assert same(some_map(), loaded)

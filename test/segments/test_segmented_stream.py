@@ -585,6 +585,14 @@ def test_a_map_of_images_of_another_size_is_said_and_not_used(model, room, tmp_p
     assert frame.status.segments.located and list(frame.segment.keyframes) == [0]
 
 
+def test_a_map_is_for_weights_of_as_many_bits(model, room, tmp_path):
+    stream = stream_of(model)
+    steps(stream, room, 0, 1)
+    stream.save_map(tmp_path)
+    with pytest.raises(ValueError, match="made with another weight_bits or other weights: set those"):
+        stream_of(load_model(StreamConfig(dtype="float32", weight_bits=8))).load_map(tmp_path)
+
+
 def test_maps_are_of_streams_of_segments_that_have_begun(model, room, tmp_path):
     with pytest.raises(ValueError, match=r"set segment\.enabled"):
         stream_of(model, OFF).load_map(tmp_path)

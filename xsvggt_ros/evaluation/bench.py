@@ -129,6 +129,7 @@ def _facts(stream: SegmentedStream) -> dict[str, Any]:
         "width": stream.width,
         "policy": s.policy,
         "bits": [s.key_bits, s.value_bits],
+        "frames_taken_in": s.frames_taken_in,
         "tokens": s.tokens,
         "budget_tokens": s.budget_tokens,
         "cache_bytes": s.cache_bytes,
@@ -147,11 +148,17 @@ def _print_table(facts: dict[str, Any], stages: dict[str, Timing], steps: int) -
             continue
         print(f"{name:<16}{value / MIB:.2f} MiB" if name.endswith("_bytes") else f"{name:<16}{value}")
     if facts["tokens"] < facts["budget_tokens"]:
-        needed = math.ceil(steps * facts["budget_tokens"] / facts["tokens"])
-        print(f"the cache is not full yet: steps take longer with --warm-up {needed}, which fills it")
+        print(f"the cache is not full yet: {_remedy(facts, steps)}")
     print(f"\n{'stage':<16}{'median [ms]':>12}{'least [ms]':>12}")
     for stage, timing in stages.items():
         print(f"{stage:<16}{timing.median * 1000:>12.1f}{timing.minimum * 1000:>12.1f}")
+
+
+def _remedy(facts: dict[str, Any], steps: int) -> str:
+    if (taken := facts["frames_taken_in"]) < steps:
+        return f"it took in {taken} of {steps} images; steps take longer with --cache.intake every"
+    needed = math.ceil(steps * facts["budget_tokens"] / facts["tokens"])
+    return f"steps take longer with --warm-up {needed}, which fills it"
 
 
 def _print_work(stream: SegmentedStream, work: Work, step: float, size: Size, rate: float) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from xsvggt_ros.model.checkpoint import read_checkpoint
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.model.loading import fitting, weights_path
 from xsvggt_ros.model.weights import View, as_saved
+from xsvggt_ros.tensor_file import write_tensors
 
 SUFFIX = ".safetensors"
 
@@ -62,10 +62,8 @@ def _write(tensors: dict[str, Tensor], target: Path) -> None:
     """All of it or nothing. Mapped tensors are written as they are read: they need no memory of their own."""
     part = target.with_name(f"{target.name}.part")
     try:
-        save_file(_apart(tensors), part, metadata={"format": "pt"})
+        write_tensors(lambda path: save_file(_apart(tensors), path, metadata={"format": "pt"}), part)
         part.replace(target)
-    except SafetensorError as error:  # of the system's own
-        raise OSError(f"{part} cannot be written ({error}): free space, or choose another folder") from error
     finally:
         part.unlink(missing_ok=True)
 

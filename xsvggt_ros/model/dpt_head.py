@@ -13,27 +13,27 @@ from xsvggt_ros.config import PATCH_SIZE
 from xsvggt_ros.model.config import DPTConfig
 
 HIDDEN = 32  # channels before the last convolution
+Embedding = Callable[..., tuple[Tensor, Tensor]]
 
 
 @torch.inference_mode(False)
 def uv_embedding(
     rows: int, columns: int, channels: int, aspect: float, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """0.1 x sine/cosine embedding of the position in the image plane, [1, channels, rows, columns].
+) -> tuple[Tensor, Tensor]:
+    """0.1 x sine/cosine embedding of the position in the image plane, of the column and of the row.
 
-    `aspect` is the image's width / height; the plane's half diagonal is 1.
+    They are for half of the channels each, [1, channels / 2, 1, columns] and [1, channels / 2, rows, 1]: the table of
+    both would be as large as the features. `aspect` is the image's width / height; the plane's half diagonal is 1.
     """
     diagonal = (aspect**2 + 1) ** 0.5
     u = _centres(columns, aspect / diagonal)
     v = _centres(rows, 1 / diagonal)
     frequencies = 100 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
     u_part, v_part = (
-        torch.cat([a.sin(), a.cos()], dim=-1) for a in (u[:, None] * frequencies, v[:, None] * frequencies)
+        0.1 * torch.cat([a.sin(), a.cos()], dim=-1).float().to(device, dtype)
+        for a in (u[:, None] * frequencies, v[:, None] * frequencies)
     )
-    table = torch.cat(
-        [u_part.expand(rows, -1, -1), v_part[:, None].expand(-1, columns, -1)], dim=-1
-    )  # [rows, columns, channels]
-    return 0.1 * table.float().to(device, dtype).permute(2, 0, 1)[None]
+    return u_part.T[None, :, None], v_part.T[None, :, :, None]
 
 
 def _centres(count: int, half: float) -> Tensor:
@@ -101,10 +101,10 @@ class Scratch(nn.Module):
 class DPTHead(nn.Module):
     """`outputs` channels at full resolution, or feature maps at half of it if `outputs` is None.
 
-    `embed` is `uv_embedding`, or what remembers it: constant per shape, and large.
+    `embed` is `uv_embedding`, or what remembers it: constant per shape.
     """
 
-    def __init__(self, width: int, config: DPTConfig, outputs: int | None, embed: Callable[..., Tensor] = uv_embedding):
+    def __init__(self, width: int, config: DPTConfig, outputs: int | None, embed: Embedding = uv_embedding):
         super().__init__()
         channels = config.out_channels
         self.outputs = outputs
@@ -149,4 +149,8 @@ class DPTHead(nn.Module):
         if self.outputs is None:
             return x
         rows, columns = x.shape[-2:]
-        return x + self._embed(rows, columns, x.shape[1], grid[1] / grid[0], x.device, x.dtype)
+        of_column, of_row = self._embed(rows, columns, x.shape[1], grid[1] / grid[0], x.device, x.dtype)
+        half = x.shape[1] // 2
+        x[:, :half] += of_column  # in place: x is large, and nobody else's
+        x[:, half:] += of_row
+        return x

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,17 +52,18 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None, causa
     kernel = attention_backend(config.attention, device, dtype)
     if heads is None:
         heads = ("point",) * config.point_head + ("track",) * bool(config.track_groups)
-    sizes = MODELS[config.model]
-    if config.track_groups and sizes.track is None:
+    if config.track_groups and MODELS[config.model].track is None:
         raise ValueError(f"model {config.model} has no track head: set track_groups to 0")
-    with torch.device("meta"):
-        model = StreamVGGT(sizes, heads)
+    model = _without_numbers(config.model)
+    expected = model.state_dict()
+    for head in set(OPTIONAL_HEADS).difference(heads):
+        setattr(model, f"{head}_head", None)
     form = _Form(dtype, device, config.weight_bits)
     if config.weights == RANDOM:
         _random_weights(model, form)
     else:
         path = weights_path(config)
-        _load(model, path, form, config.model)
+        _load(model, path, form, config.model, expected)
         if config.model == PUBLISHED:
             _say_what_they_are(config, path, causal)
     model.kernel = kernel
@@ -99,9 +100,9 @@ class _Form:
             assign(model, name, tensor)
 
 
-def _load(model: StreamVGGT, path: Path, form: _Form, name: str) -> None:
-    """Weights from a file, which may lack the track head, into the model of that name."""
-    view = fitting(path, read_checkpoint(path), name)
+def _load(model: StreamVGGT, path: Path, form: _Form, name: str, expected: Mapping[str, Tensor]) -> None:
+    """Weights from a file, which may lack the track head, into the model of that name; expected: of all its heads."""
+    view = fitting(path, read_checkpoint(path), name, expected)
     if model.track_head is not None and not _has_track_head(view.tensors):
         raise ValueError(
             f"{path} has no track head: set track_groups to 0, or train one (xsvggt train --tracks --init)"
@@ -109,15 +110,19 @@ def _load(model: StreamVGGT, path: Path, form: _Form, name: str) -> None:
     give(model, path, view, form.dtype, form.device, form.keep)
 
 
-def fitting(path: Path, found: Mapping[str, Mapping[str, Tensor]], name: str) -> View:
+def fitting(
+    path: Path, found: Mapping[str, Mapping[str, Tensor]], name: str, expected: Mapping[str, Tensor] | None = None
+) -> View:
     """The tensors of a checkpoint that fit the model of that name, with or without a track head.
 
-    Raises ValueError, with a remedy, if none do.
+    expected: the state dict of that model with all heads, if it is at hand. Raises ValueError, with a remedy, if none
+    do.
     """
+    expected = _without_numbers(name).state_dict() if expected is None else expected
     try:
-        return chosen(path, found, _state_dict(name))
+        return chosen(path, found, expected)
     except DoesNotFit as error:
-        without = _state_dict(name, heads=("point",))
+        without = {n: tensor for n, tensor in expected.items() if not n.startswith("track_head.")}
         if not error.would_fit(without):
             raise ValueError(f"{error}; {_advice(error, path, name)}") from error
         return chosen(path, found, without)
@@ -139,7 +144,7 @@ def _say_what_they_are(config: StreamConfig, path: Path, causal: bool) -> None:
 
 
 def _advice(error: DoesNotFit, path: Path, name: str) -> str:
-    if others := [other for other in MODELS if other != name and error.would_fit(_state_dict(other))]:
+    if others := [other for other in MODELS if other != name and error.would_fit(_without_numbers(other).state_dict())]:
         return f"it fits the model {others[0]}: set `model` to that"
     if re.search(r"-\d+-of-\d+\.", path.name):
         return "it is one of several parts: set `weights` to their folder, with the index that names them"
@@ -176,10 +181,10 @@ def is_bidirectional(path: Path) -> bool:
     return VGGT.search(path.name) is not None
 
 
-def _state_dict(name: str, heads: Sequence[str] = OPTIONAL_HEADS) -> Mapping[str, Tensor]:
-    """Of a named model, without memory."""
+def _without_numbers(name: str) -> StreamVGGT:
+    """A named model with all its heads, which takes no memory: half a second's work at full size."""
     with torch.device("meta"):
-        return StreamVGGT(MODELS[name], heads).state_dict()
+        return StreamVGGT(MODELS[name])
 
 
 def weights_path(config: StreamConfig) -> Path:

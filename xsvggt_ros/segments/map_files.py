@@ -15,6 +15,7 @@ from xsvggt_ros.descriptor import CELLS, SIZE
 from xsvggt_ros.segments.graph import Relations
 from xsvggt_ros.segments.map import Keyframe, Map
 from xsvggt_ros.similarity import Similarity
+from xsvggt_ros.tensor_file import write_tensors
 
 NUMBERS, ABOUT = "keyframes.safetensors", "map.json"
 FORMAT = 1
@@ -44,10 +45,7 @@ def save(map_: Map, folder: Path, fingerprint: str) -> None:
     }
     about = {"format": FORMAT, "encoder": fingerprint, "unit": "the model's, of the first keyframe; optical axes"}
     parts = [folder / f"{name}.part" for name in (NUMBERS, ABOUT)]
-    try:
-        save_file(arrays, parts[0])
-    except SafetensorError as error:  # of the system's own
-        raise OSError(f"{parts[0]} cannot be written: {error}") from error
+    write_tensors(lambda path: save_file(arrays, path), parts[0])
     parts[1].write_text(json.dumps(about, indent=1) + "\n")
     for part in parts:
         part.replace(part.with_suffix(""))
@@ -62,7 +60,9 @@ def load(folder: Path, fingerprint: str) -> Map:
     if about.get("format") != FORMAT:
         raise ValueError(f"{folder / ABOUT} is of format {about.get('format')!r}, and this version reads {FORMAT}")
     if about.get("encoder") != fingerprint:
-        raise ValueError(f"the map in {folder} was made with other weights: set those, or make a new map")
+        raise ValueError(
+            f"the map in {folder} was made with another weight_bits or other weights: set those, or make a new map"
+        )
     _check(folder, arrays)
     count = len(arrays["images"])
     map_ = Map(count, *arrays["images"].shape[1:3])

@@ -15,8 +15,9 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from tqdm import tqdm
 
+from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.model.config import MODELS
-from xsvggt_ros.model.loading import open_device
+from xsvggt_ros.model.loading import open_device, weights_path
 from xsvggt_ros.training.curves import draw_curves
 from xsvggt_ros.training.recordings import read_recordings
 from xsvggt_ros.training.run import Run
@@ -40,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=10_000, metavar="N", help="in all (default: %(default)s)")
     parser.add_argument(
         "--init",
-        type=Path,
         metavar="FILE",
-        help="weights to start a new run from, or another run's checkpoint.pt (default: random)",
+        help="weights to start a new run from (as the setting `weights`, hf:// too), or another run's checkpoint.pt "
+        "(default: random)",
     )
     parser.add_argument(
         "--batch",
@@ -68,7 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="recordings to learn from: folders of images, videos or rosbags; they need a --teacher (default: "
         "synthetic rooms)",
     )
-    parser.add_argument("--teacher", type=Path, metavar="FILE", help="weights of a bidirectional network to learn from")
+    parser.add_argument(
+        "--teacher", metavar="FILE", help="weights of a bidirectional network to learn from (as --init)"
+    )
     parser.add_argument(
         "--teacher-model", choices=MODELS, default="streamvggt", help="configuration of it (default: %(default)s)"
     )
@@ -163,9 +166,9 @@ def _run_of(args: argparse.Namespace) -> Run:
         batch=args.batch,
         rate=args.rate,
         seed=args.seed,
-        init=args.init,
+        init=_checkpoint(args.init),
         data=tuple(args.data),
-        teacher=args.teacher,
+        teacher=_checkpoint(args.teacher),
         teacher_model=args.teacher_model,
         truth=args.truth,
         bidirectional=args.bidirectional,
@@ -173,6 +176,11 @@ def _run_of(args: argparse.Namespace) -> Run:
         rank=int(os.environ["RANK"]) if LAUNCHED else 0,
         workers=workers,
     )
+
+
+def _checkpoint(weights: str | None) -> Path | None:
+    """The file that is meant, downloaded if it is to be."""
+    return None if weights is None else weights_path(StreamConfig(weights=weights))
 
 
 def _device(name: str) -> torch.device:
