@@ -442,8 +442,8 @@ def uv(u: Arrays) -> list[Check]:
     for name in u:
         for rows, columns, width, height in re.findall(r"^uvemb_(\d+)x(\d+)_W(\d+)_H(\d+)$", name):
             sizes = (int(rows), int(columns), u[name].shape[-1])
-            parts = uv_embedding(*sizes, int(width) / int(height), CPU, torch.float32)
-            table = torch.cat([part.expand(-1, -1, *sizes[:2]) for part in parts], 1)
+            of_column, of_row = uv_embedding(*sizes, int(width) / int(height), CPU, torch.float32)
+            table = of_column + of_row
             checks.append(close(name, table[0].permute(1, 2, 0), u[name]))
     return checks
 

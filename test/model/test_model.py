@@ -281,8 +281,9 @@ def test_a_model_can_be_trained_after_it_has_streamed():
 
 def test_positions_take_a_row_and_a_column_and_are_at_the_corners_what_the_plane_has_there():
     of_column, of_row = uv_embedding(30, 40, 8, 4 / 3, CPU, torch.float64)
-    assert of_column.shape == (1, 4, 1, 40) and of_row.shape == (1, 4, 30, 1)
-    for found, half, count in ((of_column.flatten(1)[0], 0.8, 40), (of_row.flatten(1)[0], 0.6, 30)):
+    assert of_column.shape == (1, 8, 1, 40) and of_row.shape == (1, 8, 30, 1)
+    assert not of_column[:, 4:].any() and not of_row[:, :4].any()
+    for found, half, count in ((of_column[0, :4].flatten(), 0.8, 40), (of_row[0, 4:].flatten(), 0.6, 30)):
         edge = half * (count - 1) / count
         waves = torch.tensor([-edge, -edge / 10], dtype=torch.float64)  # frequencies 1 and 100 ** -1/2
         expected = 0.1 * torch.cat([waves.sin(), waves.cos()])

@@ -22,8 +22,8 @@ def uv_embedding(
 ) -> tuple[Tensor, Tensor]:
     """0.1 x sine/cosine embedding of the position in the image plane, of the column and of the row.
 
-    They are for half of the channels each, [1, channels / 2, 1, columns] and [1, channels / 2, rows, 1]: the table of
-    both would be as large as the features. `aspect` is the image's width / height; the plane's half diagonal is 1.
+    They are [1, channels, 1, columns] and [1, channels, rows, 1], each 0 where the other is not, to be added: a table
+    of both would be as large as the features. `aspect` is the image's width / height; the plane's half diagonal is 1.
     """
     diagonal = (aspect**2 + 1) ** 0.5
     u = _centres(columns, aspect / diagonal)
@@ -33,7 +33,10 @@ def uv_embedding(
         0.1 * torch.cat([a.sin(), a.cos()], dim=-1).float().to(device, dtype)
         for a in (u[:, None] * frequencies, v[:, None] * frequencies)
     )
-    return u_part.T[None, :, None], v_part.T[None, :, :, None]
+    # Channels last in memory, as features are.
+    of_column = torch.cat([u_part, torch.zeros_like(u_part)], dim=-1).T[None, :, None]
+    of_row = torch.cat([torch.zeros_like(v_part), v_part], dim=-1).T[None, :, :, None]
+    return of_column, of_row
 
 
 def _centres(count: int, half: float) -> Tensor:
@@ -150,7 +153,4 @@ class DPTHead(nn.Module):
             return x
         rows, columns = x.shape[-2:]
         of_column, of_row = self._embed(rows, columns, x.shape[1], grid[1] / grid[0], x.device, x.dtype)
-        half = x.shape[1] // 2
-        x[:, :half] += of_column  # in place: x is large, and nobody else's
-        x[:, half:] += of_row
-        return x
+        return x.add_(of_column).add_(of_row)  # in place: x is large, and nobody else's
