@@ -134,10 +134,10 @@ def warnings(monkeypatch):
 def test_unknown_names_are_said_with_the_nearest_known(make_node, warnings):
     qos = {"qos_overrides./image.subscription.reliability": "best_effort"}
     node = make_node(
-        cache__budget_tokns=500, nonsense=1, use_sim_time=False, start_type_description_service=True, **qos
+        cache__budget_tokns=500, gibberish=1, use_sim_time=False, start_type_description_service=True, **qos
     )
     assert Parameters(node).config == NodeConfig()
-    hint = "cache.budget_tokns (did you mean cache.budget_tokens?), nonsense"
+    hint = "cache.budget_tokns (did you mean cache.budget_tokens?), gibberish"
     assert warnings == [f"parameters ignored, unknown here: {hint}"]
 
 
