@@ -182,7 +182,7 @@ def test_whole_numbers_are_taken_for_either_type_of_numbers(run):
     ("name", "hint"),
     [
         ("cache.budget_tokns", "cache.budget_tokns (did you mean cache.budget_tokens?)"),
-        ("cache.nonsense", "cache.nonsense"),
+        ("cache.gibberish", "cache.gibberish"),
         ("wrold_frame", "wrold_frame (did you mean world_frame?)"),
         ("budget_mib", "budget_mib (did you mean cache.budget_mib?)"),
         ("image_topics", "image_topics (did you mean image_topic?)"),
@@ -200,8 +200,8 @@ def test_arguments_of_the_launch_file_that_includes_this_one_are_left_alone(laun
 
 
 def test_whatever_is_given_on_the_command_line_in_vain_is_named(launch, said):
-    launch(stream(nonsense="1", device="cpu"), argv=["nonsense:=1", "device:=cpu"])
-    assert said == ["arguments ignored, unknown here: nonsense"]
+    launch(stream(gibberish="1", device="cpu"), argv=["gibberish:=1", "device:=cpu"])
+    assert said == ["arguments ignored, unknown here: gibberish"]
 
 
 def test_arguments_override_the_parameter_file_only_when_given(run, tmp_path):

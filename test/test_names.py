@@ -35,8 +35,8 @@ def test_a_frames_name_is_that_of_tf2(written, name):
         ("stream.cache.policy", "cache.policy"),
         ("World_Frame", "world_frame"),
         ("targetLatencyMs", "target_latency_ms"),
-        ("nonsense", ""),
-        ("cache.nonsense", ""),
+        ("gibberish", ""),
+        ("cache.gibberish", ""),
         ("use_sim_time", ""),
     ],
 )
@@ -45,4 +45,4 @@ def test_the_nearest_name_is_the_one_that_was_meant(written, meant):
 
 
 def test_a_message_has_each_unknown_name_with_its_hint():
-    assert unknown_names(["worldframe", "nonsense"], KNOWN) == "nonsense, worldframe (did you mean world_frame?)"
+    assert unknown_names(["worldframe", "gibberish"], KNOWN) == "gibberish, worldframe (did you mean world_frame?)"
