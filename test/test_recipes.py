@@ -16,7 +16,10 @@ import pytest
 from PIL import Image
 from support.frames import read_ply
 from support.paths import ROOT
+from support.streams import RandomStream
 
+from xsvggt_ros.cache.policies import BY_NAME
+from xsvggt_ros.config import CacheConfig
 from xsvggt_ros.rooms import stream as room
 
 NOTEBOOK = ROOT / "docs" / "notebook" / "stream.ipynb"
@@ -28,10 +31,10 @@ def needs(*modules):
     return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
 
 
-def example(module):
-    """The block of docs/recipes.md that begins by importing this."""
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "recipes.md").read_text(), re.MULTILINE | re.DOTALL)
-    (block,) = (block for block in blocks if block.startswith(f"import {module}\n"))
+def example(document, start):
+    """The Python of a document that begins like this."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / document).read_text(), re.MULTILINE | re.DOTALL)
+    (block,) = (block for block in blocks if block.startswith(start))
     return block
 
 
@@ -72,7 +75,7 @@ def test_the_notebook_shows_pictures_and_writes_a_cloud(tmp_path):
 
 @needs("open3d")
 def test_the_example_of_open3d(tmp_path):
-    names = run(example("open3d"), tmp_path)
+    names = run(example("recipes.md", "import open3d"), tmp_path)
     read = names["open3d"].io.read_point_cloud(str(tmp_path / "map.pcd"))
     assert 100 < len(read.points) < len(names["cloud"].points) == len(names["cloud"].colors)
     newest = names["frame"].points_world()[names["sure"]]
@@ -81,8 +84,20 @@ def test_the_example_of_open3d(tmp_path):
 
 @needs("rerun")
 def test_the_example_of_rerun(tmp_path):
-    names = run(example("rerun"), tmp_path)
+    names = run(example("recipes.md", "import rerun"), tmp_path)
     names["rerun"].disconnect()
     recording = (tmp_path / "stream.rrd").read_bytes()
     assert len(recording) > 3 * names["frame"].image.nbytes  # images, at least
     assert all(f"/world/{name}".encode() in recording for name in ("camera", "camera/image", "camera/depth", "points"))
+
+
+def test_the_example_of_a_policy_keeps_what_it_says(monkeypatch):
+    names: dict = {}
+    exec(example("add_a_policy.md", "from torch"), names)
+    monkeypatch.setitem(BY_NAME, "random", names["EvenFrames"])
+    stream = RandomStream(CacheConfig(policy="random", budget_tokens=4 * 25))
+    kept = []
+    for _ in range(9):
+        stream.step()
+        kept.append(sorted({frame for frame, _ in stream.places(0)}))
+    assert kept[3] == [0, 1, 2, 3] and kept[5] == [0, 2, 4, 5] and kept[8] == [0, 4, 6, 8]
