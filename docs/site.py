@@ -21,8 +21,17 @@ COPIED = {  # file of the project -> page
     "CONTRIBUTING.md": "contributing.md",
     "xsvggt_ros/weights/README.md": "model_card.md",
 }
-API = ("GeometryStream", "Frame", "status.StepStatus", "SegmentedStream", "load_model", "geometry")
+API = (
+    "GeometryStream",
+    "Frame",
+    "status.StepStatus",
+    "SegmentedStream",
+    "load_model",
+    "cache.policies.base.Policy",
+    "geometry",
+)
 SETTINGS = [name for name in xsvggt_ros.__all__ if name not in API]
+POLICY = "cache.policies.base.Policy"
 LINK = re.compile(r"(!?\[[^\]]*\])\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
 
@@ -61,7 +70,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 def _api() -> str:
     """The public names, and what they are made of; the settings' fields are in their source."""
-    return "# API\n\n" + "\n\n".join(f"::: xsvggt_ros.{name}" for name in (*API, *SETTINGS)) + "\n"
+    return "# API\n\n" + "\n\n".join(f"::: xsvggt_ros.{name}" for name in (*API, *SETTINGS, POLICY)) + "\n"
 
 
 def _notebook() -> str:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from support.frames import frame as synthetic
 from support.frames import read_ply
+from support.full_disk import limited
 
 from xsvggt_ros import GeometryStream
 from xsvggt_ros.config import StreamConfig
@@ -61,6 +62,13 @@ def test_the_cloud_is_saved_in_the_first_cameras_axes(steps, tmp_path):
     np.testing.assert_array_equal(np.stack([kept[axis] for axis in "xyz"], -1), frame.points_world()[sure])
     np.testing.assert_array_equal(np.stack([kept[c] for c in ("red", "green", "blue")], -1), frame.image[sure])
     assert len(kept) < len(read_ply(tmp_path / "all.ply")) == frame.depth.size
+
+
+def test_a_cloud_that_cannot_be_saved_leaves_the_earlier_one(tmp_path):
+    (tmp_path / "c.ply").write_text("earlier")
+    with limited(4096), pytest.raises(OSError, match="File too large"):
+        synthetic(size=(84, 112)).save_ply(tmp_path / "c.ply")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("c.ply", "earlier")]
 
 
 def test_near_is_blue_and_far_is_red_in_the_depth_image():

@@ -15,6 +15,7 @@ from xsvggt_ros import geometry, pictures, ply
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.similarity import Similarity
 from xsvggt_ros.status import StepStatus
+from xsvggt_ros.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,13 @@ class Frame:
     def save_ply(self, path: str | Path, least_confidence: float = 0.0) -> None:
         """Writes the points into a file, binary PLY with colours, in the first camera's frame; raises as `points_cam`.
 
-        least_confidence: points below it are left out. Raises OSError if the file cannot be written.
+        least_confidence: points below it are left out. Raises OSError if the file cannot be written; an earlier one of
+        that name stays then.
         """
         chosen = self.confidence >= least_confidence
         vertices = ply.vertices(self.points_world()[chosen], self.image[chosen])
         axes = "first camera (x right, y down, z forward); unit: the model's"
-        Path(path).write_bytes(ply.header(len(vertices), axes) + vertices.tobytes())
+        write_whole(Path(path), ply.header(len(vertices), axes) + vertices.tobytes())
 
     def _repr_png_(self) -> bytes:
         """For notebooks: image, depth and cloud side by side, small ones enlarged."""

@@ -32,6 +32,7 @@ from xsvggt_ros.messages.topics import FrameMessages, outputs
 from xsvggt_ros.placement.placement import Placed, in_metres
 from xsvggt_ros.similarity import Similarity
 from xsvggt_ros.status import SegmentStatus, Status
+from xsvggt_ros.whole_file import write_whole
 
 NODE_NAME = "/stream"  # of stream.launch.py: what "~" stands for in topic names
 DEPTH_SCALE = 1000  # steps of a depth image per unit of depth, as in 7-Scenes and Open3D's default
@@ -319,11 +320,7 @@ def write_depth(path: Path, frame: Frame, confidence_threshold: float) -> None:
     steps = np.rint(frame.depth * DEPTH_SCALE)
     valid = (frame.confidence >= confidence_threshold) & (steps <= np.iinfo(np.uint16).max)
     _, encoded = cv2.imencode(".png", np.where(valid, steps, 0).astype(np.uint16))
-    try:
-        path.write_bytes(encoded.tobytes())  # cv2.imwrite does not notice a full disk
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
+    write_whole(path, encoded.tobytes())  # cv2.imwrite does not notice a full disk
 
 
 class TopicBag:
