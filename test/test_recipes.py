@@ -59,7 +59,15 @@ def test_the_notebook_is_committed_without_outputs():
 def test_the_notebook_shows_pictures_and_writes_a_cloud(tmp_path):
     shutil.copy(NOTEBOOK, tmp_path / "stream.ipynb")
     execute = "import sys; from nbclient.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", execute, "--inplace", "--timeout=100", str(tmp_path / "stream.ipynb")]
+    command = [
+        sys.executable,
+        "-c",
+        execute,
+        "--inplace",
+        "--timeout=300",
+        "--startup_timeout=300",
+        str(tmp_path / "stream.ipynb"),
+    ]
     place = {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)}
     done = subprocess.run(command, env=os.environ | place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
