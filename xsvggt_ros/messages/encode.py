@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import array
+import struct
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 
 from xsvggt_ros.frame import Frame
@@ -26,7 +28,25 @@ TRACK_FIELDS = {
 }
 TRACK = np.dtype(list(TRACK_FIELDS.items()))
 FIELD_TYPES = {"<f4": "FLOAT32", "<u4": "UINT32", "u1": "UINT8"}
-ENCODINGS = {("float32", 2): "32FC1", ("uint8", 3): "rgb8"}  # dtype and dimensions of an array -> of its Image
+# dtype and dimensions of an array -> of its Image
+ENCODINGS = {("float32", 2): "32FC1", ("uint16", 2): "16UC1", ("uint8", 3): "rgb8"}
+DEPTH_STEPS = 1000  # of 16UC1 in a metre, as REP 118, 7-Scenes and Open3D have them
+# compressed_depth_image_transport's codes of 32FC1 are A / depth + B, so that steps grow with the square of the depth.
+CODE_A, FARTHEST = 10_100.0, 100.0  # A with its default depth_quantization of 100; metres (its default depth_max is 10)
+CODE_B = 1 - CODE_A / FARTHEST  # the code of FARTHEST is 1; that of nothing is 0
+INVERSE_DEPTH = 0  # the header's number of that format
+
+
+def millimetres(depth: np.ndarray) -> np.ndarray:
+    """uint16 [h, w], of depth float32 [h, w] in metres: 0 where it is not finite, or 16 bits do not suffice."""
+    steps = np.rint(depth * DEPTH_STEPS)
+    return np.where((steps >= 0) & (steps <= np.iinfo(np.uint16).max), steps, 0).astype(np.uint16)
+
+
+def inverse_depth(depth: np.ndarray) -> np.ndarray:
+    """Codes uint16 [h, w] of compressed_depth_image_transport for depth float32 [h, w] in metres; 0: none has it."""
+    codes = np.rint(np.float32(CODE_A) / depth + np.float32(CODE_B))
+    return np.where((codes >= 1) & (codes <= np.iinfo(np.uint16).max), codes, 0).astype(np.uint16)
 
 
 class Encoder:
@@ -93,7 +113,7 @@ class Encoder:
         )
 
     def image(self, header: Any, values: np.ndarray) -> Any:
-        """Image of float32 [h, w] or of RGB uint8 [h, w, 3]."""
+        """Image of float32 or uint16 [h, w], or of RGB uint8 [h, w, 3]."""
         height, width = values.shape[:2]
         return self._make(
             "sensor_msgs/msg/Image",
@@ -104,6 +124,20 @@ class Encoder:
             is_bigendian=0,
             step=values[0].nbytes,
             data=self._bytes(values.astype(values.dtype.newbyteorder("<"), copy=False)),
+        )
+
+    def compressed_depth(self, header: Any, depth: np.ndarray) -> Any:
+        """CompressedImage as compressed_depth_image_transport makes it, of metres float32 or millimetres uint16 [h, w].
+
+        Before the PNG there are the format's number, A and B, which are of 32FC1 only: depth is A / (code - B).
+        """
+        A, B, codes = (0.0, 0.0, depth) if depth.dtype == np.uint16 else (CODE_A, CODE_B, inverse_depth(depth))
+        _, png = cv2.imencode(".png", codes)
+        return self._make(
+            "sensor_msgs/msg/CompressedImage",
+            header=header,
+            format=f"{ENCODINGS[depth.dtype.name, 2]}; compressedDepth png",
+            data=self._bytes(np.concatenate([np.frombuffer(struct.pack("<iff", INVERSE_DEPTH, A, B), np.uint8), png])),
         )
 
     def camera_info(self, header: Any, intrinsics: np.ndarray, height: int, width: int) -> Any:
@@ -147,6 +181,21 @@ class Encoder:
             row_step=16 * width,
             data=self._bytes(cloud),
             is_dense=False,
+        )
+
+    def positions(self, header: Any, points: np.ndarray) -> Any:
+        """PointCloud2 x y z of float32 [N, 3], finite; N may be 0."""
+        return self._make(
+            "sensor_msgs/msg/PointCloud2",
+            header=header,
+            height=1,
+            width=len(points),
+            fields=[self._float_field(name, 4 * i) for i, name in enumerate("xyz")],
+            is_bigendian=False,
+            point_step=12,
+            row_step=12 * len(points),
+            data=self._bytes(points.astype("<f4", copy=False)),
+            is_dense=True,
         )
 
     def tracks(self, header: Any, frame: Frame) -> Any:
