@@ -105,8 +105,9 @@ def _smooth(depth: Points, x: Points, angle: float) -> NDArray[np.bool_]:
     neighbour the depth then changes by many times a pixel's width. x [w]: columns at depth 1.
     """
     width = 2 * abs(x[1] - x[0]) if len(x) > 1 else 0.0  # of the neighbourhood, at depth 1
-    spread = cv2.dilate(depth, NEIGHBOURS) - cv2.erode(depth, NEIGHBOURS)
-    return spread <= np.float32(width / math.tan(math.radians(angle))) * depth  # NaN is not
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = cv2.dilate(depth, NEIGHBOURS) - cv2.erode(depth, NEIGHBOURS)
+        return spread <= np.float32(width / math.tan(math.radians(angle))) * depth  # NaN is not
 
 
 def _lengths(x: Points, y: Points) -> Points:
