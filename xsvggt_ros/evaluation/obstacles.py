@@ -124,8 +124,9 @@ def table(rooms: list[dict[Way, Array]]) -> str:
 
 
 def _line(source: str, name: str, values: Array, sign: str) -> str:
+    known = [column[~np.isnan(column)] for column in values.T]
     cells = (
-        Estimate.of(column[~np.isnan(column)]).text(sign + form)
-        for column, form in zip(values.T, COLUMNS.values(), strict=True)
+        Estimate.of(column).text(sign + form) if len(column) else "-"
+        for column, form in zip(known, COLUMNS.values(), strict=True)
     )
     return f"| {source} | {name} | {' | '.join(cells)} |"
