@@ -107,7 +107,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--frames", type=int, metavar="N", help=f"most of a sequence (default: all; of synthetic rooms {ROOM_FRAMES})"
     )
     parser.add_argument("--stride", type=int, default=1, metavar="K", help="use every K-th frame (default: 1)")
-    rooms = parser.add_argument_group("synthetic rooms")
+    _add_room_arguments(parser.add_argument_group("synthetic rooms"))
+    add_settings(parser, SETTINGS)
+
+
+def _add_room_arguments(rooms: argparse._ArgumentGroup) -> None:
     rooms.add_argument(
         "--seeds",
         type=_seeds,
@@ -143,7 +147,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     rooms.add_argument("--shape", choices=SHAPES, help="with --long: of the rooms (default: room)")
     rooms.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core; GPU: 1)")
-    add_settings(parser, SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:
