@@ -24,6 +24,7 @@ from xsvggt_ros.messages.topics import REFERENCES
 from xsvggt_ros.settings import settings, values
 
 LAUNCH_FILE = ROOT / "launch" / "stream.launch.py"
+NAV2_LAUNCH_FILE = ROOT / "launch" / "nav2.launch.py"
 REFERENCE_TOPICS = [topic for topic in REFERENCES if not topic.startswith("/")]
 INPUTS = ("image", "image/compressed", "camera_info", *REFERENCE_TOPICS)
 
@@ -65,12 +66,14 @@ def launch(tmp_path, monkeypatch):
     """Launches actions until the records awaited are there; returns {program: record}."""
     prefix, records = tmp_path / "prefix", tmp_path / "records"
     records.mkdir()
-    for package, program in (("xsvggt_ros", "stream_node"), ("rviz2", "rviz2")):
+    programs = {"xsvggt_ros": "stream_node", "rviz2": "rviz2", "nav2_lifecycle_manager": "lifecycle_manager"}
+    for package, program in programs.items():
         _write(prefix / "share" / "ament_index" / "resource_index" / "packages" / package, "")
         _write(prefix / "lib" / package / program, STAND_IN)
         (prefix / "share" / package).mkdir()
     _write(prefix / "bin" / "ros2", STAND_IN)
-    copytree(ROOT / "config", prefix / "share" / "xsvggt_ros" / "config")
+    for folder in ("config", "launch"):
+        copytree(ROOT / folder, prefix / "share" / "xsvggt_ros" / folder)
     monkeypatch.setenv("AMENT_PREFIX_PATH", str(prefix))
     monkeypatch.setenv("PATH", f"{prefix / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("RECORDS", str(records))
@@ -281,3 +284,39 @@ def test_respawn_starts_the_node_again_and_leaves_the_others(launch, tmp_path):
     bystander = ExecuteProcess(cmd=[sys.executable, "-c", BYSTANDER, "again"], on_exit=Shutdown())
     records = launch(stream(rviz="true", respawn="true"), bystander, awaited=["rviz2"])
     assert {"ended", "again", "bystander"} <= set(records)
+
+
+def nav2(launch, **arguments):
+    include = IncludeLaunchDescription(str(NAV2_LAUNCH_FILE), launch_arguments=arguments.items())
+    manager = f"{arguments['namespace']}.lifecycle_manager" if "namespace" in arguments else "lifecycle_manager"
+    ends = ExecuteProcess(cmd=[sys.executable, "-c", BYSTANDER, manager], on_exit=Shutdown())  # nobody else ends it
+    return launch(include, ends, awaited=[manager])
+
+
+def test_nav2s_manager_starts_the_node_and_waits_for_no_bond(launch, said):
+    records = nav2(launch, image_topic="/cam/color")
+    (text,) = records["lifecycle_manager"]["files"]
+    (manager,) = yaml.load(text, yaml.FullLoader).values()  # launch_ros writes lists as Python's tuples
+    assert manager["ros__parameters"] == {
+        "autostart": True, "node_names": ("stream",), "bond_timeout": 0.0, "service_timeout": 600.0,
+    }  # fmt: skip
+    changed = {
+        "autostart": False, "base_frame": "base_link", "world_frame": "visual_odom", "scale.source": "odometry",
+        "publish_tf": False, "dense": "subscribed",
+    }  # fmt: skip
+    assert parameters(records["stream_node"]) == values(NodeConfig()) | changed
+    assert resolved(records["stream_node"], "image", "reference/odometry") == ["/cam/color", "/odom"]
+    assert not said
+
+
+def test_arguments_of_nav2s_launch_file_reach_the_node_and_its_namespace_both(launch):
+    given = {
+        "base_frame": "base_footprint",
+        "scale.source": "camera_height",
+        "obstacles.max_range": "3",
+        "device": "cpu",
+    }
+    records = nav2(launch, namespace="front", **given)
+    found = parameters(records["front.stream_node"])
+    assert {name: found[name] for name in given} == given | {"obstacles.max_range": 3.0}
+    assert set(records) >= {"front.stream_node", "front.lifecycle_manager"}

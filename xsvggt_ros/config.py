@@ -365,6 +365,16 @@ class OutputConfig(Checked):
         1.0, "Depth and points below this confidence become NaN (confidence is at least 1).", minimum=0.0, live=True
     )
     point_stride: int = setting(2, "Every n-th row and column of the points is given out.", minimum=1, live=True)
+    depth_encoding: str = setting(
+        "32FC1",
+        "Of ~/depth/image, as REP 118 has them: 32FC1 (metres, NaN where unknown), 16UC1 (millimetres, 0 where unknown "
+        "or above 65.535 m).",
+        choices=("32FC1", "16UC1"),
+        live=True,
+    )
+    compressed_depth: bool = setting(
+        False, "The depth image as PNG too, on ~/depth/image/compressedDepth, as image_transport takes it.", live=True
+    )
 
 
 @dataclass(frozen=True)
@@ -403,6 +413,55 @@ class ScaleConfig(Checked):
             raise ValueError(
                 f"child_frame must be another frame than scale.parent_frame, got {self.child_frame!r} for both: "
                 "a frame does not move in itself"
+            )
+
+
+@dataclass(frozen=True)
+class ObstacleConfig(Checked):
+    """What of the depth is an obstacle for a costmap, `~/obstacles`; it needs base_frame and a scale in metres."""
+
+    rate: float = setting(
+        5.0, "Most clouds per second; the costmap's update_frequency.", unit="Hz", minimum=0.01, maximum=1000, live=True
+    )
+    min_height: float = setting(
+        0.1, "Lower points, above base_frame, are floor.", unit="m", minimum=-100, maximum=100, live=True
+    )
+    max_height: float = setting(
+        1.5, "Higher points, above base_frame, are passed under.", unit="m", minimum=-100, maximum=100, live=True
+    )
+    max_range: float = setting(
+        5.0, "Points further from the camera are left out.", unit="m", minimum=0.1, maximum=200, live=True
+    )
+    voxel: float = setting(
+        0.05,
+        "Edge of the cubes of which each gives one point; the costmap's resolution.",
+        unit="m",
+        minimum=0.01,
+        maximum=10,
+        live=True,
+    )
+    doubt: float = setting(
+        0.1,
+        "Share of an image's pixels that makes no points, those of least confidence; 0: none.",
+        minimum=0.0,
+        maximum=0.99,
+        live=True,
+    )
+    edge_angle: float = setting(
+        10.0,
+        "Surfaces that are seen at a smaller angle make no points: at edges of objects, depth in between is of nothing "
+        "that is there; 0: all do.",
+        unit="degrees",
+        minimum=0.0,
+        maximum=89,
+        live=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_height >= self.max_height:
+            raise ValueError(
+                f"min_height must be below obstacles.max_height, got {self.min_height} and {self.max_height}"
             )
 
 
@@ -474,6 +533,7 @@ class NodeConfig(Checked):
     stream: StreamConfig = group(StreamConfig)
     output: OutputConfig = group(OutputConfig)
     scale: ScaleConfig = group(ScaleConfig, "scale.")
+    obstacles: ObstacleConfig = group(ObstacleConfig, "obstacles.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

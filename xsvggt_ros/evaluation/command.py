@@ -23,6 +23,8 @@ from xsvggt_ros.evaluation.datasets import DATASETS, EvaluationSequence, readabl
 from xsvggt_ros.evaluation.evaluate import UNALIGNED, SequenceErrors, mean_errors, sequence_errors, standing_still
 from xsvggt_ros.evaluation.long import KINDS, Long, check_length, false_closures, run_long, table
 from xsvggt_ros.evaluation.metrics import ALIGNMENTS, TrackErrors
+from xsvggt_ros.evaluation.obstacles import obstacle_shares
+from xsvggt_ros.evaluation.obstacles import table as obstacle_table
 from xsvggt_ros.evaluation.plots import draw_accuracy, draw_long, draw_sequence
 from xsvggt_ros.evaluation.sweep import IMAGE_SIZE, ROWS, Sweep, rows_like, run_sweep
 from xsvggt_ros.evaluation.table import Estimate, Table, write_table
@@ -97,9 +99,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead, how well points are followed, beside optical flow; needs track_groups above 0",
     )
     parser.add_argument(
+        "--obstacles",
+        action="store_true",
+        help="instead, how right the node's obstacles for a costmap are in rooms, with and without what filters them",
+    )
+    parser.add_argument(
         "--frames", type=int, metavar="N", help=f"most of a sequence (default: all; of synthetic rooms {ROOM_FRAMES})"
     )
     parser.add_argument("--stride", type=int, default=1, metavar="K", help="use every K-th frame (default: 1)")
+    _add_room_arguments(parser)
+    add_settings(parser, SETTINGS)
+
+
+def _add_room_arguments(parser: argparse.ArgumentParser) -> None:
     rooms = parser.add_argument_group("synthetic rooms")
     rooms.add_argument(
         "--seeds",
@@ -136,7 +148,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     rooms.add_argument("--shape", choices=SHAPES, help="with --long: of the rooms (default: room)")
     rooms.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core; GPU: 1)")
-    add_settings(parser, SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -161,6 +172,8 @@ def run(args: argparse.Namespace) -> int:
         _long(Long(config, args.long, frames, args.rate, args.motion, args.shape or "room"), args)
     elif args.tracks:
         _evaluate_tracks(args, config)
+    elif args.obstacles:
+        _evaluate_obstacles(args, config)
     elif args.sweep:
         _check_sweep(args, given)
         rows = rows_like(args.rows) if args.rows else ROWS
@@ -294,6 +307,18 @@ def _evaluate_tracks(args: argparse.Namespace, config: StreamConfig) -> None:
     for name, of_sequences in found.items():
         columns = (np.array([getattr(errors, column) for errors in of_sequences]) for column in TRACKS)
         print(f"{name:<8}", *(Estimate.of(x[~np.isnan(x)]).text(".3f") for x in columns), sep="  ")
+
+
+def _evaluate_obstacles(args: argparse.Namespace, config: StreamConfig) -> None:
+    """Prints how right and how complete obstacles are, by where the metres come from and what filters the points."""
+    if args.dataset != ROOMS:
+        raise ValueError("--obstacles is for rooms, whose floor is known: leave DATASET out, or give rooms and ROOT")
+    sequences, count = _sequences(args)
+    stream = SegmentedStream(config)
+    found = [
+        obstacle_shares(stream, each) for each in tqdm(sequences, total=count, unit="sequence", leave=False)
+    ]  # fmt: skip
+    print(f"`{_command()}`: {len(found)} rooms.\n\n{obstacle_table(found)}")
 
 
 def _sequences(args: argparse.Namespace) -> tuple[Iterable[EvaluationSequence], int]:

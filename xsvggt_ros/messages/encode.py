@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import array
+import struct
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 
 from xsvggt_ros.frame import Frame
@@ -15,6 +17,7 @@ from xsvggt_ros.geometry import inverse, quaternion_xyzw, transform
 from xsvggt_ros.messages.libraries import create_cloud, cv_bridge
 from xsvggt_ros.placement.covariance import UNKNOWN_VARIANCE
 
+POSITION = np.dtype([(name, "<f4") for name in "xyz"])
 POINT = np.dtype([(name, "<f4") for name in ("x", "y", "z", "rgb")])
 TRACK = np.dtype(
     [
@@ -25,7 +28,25 @@ TRACK = np.dtype(
     ]
 )
 FIELD_TYPES = {"float32": "FLOAT32", "uint32": "UINT32", "uint8": "UINT8"}
-ENCODINGS = {("float32", 2): "32FC1", ("uint8", 3): "rgb8"}  # dtype and dimensions of an array -> of its Image
+# dtype and dimensions of an array -> of its Image
+ENCODINGS = {("float32", 2): "32FC1", ("uint16", 2): "16UC1", ("uint8", 3): "rgb8"}
+DEPTH_STEPS = 1000  # of 16UC1 in a metre, as REP 118, 7-Scenes and Open3D have them
+# compressed_depth_image_transport's codes of 32FC1 are A / depth + B, so that steps grow with the square of the depth.
+CODE_A, FARTHEST = 10_100.0, 100.0  # A with its default depth_quantization of 100; metres (its default depth_max is 10)
+CODE_B = 1 - CODE_A / FARTHEST  # the code of FARTHEST is 1; that of nothing is 0
+INVERSE_DEPTH = 0  # the header's number of that format
+
+
+def millimetres(depth: np.ndarray) -> np.ndarray:
+    """uint16 [h, w], of depth float32 [h, w] in metres: 0 where it is not finite, or 16 bits do not suffice."""
+    steps = np.rint(depth * DEPTH_STEPS)
+    return np.where((steps >= 0) & (steps <= np.iinfo(np.uint16).max), steps, 0).astype(np.uint16)
+
+
+def inverse_depth(depth: np.ndarray) -> np.ndarray:
+    """Codes uint16 [h, w] of compressed_depth_image_transport for depth float32 [h, w] in metres; 0: none has it."""
+    codes = np.rint(np.float32(CODE_A) / depth + np.float32(CODE_B))
+    return np.where((codes >= 1) & (codes <= np.iinfo(np.uint16).max), codes, 0).astype(np.uint16)
 
 
 class Encoder:
@@ -95,9 +116,23 @@ class Encoder:
         )
 
     def image(self, header: Any, values: np.ndarray) -> Any:
-        """Image of float32 [h, w] or of RGB uint8 [h, w, 3]."""
+        """Image of float32 or uint16 [h, w], or of RGB uint8 [h, w, 3]."""
         little = values.astype(values.dtype.newbyteorder("<"), copy=False)
         return self._cv2_to_imgmsg(little, ENCODINGS[values.dtype.name, values.ndim], header)
+
+    def compressed_depth(self, header: Any, depth: np.ndarray) -> Any:
+        """CompressedImage as compressed_depth_image_transport makes it, of metres float32 or millimetres uint16 [h, w].
+
+        Before the PNG there are the format's number, A and B, which are of 32FC1 only: depth is A / (code - B).
+        """
+        A, B, codes = (0.0, 0.0, depth) if depth.dtype == np.uint16 else (CODE_A, CODE_B, inverse_depth(depth))
+        _, png = cv2.imencode(".png", codes)
+        return self._make(
+            "sensor_msgs/msg/CompressedImage",
+            header=header,
+            format=f"{ENCODINGS[depth.dtype.name, 2]}; compressedDepth png",
+            data=self._bytes(np.concatenate([np.frombuffer(struct.pack("<iff", INVERSE_DEPTH, A, B), np.uint8), png])),
+        )
 
     def camera_info(self, header: Any, intrinsics: np.ndarray, height: int, width: int) -> Any:
         """CameraInfo of an image without distortion."""
@@ -130,6 +165,12 @@ class Encoder:
             cloud[..., i] = points[..., i]
             cloud.view(np.uint8)[..., 14 - i] = colours[..., i]
         return self._cloud(header, cloud.view(POINT)[..., 0])
+
+    def positions(self, header: Any, points: np.ndarray) -> Any:
+        """PointCloud2 x y z of float32 [N, 3], finite; N may be 0."""
+        cloud = self._cloud(header, points.astype("<f4").view(POSITION).T)
+        cloud.is_dense = True
+        return cloud
 
     def tracks(self, header: Any, frame: Frame) -> Any:
         """PointCloud2 of a frame's tracks: x y z in its camera, NaN where it is not visible; pixel u v of the camera's

@@ -12,7 +12,8 @@ import numpy as np
 from xsvggt_ros.config import NodeConfig, OutputConfig
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import R_WORLD_OPTICAL, inverse, rigid
-from xsvggt_ros.messages.encode import Encoder
+from xsvggt_ros.messages.encode import Encoder, millimetres
+from xsvggt_ros.obstacles import Pace, obstacle_points, sight_ends, why_no_obstacles
 from xsvggt_ros.placement.covariance import pose_covariance
 from xsvggt_ros.placement.placement import Placed, in_metres
 from xsvggt_ros.status import Status
@@ -43,7 +44,19 @@ TOPICS = {
     "~/path": "nav_msgs/msg/Path",
     "~/status": "xsvggt_ros/msg/StreamStatus",
 }
-NEED_DEPTH = ("~/depth/image", "~/confidence/image", "~/points", "~/tracks")  # of the frames they are about
+COMPRESSED = {"~/depth/image/compressedDepth": "sensor_msgs/msg/CompressedImage"}  # as well, where it is asked for
+OBSTACLES = {  # as well, at their own rate, where metres and the robot's base are known
+    "~/obstacles": "sensor_msgs/msg/PointCloud2",
+    "~/obstacles/clearing": "sensor_msgs/msg/PointCloud2",
+}
+NEED_DEPTH = (  # of the frames they are about
+    "~/depth/image",
+    "~/confidence/image",
+    "~/points",
+    "~/tracks",
+    *COMPRESSED,
+    *OBSTACLES,
+)
 TRACKS = {"~/tracks": "sensor_msgs/msg/PointCloud2"}  # as well, where points are followed
 KEYFRAMES = {"~/keyframes": "geometry_msgs/msg/PoseArray"}  # as well, of streams of segments
 
@@ -51,7 +64,9 @@ KEYFRAMES = {"~/keyframes": "geometry_msgs/msg/PoseArray"}  # as well, of stream
 def outputs(config: NodeConfig) -> dict[str, str]:
     """The topics that frames go out on under these settings, with their message types."""
     tracks = TRACKS if config.stream.track_groups else {}
-    return TOPICS | tracks | (KEYFRAMES if config.stream.segment.enabled else {})
+    obstacles = {} if why_no_obstacles(config) else OBSTACLES
+    compressed = COMPRESSED if config.output.compressed_depth else {}
+    return TOPICS | tracks | compressed | obstacles | (KEYFRAMES if config.stream.segment.enabled else {})
 
 
 def references(config: NodeConfig) -> list[str]:
@@ -62,27 +77,29 @@ def references(config: NodeConfig) -> list[str]:
 
 
 class FrameMessages:
-    """Makes the output messages of frames, for the topics of `TOPICS` and `TRACKS`; message_class as in Encoder."""
+    """Makes the output messages of frames, for the topics of `outputs`; message_class as in Encoder."""
 
     def __init__(self, message_class: Callable[[str], Any]) -> None:
         self._encoder = Encoder(message_class)
         self._path: list[Any] = []
+        self._obstacles = Pace()
 
     def convert(self, placed: Placed, config: NodeConfig) -> dict[str, Callable[[], Any]]:
         """{topic: function that makes its message}, so that only what is wanted is made; ~/status is not among them.
 
         Poses go from `config.world_frame` (x forward, y left, z up) to the placed frame's child; points and depth are
-        in the camera's optical frame. Stamps are the image's. /tf is left out unless `config.publish_tf`, and those of
-        NEED_DEPTH of a frame without depth.
+        in the camera's optical frame, obstacles in the child's. Stamps are the image's. /tf is left out unless
+        `config.publish_tf`, those of NEED_DEPTH of a frame without depth, and obstacles between two of their clouds.
         """
         encode, frame = self._encoder, placed.frame
         camera = encode.header(placed.stamp_ns, placed.camera)
+        depth = partial(_depth_image, frame, config.output)
         world = encode.header(placed.stamp_ns, config.world_frame)
         pose = encode.pose(placed.T_odom_child)
         self._extend_path(placed, encode.pose_stamped(world, pose), config.path_length)
         topics = {
             "/tf": lambda: self._transform(placed, config),
-            "~/depth/image": lambda: encode.image(camera, _sure_depth(frame, config.output)),
+            "~/depth/image": lambda: encode.image(camera, depth()),
             "~/depth/camera_info": lambda: encode.camera_info(camera, frame.intrinsics, *frame.depth.shape),
             "~/confidence/image": lambda: encode.image(camera, frame.confidence),
             "~/points": lambda: encode.points(camera, *_sure_points(frame, config.output)),
@@ -94,6 +111,10 @@ class FrameMessages:
         if placed.T_map_odom is not None:
             corrected = encode.header(placed.stamp_ns, config.map_frame)
             topics |= dict.fromkeys(KEYFRAMES, lambda: encode.pose_array(corrected, keyframe_poses(placed)))
+        if config.output.compressed_depth:
+            topics |= dict.fromkeys(COMPRESSED, lambda: encode.compressed_depth(camera, depth()))
+        if not why_no_obstacles(config) and self._obstacles.due(placed.stamp_ns, config.obstacles.rate):
+            topics |= self._obstacle_clouds(placed, config)
         if not config.publish_tf:
             del topics["/tf"]
         unknown = () if frame.status.dense else NEED_DEPTH
@@ -108,6 +129,16 @@ class FrameMessages:
             self._path.clear()
         self._path.append(pose)
         del self._path[:-length]
+
+    def _obstacle_clouds(self, placed: Placed, config: NodeConfig) -> dict[str, Callable[[], Any]]:
+        header = self._encoder.header(placed.stamp_ns, placed.child)
+        T_base_cam = inverse(placed.T_odom_child) @ placed.T_odom_cam
+        given = placed.frame, T_base_cam, config.obstacles, config.output.confidence_threshold
+        cloud = partial(self._encoder.positions, header)
+        return {
+            "~/obstacles": lambda: cloud(obstacle_points(*given)),
+            "~/obstacles/clearing": lambda: cloud(sight_ends(*given)),
+        }
 
     def _transform(self, placed: Placed, config: NodeConfig) -> Any:
         found = [(config.world_frame, placed.child, placed.T_odom_child)]
@@ -128,9 +159,15 @@ def keyframe_poses(placed: Placed) -> list[np.ndarray]:
     return [placed.T_odom_first @ in_metres(T, placed.scale.scale) @ T_cam_body for T in poses]
 
 
-def _sure_depth(frame: Frame, config: OutputConfig) -> np.ndarray:
+def sure_depth(frame: Frame, threshold: float) -> np.ndarray:
     """The depth [h, w]; NaN where the confidence is below the threshold."""
-    return np.where(frame.confidence >= config.confidence_threshold, frame.depth, np.float32(np.nan))
+    return np.where(frame.confidence >= threshold, frame.depth, np.float32(np.nan))
+
+
+def _depth_image(frame: Frame, config: OutputConfig) -> np.ndarray:
+    """The sure depth [h, w] in the encoding that is set: float32 in metres or uint16 in millimetres."""
+    depth = sure_depth(frame, config.confidence_threshold)
+    return millimetres(depth) if config.depth_encoding == "16UC1" else depth
 
 
 def _sure_points(frame: Frame, config: OutputConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -28,14 +28,14 @@ from xsvggt_ros.geometry import inverse, quaternion_xyzw, transform
 from xsvggt_ros.installation import package_file
 from xsvggt_ros.memory import MIB
 from xsvggt_ros.messages.bag import NewBag
-from xsvggt_ros.messages.topics import FrameMessages, outputs
+from xsvggt_ros.messages.encode import millimetres
+from xsvggt_ros.messages.topics import FrameMessages, outputs, sure_depth
 from xsvggt_ros.placement.placement import Placed, in_metres
 from xsvggt_ros.similarity import Similarity
 from xsvggt_ros.status import SegmentStatus, Status
 from xsvggt_ros.whole_file import write_whole
 
 NODE_NAME = "/stream"  # of stream.launch.py: what "~" stands for in topic names
-DEPTH_SCALE = 1000  # steps of a depth image per unit of depth, as in 7-Scenes and Open3D's default
 STATUS_TYPE = "xsvggt_ros/msg/StreamStatus"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk that is full says, or a quota
 PATTERNS = ("trajectory*.txt", "cloud*.ply", "depth", "bag")  # all that a replay writes into its folder
@@ -313,13 +313,11 @@ def _axes(config: NodeConfig, world: str) -> str:
 
 
 def write_depth(path: Path, frame: Frame, confidence_threshold: float) -> None:
-    """16-bit PNG, depth * DEPTH_SCALE; 0 where the confidence is below the threshold or 16 bits do not suffice.
+    """16-bit PNG, 1/1000 of the depth's unit; 0 where the confidence is below the threshold or 16 bits do not suffice.
 
     Raises OSError if the file cannot be written; there is none then.
     """
-    steps = np.rint(frame.depth * DEPTH_SCALE)
-    valid = (frame.confidence >= confidence_threshold) & (steps <= np.iinfo(np.uint16).max)
-    _, encoded = cv2.imencode(".png", np.where(valid, steps, 0).astype(np.uint16))
+    _, encoded = cv2.imencode(".png", millimetres(sure_depth(frame, confidence_threshold)))
     write_whole(path, encoded.tobytes())  # cv2.imwrite does not notice a full disk
 
 

@@ -33,6 +33,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from xsvggt_ros.memory import give_back, keep_one_heap
 from xsvggt_ros.messages import topics
+from xsvggt_ros.obstacles import why_no_obstacles
 from xsvggt_ros.ros.calibration import CalibrationWatch
 from xsvggt_ros.ros.monitor import WINDOW_S, diagnostic
 from xsvggt_ros.ros.parameters import Parameters
@@ -110,7 +111,9 @@ class StreamNode(LifecycleNode):
             topic: self.create_lifecycle_publisher(
                 message_class(kind), topic, QoSProfile(depth=10), qos_overriding_options=OVERRIDABLE
             )
-            for topic, kind in (topics.TOPICS | topics.TRACKS | topics.KEYFRAMES).items()
+            for topic, kind in (
+                topics.TOPICS | topics.COMPRESSED | topics.OBSTACLES | topics.TRACKS | topics.KEYFRAMES
+            ).items()
         }
         self._diagnostics = self.create_publisher(
             DiagnosticArray, "/diagnostics", 10, qos_overriding_options=OVERRIDABLE
@@ -306,6 +309,12 @@ class StreamNode(LifecycleNode):
         self._silent_looks += 1
         return ""
 
+    def _explain_obstacles(self) -> None:
+        """Says to whoever waits for obstacles why none come, if that is by the settings."""
+        why = why_no_obstacles(self.settings.config)
+        if why and any(map(self._listens, topics.OBSTACLES)):
+            self.get_logger().warning(f"~/obstacles is not published: {why}", throttle_duration_sec=SILENCE_REPEAT)
+
     # Services and output
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -346,6 +355,7 @@ class StreamNode(LifecycleNode):
             idle = "not active" if self._worker else "not configured"
         status = self._worker.status() if self._worker else None
         calibrations = self._look_around(status) if status and not idle else ""
+        self._explain_obstacles()
         name = self.get_fully_qualified_name()
         array = DiagnosticArray(status=[diagnostic(name, status, self._diagnosed, idle, calibrations)])
         self._diagnosed = status.images if status else ImageCounts()

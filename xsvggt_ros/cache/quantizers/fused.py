@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-HEAD_DIMS = (8, 16, 32, 64, 128, 256)  # powers of two, from a whole byte of 1 bit each on
 READ_AT_ONCE, WRITE_AT_ONCE = 4096, 512  # numbers of a program: of the latter one warp's, which need not wait
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 LARGEST_SCALE = tl.constexpr(torch.finfo(torch.float16).max)

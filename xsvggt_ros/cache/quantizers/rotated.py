@@ -31,6 +31,7 @@ from xsvggt_ros.fusing import triton_runs
 REACH = {1: 1.596, 2: 1.991, 3: 2.344, 4: 2.682, 8: 3.944}
 EXACT = {torch.bfloat16: 2**8, torch.float16: 2**11}  # up to here it has all whole numbers
 WIDE = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}  # of so many bytes
+HEAD_DIMS = (8, 16, 32, 64, 128, 256)  # that kernels halve, from a whole byte of 1 bit each on
 DRAWN = 4093  # sets of signs; a prime, so that neighbours in time and in place have different ones
 
 
@@ -125,11 +126,11 @@ class Rotated(Quantizer):
 @lru_cache(maxsize=8)
 def kernels_for(d: int, device: torch.device) -> ModuleType | None:
     """The module that does a layer in one launch, where it can: on CUDA with Triton, for vectors of d channels."""
-    if not triton_runs(device):
+    if d not in HEAD_DIMS or not triton_runs(device):
         return None
     from xsvggt_ros.cache.quantizers import fused
 
-    return fused if d in fused.HEAD_DIMS else None
+    return fused
 
 
 def encoded(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
