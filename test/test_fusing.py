@@ -24,11 +24,8 @@ def traced(function):
 
 
 @pytest.fixture(scope="module")
-def models():
-    """One that is fused, and one as written."""
-    fused, plain = load_model(CONFIG), load_model(CONFIG)
-    fused.fuse(traced)
-    return fused, plain
+def model():
+    return load_model(CONFIG)
 
 
 @pytest.fixture(autouse=True)
@@ -38,32 +35,47 @@ def forgotten():
     torch._dynamo.reset()
 
 
-def frames(model, fused, **cache):
+def stream_of(model, fused, **cache):
     stream = GeometryStream(replace(CONFIG, cache=replace(CONFIG.cache, **cache)), model)
     stream._fused = fused
-    return [stream.step(image(i)) for i in range(FULL + 4)]
+    return stream
 
 
-def same(a, b):
-    for mine, theirs in zip(a, b, strict=True):
+def both(model, steps, **cache):
+    """Two streams of the same model, one fused, one not, give the same."""
+    streams = [stream_of(model, fused, **cache) for fused in (traced, as_written)]
+    for i in range(steps):
+        mine, theirs = (stream.step(image(i)) for stream in streams)
         np.testing.assert_allclose(mine.depth, theirs.depth, rtol=1e-4)
         np.testing.assert_allclose(mine.T_first_cam, theirs.T_first_cam, atol=1e-4)
+    return streams
 
 
 @pytest.mark.parametrize("policy", REPEATING)
-def test_a_step_of_a_full_cache_is_the_same(models, policy):
-    settings = dict(policy=policy, key_bits=4, value_bits=4, quantizer=QUANTIZER[4])
-    same(frames(models[0], traced, **settings), frames(models[1], as_written, **settings))
+def test_a_step_of_a_full_cache_is_the_same(model, policy):
+    both(model, FULL + 4, policy=policy, key_bits=4, value_bits=4, quantizer=QUANTIZER[4])
 
 
-def test_so_is_one_of_heads_apart_and_of_other_bits(models):
-    settings = dict(per_head=True, key_bits=2, value_bits=2)
-    same(frames(models[0], traced, **settings), frames(models[1], as_written, **settings))
+def test_so_is_one_of_heads_apart_and_of_other_bits(model):
+    both(model, FULL + 4, per_head=True, key_bits=2, value_bits=2)
 
 
-def test_without_being_asked_nothing_is_compiled():
-    model = load_model(CONFIG)
-    model.fuse(as_written)
-    assert as_written(frames) is frames
+@pytest.mark.parametrize(
+    "settings", [dict(policy="full"), dict(adaptive=True), dict(layer_budgets="adaptive")], ids=str
+)
+def test_sizes_that_do_not_last_are_not_compiled(model, settings):
+    fused, _ = both(model, FULL + 2, **settings)
+    assert fused._cache.fused is traced
+    assert fused._cache._fused_if(True) is as_written
+
+
+def test_a_cache_that_is_adopted_is_fused_as_its_stream_is(model):
+    fused, other = both(model, FULL + 1)
+    fused.adopt(other)
+    assert fused._cache.fused is traced
+    np.testing.assert_array_equal(fused.step(image(9)).depth.shape, (42, 56))
+
+
+def test_without_a_gpu_it_is_refused(model):
     with pytest.raises(ValueError, match="compile compile needs a CUDA device, this is cpu; use compile:=auto"):
         GeometryStream(replace(CONFIG, compile="compile"), model)

@@ -292,15 +292,16 @@ class StreamConfig(Checked):
     )
     attention: str = setting(
         "auto",
-        "Attention backend; auto: the fastest there is. Policies that weigh tokens (coreset, stac) run on sdpa where "
-        "flash is chosen.",
+        "Attention backend; auto: the fastest there is. Policies that weigh tokens (coreset, stac) run on a kernel in "
+        "Triton on CUDA, or on sdpa where that does not run or sdpa is chosen.",
         choices=("auto", "sdpa", "flash"),
     )
     compile: str = setting(
         "auto",
         "How steps are launched once the cache is full: graph (as one CUDA graph; until then, and where the policy "
         "decides on the host, kernel by kernel), none (kernel by kernel), compile (a graph of fewer kernels, which "
-        "torch.compile makes: the first image waits for it, and the first with a full cache), auto (graph on CUDA).",
+        "torch.compile makes with Triton: the first image waits half a minute for it, the first with a full cache some "
+        "seconds, and so do other sizes and cache settings), auto (graph on CUDA).",
         choices=("auto", "none", "graph", "compile"),
     )
     image_width: int = setting(

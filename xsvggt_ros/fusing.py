@@ -6,6 +6,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
 from typing import TypeVar, cast
 from warnings import filterwarnings
 
@@ -15,6 +17,8 @@ from xsvggt_ros.memory import out_of_memory
 
 Function = TypeVar("Function", bound=Callable)
 Fusing = Callable[[Function], Function]
+
+VARIANTS = 64  # of a function that is compiled
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +31,18 @@ def as_written(function: Function) -> Function:
 @lru_cache(maxsize=32)
 def compiled(function: Function) -> Function:
     """Of a function: what torch.compile makes of it, for each set of shapes that it is called with."""
-    # Tables that it remembers are made anew in each step: small ones, and one kernel with what they are for.
+    # Of the sizes of two cameras, and of settings that change; beyond that functions run as they are written.
+    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+    setattr(torch._dynamo.config, limit, max(VARIANTS, getattr(torch._dynamo.config, limit)))
+    # Tables that are remembered are made anew in each step: small ones, in one kernel with what they are for.
     filterwarnings("ignore", "(?s)Dynamo detected a call to a `functools.lru_cache`")
     filterwarnings("ignore", "TensorFloat32 tensor cores")  # the camera head is exact on purpose
     return cast(Function, torch.compile(function, dynamic=False))
+
+
+def kernels(package: str, fit: bool, device: torch.device) -> ModuleType | None:
+    """The package's `fused`, kernels in Triton, if they fit what they are for and that runs on the device."""
+    return import_module(f"{package}.fused") if fit and triton_runs(device) else None
 
 
 @lru_cache(maxsize=8)

@@ -35,7 +35,7 @@ class Intake:
         self._before, self._now = self._now, frame.T_first_cam
         if taken_in:
             self._taken = frame.T_first_cam
-            self._depth = frame.depth if frame.status.dense else self._depth
+            self._depth = frame.depth.copy() if frame.status.dense else self._depth
 
     def _apart(self, a: Array, b: Array) -> float:
         """Degrees by which the view turns, and by which what lies at that median depth shifts, both together."""

@@ -82,7 +82,6 @@ class GeometryStream:
         why_not = why_no_graph(self.config.compile, self.device)
         self._graph = StepGraph(self.model, why_not, asked=self.config.compile in ASKED)
         self._fused: Fusing = compiled if self.config.compile == "compile" else as_written
-        self.model.fuse(self._fused)
         self.reset()
         self.check(self.config.cache)
 
@@ -321,6 +320,8 @@ class GeometryStream:
         """
         self._cache, self._T_first_model, self._views = other._cache, other._T_first_model, other._views
         self._intake, self._count = other._intake, other._count
+        if self._cache:
+            self._cache.fused = self._fused
         other._forget_past()
 
     def _take_in(self, images: list[_Waiting]) -> list[Frame]:

@@ -247,7 +247,8 @@ def test_a_context_is_told_what_the_mlp_adds(model):
     out = block(x, context, 3)
     ((layer, added),) = context.additions
     assert layer == 3 and added.abs().mean() > 1e-2
-    torch.testing.assert_close(out - added, block.ls1(x, block.attn(block.norm1(x), context, 3)))
+    attended = context.attend(3, *block.entering(x, None))
+    torch.testing.assert_close(out - added, block.ls1(x, block.attn.proj(attended.flatten(2))))
 
 
 def test_full_size_steps_on_the_meta_device():

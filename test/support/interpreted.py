@@ -29,6 +29,7 @@ from xsvggt_ros.config import CacheConfig
 from xsvggt_ros.model.attention import sdpa
 
 PER_FRAME = 11  # tokens
+SHARED = {86: 99 * 2**10, 90: 227 * 2**10}  # bytes of shared memory that a kernel may use, by compute capability
 CAPACITY = 37  # tokens: with 3 heads, a program and a part of one
 HEADS = 3
 
@@ -190,17 +191,18 @@ def check_masses(dtype: torch.dtype, queries: int, tokens: int, heads: int, d: i
     torch.testing.assert_close(fused.masses(q, weights, keys, bias), weights @ probabilities, rtol=1e-4, atol=1e-6)
 
 
-def check_attention(batch: int, queries: int, tokens: int, heads: int, d: int) -> None:
+def check_attention(dtype: torch.dtype, batch: int, queries: int, tokens: int, heads: int, d: int) -> None:
     """As PyTorch's, of tensors that do not lie in one piece, of which some keys are hidden: the first ones too."""
     from xsvggt_ros.model import weighted
 
     loops()
     generator = torch.Generator().manual_seed(0)
-    q = torch.randn(batch, queries, 3, heads, d, generator=generator)[:, :, 0]
-    k, v = torch.randn(2, batch, tokens + 1, heads, d, generator=generator)[:, :, :tokens]
+    q = torch.randn(batch, queries, 3, heads, d, generator=generator).to(dtype)[:, :, 0]
+    k, v = torch.randn(2, batch, tokens + 1, heads, d, generator=generator).to(dtype)[:, :, :tokens]
     bias = torch.rand(heads, tokens, generator=generator).log()
     bias[0, : tokens // 2] = -torch.inf
-    torch.testing.assert_close(weighted.attend(q, k, v, bias), sdpa(q, k, v, bias), rtol=1e-5, atol=1e-6)
+    close = {torch.float32: 1e-5, torch.float16: 2**-9}[dtype]
+    torch.testing.assert_close(weighted.attend(q, k, v, bias), sdpa(q, k, v, bias), rtol=close, atol=close)
 
 
 # --- compiled -----------------------------------------------------------------------------------------
@@ -224,7 +226,12 @@ def check_compiling(kernel: str, bits: tuple[int, int], capability: int) -> None
 
 
 def compile_for(
-    capability: int, module: str, kernel: str, tensors: dict[str, list[str]], constants: dict[str, object]
+    capability: int,
+    module: str,
+    kernel: str,
+    tensors: dict[str, list[str]],
+    constants: dict[str, object],
+    **options: int,
 ) -> None:
     """For a GPU that need not be there: arguments are `tensors` of a type, numbers, of which names tell, and others."""
     from triton import compile
@@ -235,5 +242,6 @@ def compile_for(
     types = {name: kind for kind, names in tensors.items() for name in names} | dict.fromkeys(constants, "constexpr")
     signature = {name: types.get(name, "i32") for name in function.arg_names}
     values = {(function.arg_names.index(name),): x for name, x in constants.items() if name in signature}
-    made = compile(ASTSource(function, signature, values), target=GPUTarget("cuda", capability, 32))
+    made = compile(ASTSource(function, signature, values), target=GPUTarget("cuda", capability, 32), options=options)
     assert made.asm["cubin"]
+    assert made.metadata.shared <= SHARED.get(capability, SHARED[86])

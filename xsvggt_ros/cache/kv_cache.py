@@ -45,7 +45,7 @@ class KVCache:
         self.config = config
         self.device = device
         self.kernel = kernel
-        self._fused = fused  # makes few kernels of what a step of a full cache does
+        self.fused = fused  # makes few kernels of what lies between attentions, and here of what sizes are fixed for
         self.policy = make_policy(config, shape)
         # Tokens per layer, None: as many as come; and whether less than the policy's floor was asked for.
         self.budget, self.budget_raised = budget_in_force(shape, config, self.policy)
@@ -226,7 +226,7 @@ class KVCache:
         """
         end = store.tokens + k.shape[0]
         store.read(self._scratch)
-        fused = self._fused if store.tokens == store.capacity else as_written
+        fused = self._fused_if(store.tokens == store.capacity)
         bias = fused(beside)(self._scratch[:, store.tokens : end], k, v, self.policy, store.evidence())
         keys, values = self._scratch[:, :end]
         return Seen(q, keys, values, bias)
@@ -236,7 +236,7 @@ class KVCache:
         new = seen.q.shape[0]
         kept = min(new, store.capacity)
         evictions = store.evictions(kept)
-        fused = self._fused if evictions == new else as_written
+        fused = self._fused_if(evictions == new)
         # A step of numbers that are not finite is abandoned later; what is known about the past must stay even so.
         for x in (seen.keys, seen.values):
             x[-new:].nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
@@ -245,9 +245,14 @@ class KVCache:
             store.rewrite(*rewritten)
         self._gone += evictions + new - kept
         newest = {name: x[-kept:] for name, x in evidence.items()}
-        # Before keys and values: where these fail, the slots are known as the unfinished frame's.
+        # First what is known of them: where writing fails, the slots are the unfinished frame's.
         slots = fused(Store.noted)(store, leaving, self._first, new - kept, kept, newest)
         store.put(slots, seen.keys[-kept:], seen.values[-kept:])
+
+    def _fused_if(self, full: bool) -> Fusing:
+        """Not for sizes that last for some steps or in some layers only: each is compiled by itself."""
+        lasting = full and not (self.why_unsteady or self.config.adaptive or self.config.layer_budgets == "adaptive")
+        return self.fused if lasting else as_written
 
     def _past(self, store: Store, keys: Tensor) -> PastTokens:
         """What the policy ranks while new frames are being taken in."""

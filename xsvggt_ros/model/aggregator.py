@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from xsvggt_ros.fusing import Fusing, as_written
 from xsvggt_ros.model.attention import Context
 from xsvggt_ros.model.blocks import Block, rope_table
 from xsvggt_ros.model.config import ModelConfig
@@ -49,9 +50,9 @@ class Aggregator(nn.Module):
         """images [S, 3, H, W] in [0, 1] -> patch tokens [S, n, C]."""
         return self.patch_embed(self._normalised(images), context)
 
-    def encode_parts(self, images: Tensor, context: Context) -> Parts[Tensor]:
+    def encode_parts(self, images: Tensor, context: Context, fused: Fusing = as_written) -> Parts[Tensor]:
         """`encode`, in parts."""
-        return (yield from self.patch_embed.parts(self._normalised(images), context))
+        return (yield from self.patch_embed.parts(self._normalised(images), context, fused))
 
     def _normalised(self, images: Tensor) -> Tensor:
         mean, std = self._statistics(images.device, images.dtype)
@@ -73,7 +74,9 @@ class Aggregator(nn.Module):
         """
         return whole(self.parts(x, grid, inside, across))
 
-    def parts(self, x: Tensor, grid: tuple[int, int], inside: Context, across: Context) -> Parts[list[Tensor]]:
+    def parts(
+        self, x: Tensor, grid: tuple[int, int], inside: Context, across: Context, fused: Fusing = as_written
+    ) -> Parts[list[Tensor]]:
         """`forward`, a layer at a time."""
         batch, frames, per_frame, width = x.shape
         dim = width // self.config.heads
@@ -81,8 +84,8 @@ class Aggregator(nn.Module):
         rope_all = type(rope)(*(table.repeat(frames, 1, 1) for table in rope)) if frames > 1 else rope
         taps = []
         for i, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks, strict=True)):
-            within = frame_block(x.reshape(batch * frames, per_frame, width), inside, i, rope)
-            x = global_block(within.reshape(batch, frames * per_frame, width), across, i, rope_all)
+            within = frame_block(x.reshape(batch * frames, per_frame, width), inside, i, rope, fused)
+            x = global_block(within.reshape(batch, frames * per_frame, width), across, i, rope_all, fused)
             x = x.reshape(batch, frames, per_frame, width)
             if i in self.config.taps:
                 taps.append(torch.cat([within.reshape(x.shape), x], dim=-1))

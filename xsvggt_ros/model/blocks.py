@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from xsvggt_ros.fusing import Fusing, as_written
 from xsvggt_ros.model.attention import Context
 
 
@@ -102,10 +103,12 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.ls2 = LayerScale(width)
 
-    def forward(self, x: Tensor, context: Context, layer: int, rope: Rope | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Context, layer: int, rope: Rope | None = None, fused: Fusing = as_written
+    ) -> Tensor:
         """x [B, T, C] -> [B, T, C], as layer `layer` of its stack; `context` is what its queries attend to."""
-        attended = context.attend(layer, *self.entering(x, rope))
-        x, residual = self.leaving(x, attended)
+        attended = context.attend(layer, *fused(Block.entering)(self, x, rope))
+        x, residual = fused(Block.leaving)(self, x, attended)
         context.added(layer, self.ls2.gamma, residual)
         return x
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xsvggt_ros.fusing import Fusing, as_written
 from xsvggt_ros.model.attention import Context
 from xsvggt_ros.model.blocks import Block, Mlp
 from xsvggt_ros.model.config import ModelConfig
@@ -29,7 +30,9 @@ class CameraHead(nn.Module):
         self.poseLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
         self.pose_branch = Mlp(width, width // 2, POSE_SIZE)
 
-    def forward(self, tokens: Tensor, context: Context, iterations: int = ITERATIONS) -> Tensor:
+    def forward(
+        self, tokens: Tensor, context: Context, iterations: int = ITERATIONS, fused: Fusing = as_written
+    ) -> Tensor:
         """Camera tokens [B, S, 2C] -> pose encodings of all iterations [iterations, B, S, 9], the last the best.
 
         Every iteration attends anew: a streaming `context` therefore holds one key per iteration, which is how
@@ -39,16 +42,16 @@ class CameraHead(nn.Module):
         empty = self.empty_pose_tokens.expand(*tokens.shape[:2], -1)
         pose, poses = torch.zeros_like(empty), []
         for iteration in range(iterations):
-            pose = pose + self.delta(tokens, pose if iteration else empty, context)
+            pose = pose + self.delta(tokens, pose if iteration else empty, context, fused)
             poses.append(activate_pose(pose))
         return torch.stack(poses)
 
-    def delta(self, tokens: Tensor, pose: Tensor, context: Context) -> Tensor:
+    def delta(self, tokens: Tensor, pose: Tensor, context: Context, fused: Fusing = as_written) -> Tensor:
         """What one iteration adds to poses [B, S, 9], before activation; tokens [B, S, 2C] are normalised."""
         shift, scale, gate = self.poseLN_modulation(self.embed_pose(pose)).chunk(3, dim=-1)
         x = tokens + gate * (F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6) * (1 + scale) + shift)
         for i, block in enumerate(self.trunk):
-            x = block(x, context, i)
+            x = block(x, context, i, fused=fused)
         return self.pose_branch(self.trunk_norm(x))
 
 

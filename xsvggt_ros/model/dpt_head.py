@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xsvggt_ros.config import PATCH_SIZE
+from xsvggt_ros.fusing import Fusing, as_written
 from xsvggt_ros.model.config import DPTConfig
 
 HIDDEN = 32  # channels before the last convolution
@@ -112,6 +113,7 @@ class DPTHead(nn.Module):
         channels = config.out_channels
         self.outputs = outputs
         self._embed = embed
+        self._channels = (*channels, config.features // 2)  # of what positions are added to
         self.norm = nn.LayerNorm(width)
         self.projects = nn.ModuleList(nn.Conv2d(width, c, 1) for c in channels)
         self.resize_layers = nn.ModuleList(
@@ -124,13 +126,25 @@ class DPTHead(nn.Module):
         )
         self.scratch = Scratch(config, outputs)
 
-    def forward(self, taps: list[Tensor], grid: tuple[int, int]) -> Tensor:
+    def forward(self, taps: list[Tensor], grid: tuple[int, int], fused: Fusing = as_written) -> Tensor:
         """Patch tokens of the four taps, each [S, h*w, 2C] -> [S, outputs, 14h, 14w], not activated.
 
         Without `outputs`: feature maps [S, features, 7h, 7w].
         """
+        return fused(DPTHead._decoded)(self, taps, grid, self._positions(grid) if self.outputs else None)
+
+    def _positions(self, grid: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
+        """What is added to the four levels, and before the last convolutions: tables, made once."""
+        (rows, columns), weight, (*channels, last) = grid, self.norm.weight, self._channels
+        sizes = [*((rows, columns, c) for c in channels), (PATCH_SIZE * rows, PATCH_SIZE * columns, last)]
+        return [self._embed(*size, columns / rows, weight.device, weight.dtype) for size in sizes]
+
+    def _decoded(
+        self, taps: list[Tensor], grid: tuple[int, int], positions: list[tuple[Tensor, Tensor]] | None
+    ) -> Tensor:
         s = self.scratch
-        l1, l2, l3, l4 = (self._level(j, tap, grid) for j, tap in enumerate(taps))
+        at: Sequence[tuple[Tensor, Tensor] | None] = positions or [None] * len(self._channels)
+        l1, l2, l3, l4 = (self._level(j, tap, grid, at[j]) for j, tap in enumerate(taps))
         x = s.refinenet4(s.layer4_rn(l4), None, l3.shape[-2:])
         x = s.refinenet3(x, s.layer3_rn(l3), l2.shape[-2:])
         x = s.refinenet2(x, s.layer2_rn(l2), l1.shape[-2:])
@@ -138,19 +152,19 @@ class DPTHead(nn.Module):
         x = s.output_conv1(x)
         if self.outputs is None:
             return enlarge(x, (PATCH_SIZE // 2 * grid[0], PATCH_SIZE // 2 * grid[1]))
-        x = self._with_position(enlarge(x, (PATCH_SIZE * grid[0], PATCH_SIZE * grid[1])), grid)
+        x = _added(enlarge(x, (PATCH_SIZE * grid[0], PATCH_SIZE * grid[1])), at[4])
         first, relu, last = s.output_conv2
         # The last layer's output is an exponent: it may be kept in float32 while the rest is bf16.
         return last(relu(first(x)).to(last.weight.dtype))
 
-    def _level(self, j: int, tap: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _level(self, j: int, tap: Tensor, grid: tuple[int, int], position: tuple[Tensor, Tensor] | None) -> Tensor:
         x = self.norm(tap.to(self.norm.weight.dtype))
         x = x.unflatten(1, grid).permute(0, 3, 1, 2)  # [S, 2C, h, w], channels last in memory
-        return self.resize_layers[j](self._with_position(self.projects[j](x), grid))
+        return self.resize_layers[j](_added(self.projects[j](x), position))
 
-    def _with_position(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        if self.outputs is None:
-            return x
-        rows, columns = x.shape[-2:]
-        of_column, of_row = self._embed(rows, columns, x.shape[1], grid[1] / grid[0], x.device, x.dtype)
-        return x.add_(of_column).add_(of_row)  # in place: x is large, and nobody else's
+
+def _added(x: Tensor, position: tuple[Tensor, Tensor] | None) -> Tensor:
+    """In place: x is large, and nobody else's."""
+    for part in position or ():
+        x.add_(part)
+    return x

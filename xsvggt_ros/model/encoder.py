@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xsvggt_ros.fusing import Fusing, as_written
 from xsvggt_ros.model.attention import Context
 from xsvggt_ros.model.blocks import Block
 from xsvggt_ros.model.config import ModelConfig
@@ -68,7 +69,7 @@ class Encoder(nn.Module):
         """images [S, 3, 14h, 14w], normalised -> patch tokens [S, h*w, C]."""
         return whole(self.parts(images, context))
 
-    def parts(self, images: Tensor, context: Context) -> Parts[Tensor]:
+    def parts(self, images: Tensor, context: Context, fused: Fusing = as_written) -> Parts[Tensor]:
         """`forward`, in parts."""
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         frames = images.shape[0]
@@ -77,5 +78,5 @@ class Encoder(nn.Module):
         for layer, block in enumerate(self.blocks):
             if layer and layer % BLOCKS == 0:
                 yield
-            x = block(x, context, layer)
+            x = block(x, context, layer, fused=fused)
         return self.norm(x[:, 1 + self.register_tokens.shape[1] :])

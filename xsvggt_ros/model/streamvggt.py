@@ -6,16 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import MethodType
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from xsvggt_ros.fusing import Fusing
+from xsvggt_ros.fusing import Fusing, as_written
 from xsvggt_ros.model.aggregator import Aggregator
 from xsvggt_ros.model.attention import Context, Kernel, WholeSequence, sdpa
-from xsvggt_ros.model.blocks import Block
 from xsvggt_ros.model.camera_head import CameraHead
 from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.model.dpt_head import DPTHead, uv_embedding
@@ -65,6 +63,11 @@ class Past(Context, Protocol):
     @property
     def camera_iterations(self) -> int:
         """How many of its iterations there is room for."""
+        ...
+
+    @property
+    def fused(self) -> Fusing:
+        """Makes few kernels of what lies between attentions."""
         ...
 
     def begin(self, patches: Tensor) -> None:
@@ -123,30 +126,22 @@ class StreamVGGT(nn.Module):
         """`step`, in parts of about the same work."""
         grid = self.grid(images)
         inside = WholeSequence(self.kernel)
-        patches = yield from self.aggregator.encode_parts(images, inside)
+        patches = yield from self.aggregator.encode_parts(images, inside, past.fused)
         mark("encoder")
         yield
         past.begin(patches)
         x = self.aggregator.with_specials(patches[None], starts=past.frames == 0)
-        taps = yield from self.aggregator.parts(x, grid, inside, past)
+        taps = yield from self.aggregator.parts(x, grid, inside, past, past.fused)
         mark("aggregator")
-        poses = self.camera_head(taps[-1][:, :, 0], past.camera, past.camera_iterations)
+        poses = self.camera_head(taps[-1][:, :, 0], past.camera, past.camera_iterations, past.fused)
         mark("camera")
         yield
-        predictions = self.dense(taps, grid, poses) if dense else without_depth(poses, *images.shape[-2:])
+        predictions = self.dense(taps, grid, poses, past.fused) if dense else without_depth(poses, *images.shape[-2:])
         mark("dense")
         if self.track_head is not None:
             of_patches = [tap[0, :, self.config.specials :] for tap in taps]
             predictions.track_maps = self.track_head.feature_extractor(of_patches, grid)[None]
         return predictions
-
-    def fuse(self, fused: Fusing) -> None:
-        """Makes few kernels of what lies between attentions, and of the depth head."""
-        for block in self.modules():
-            if isinstance(block, Block):
-                block.entering = MethodType(fused(Block.entering), block)  # type: ignore[method-assign]
-                block.leaving = MethodType(fused(Block.leaving), block)  # type: ignore[method-assign]
-        self.depth_head.forward = MethodType(fused(DPTHead.forward), self.depth_head)  # type: ignore[method-assign]
 
     @property
     def part_count(self) -> int:
@@ -161,14 +156,16 @@ class StreamVGGT(nn.Module):
             raise ValueError(f"image sides must be positive multiples of {patch}, got {width}x{height}")
         return height // patch, width // patch
 
-    def dense(self, taps: list[Tensor], grid: tuple[int, int], poses: Tensor) -> Predictions:
+    def dense(
+        self, taps: list[Tensor], grid: tuple[int, int], poses: Tensor, fused: Fusing = as_written
+    ) -> Predictions:
         """The dense heads on the aggregator's tokens, for each tap [B, S, P, 2C], beside poses already predicted."""
         shape = taps[0].shape[:2]
         patches = [tap[:, :, self.config.specials :].flatten(0, 1) for tap in taps]  # [B * S, n, 2C]
-        depth, depth_confidence = self.depth_head(patches, grid).unflatten(0, shape).exp().unbind(2)
+        depth, depth_confidence = self.depth_head(patches, grid, fused).unflatten(0, shape).exp().unbind(2)
         predictions = Predictions(poses, depth, 1 + depth_confidence)
         if self.point_head is not None:
-            raw = self.point_head(patches, grid).unflatten(0, shape).movedim(2, -1)  # [B, S, H, W, 4]
+            raw = self.point_head(patches, grid, fused).unflatten(0, shape).movedim(2, -1)  # [B, S, H, W, 4]
             predictions.points = inverse_log(raw[..., :3])
             predictions.points_confidence = 1 + raw[..., 3].exp()
         return predictions

@@ -20,11 +20,12 @@ LOG2_E = tl.constexpr(1 / math.log(2))
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """As model.attention.Kernel: q [B, T, heads, d], k and v [B, N, heads, d], bias [heads, N] -> [B, T, heads, d]."""
     batch, queries, heads, d = q.shape
+    bias = bias.float()
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     strides = [stride for x in (q, k, v, out) for stride in x.stride()[:3]]
     with torch.cuda.device_of(q):
         _attend[(triton.cdiv(queries, QUERIES), batch * heads)](
-            *(q, k, v, out, bias.float()),
+            *(q, k, v, out, bias),
             *strides,
             *(bias.stride(0), queries, k.shape[1], d**-0.5 * LOG2_E.value),
             **dict(HEADS=heads, D=d, QUERIES=QUERIES, KEYS=KEYS),
@@ -73,11 +74,11 @@ def _attend(
     found = tl.zeros((QUERIES, D), tl.float32)
     whole = keys_there // KEYS * KEYS
     for start in range(0, whole, KEYS):  # without masks, which would keep loads from running ahead
-        key = start + tl.arange(0, KEYS)
+        key = start + tl.arange(0, KEYS).to(tl.int64)  # int64: keys may take more than 2 GiB
         keys, values = tl.load(k + key[None, :] * k_token), tl.load(v + key[:, None] * v_token)
         most, total, found = _onward(x, keys, values, tl.load(bias + key), most, total, found, scale)
     if whole < keys_there:
-        key = whole + tl.arange(0, KEYS)
+        key = whole + tl.arange(0, KEYS).to(tl.int64)
         keys = tl.load(k + key[None, :] * k_token, mask=key[None, :] < keys_there, other=0)
         values = tl.load(v + key[:, None] * v_token, mask=key[:, None] < keys_there, other=0)
         added = tl.load(bias + key, mask=key < keys_there, other=float("-inf"))

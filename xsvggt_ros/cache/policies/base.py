@@ -17,8 +17,9 @@ from torch import Tensor
 from xsvggt_ros.cache.camera_cache import first_and_newest
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
-from xsvggt_ros.fusing import triton_runs
+from xsvggt_ros.fusing import kernels
 
+HEAD_DIMS = (16, 32, 64, 128, 256)  # that kernels multiply by
 PROTECTED = float("inf")  # the score of a token that must stay
 Rewritten = tuple[Tensor, Tensor, Tensor]  # slots, keys, values
 
@@ -130,7 +131,7 @@ class Policy(ABC):
 
     def allocate(self, device: torch.device, budget: int) -> None:
         """Makes the shared evidence, zero at first."""
-        self.kernels = kernels_for(self.shape.head_dim, device)
+        self.kernels = kernels(__package__, self.shape.head_dim in HEAD_DIMS, device)
         sizes = self.shared_evidence(budget).items()
         self.shared = {name: torch.zeros(size, dtype=dtype, device=device) for name, (size, dtype) in sizes}
 
@@ -184,15 +185,6 @@ class Policy(ABC):
     def learn(self, geometry: Geometry) -> dict[str, Tensor]:
         """From what became of the newest frames, evidence about their tokens in every layer [N, ...]."""
         return {}
-
-
-def kernels_for(d: int, device: torch.device) -> ModuleType | None:
-    """The module of kernels for heads of d channels, where they run."""
-    if not triton_runs(device):
-        return None
-    from xsvggt_ros.cache.policies import fused
-
-    return fused if d in fused.HEAD_DIMS else None
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:

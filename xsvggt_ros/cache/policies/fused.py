@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-HEAD_DIMS = (16, 32, 64, 128, 256)
 KEYS, OTHERS, CHANNELS = 128, 64, 64  # of a program of `nearest`, and at a time
-SEEN = 128  # keys of a program of `masses`
+SEEN, BLOCKS = 128, 64  # keys of a program of `masses`, and how many such are summed up at a time
 MOST_QUERIES = 64
+LEAST = tl.constexpr(-1e30)  # logit, where all keys may be hidden
 LOG2_E = tl.constexpr(1 / math.log(2))
 
 
@@ -34,7 +34,7 @@ def nearest(mine: Tensor, shift: Tensor, keys: Tensor, length: Tensor, hidden: T
             *(keys, keys.stride(0), length, hidden, mine, mine.stride(0), shift, likeness, place),
             *(keys.shape[0], count, channels),
             **dict(KEYS=KEYS, OTHERS=OTHERS, CHANNELS=min(CHANNELS, channels & -channels)),
-            **dict(num_warps=4, num_stages=4),
+            **dict(num_warps=4, num_stages=4 if keys.element_size() == 2 else 2),  # what fits into 99 KiB
         )
     return likeness, place
 
@@ -64,7 +64,8 @@ def _nearest(
     CHANNELS: tl.constexpr,
 ):
     """Of some keys the best for some of mine: in a row of likeness and place for these keys."""
-    row, column = tl.program_id(0) * KEYS + tl.arange(0, KEYS), tl.program_id(1) * OTHERS + tl.arange(0, OTHERS)
+    row = tl.program_id(0).to(tl.int64) * KEYS + tl.arange(0, KEYS)  # int64: keys may take more than 2 GiB
+    column = tl.program_id(1) * OTHERS + tl.arange(0, OTHERS)
     inside, wanted = row < keys_there, column < mine_there
     # What lies beyond is read from the first rows instead: without masks loads run ahead.
     x = keys + tl.where(inside, row, 0)[:, None] * keys_row + tl.arange(0, CHANNELS)[None, :]
@@ -78,26 +79,26 @@ def _nearest(
     best, where = tl.max(product, 0, return_indices=True)
     out = tl.program_id(0) * mine_there + column
     tl.store(likeness + out, best, mask=wanted)
-    tl.store(place + out, tl.program_id(0) * KEYS + where.to(tl.int64), mask=wanted)
+    tl.store(place + out, tl.minimum(tl.program_id(0) * KEYS + where, keys_there - 1).to(tl.int64), mask=wanted)
 
 
 @torch.library.custom_op("xsvggt::masses", mutates_args=())
 def masses(q: Tensor, weights: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
     """The attention that keys [T, heads, d] get from queries q [R, heads, d], R <= MOST_QUERIES: [heads, T] float32.
 
-    Each query counts as many times as weights [R] say; bias [heads, T] is added to logits.
+    Each query counts as many times as weights [R] say; bias [heads, T], float32, is added to logits.
     """
     queries, heads, d = q.shape
     seen = keys.shape[0]
     blocks, padded = triton.cdiv(seen, SEEN), max(16, triton.next_power_of_2(queries))
-    levels = torch.empty(2, heads, blocks, padded, dtype=torch.float32, device=keys.device)
+    levels = torch.empty(heads, blocks, padded, dtype=torch.float32, device=keys.device)
     out = torch.empty(heads, seen, dtype=torch.float32, device=keys.device)
     given = [q, q.stride(0), q.stride(1), queries, keys, keys.stride(0), keys.stride(1), seen]
-    given += [bias, bias.stride(0) if bias is not None else 0, levels, blocks, d**-0.5 * LOG2_E.value]
-    sizes = dict(HEADS=heads, D=d, SEEN=SEEN, QUERIES=padded)
+    given += [bias, bias.stride(0) if bias is not None else 0, d**-0.5 * LOG2_E.value]
+    sizes = dict(D=d, SEEN=SEEN, QUERIES=padded)
     with torch.cuda.device_of(keys):
-        _levels[(blocks, heads)](*given, **sizes)
-        _masses[(blocks, heads)](*given, weights, out, **sizes, BLOCKS=triton.next_power_of_2(blocks))
+        _levels[(blocks, heads)](*given, levels, blocks, **sizes)
+        _masses[(blocks, heads)](*given, levels, blocks, weights, out, **sizes, BLOCKS=BLOCKS)
     return out
 
 
@@ -118,22 +119,20 @@ def _levels(
     seen,
     bias,
     bias_head,
+    scale,
     levels,
     blocks,
-    scale,
-    HEADS: tl.constexpr,
     D: tl.constexpr,
     SEEN: tl.constexpr,
     QUERIES: tl.constexpr,
 ):
-    """Of some keys the largest logit of each query, and the sum of all less that: [2, heads, blocks, queries]."""
-    logits = _logits(
+    """The logarithm, to base 2, of the sum of each query's weights on some keys: levels [heads, blocks, queries]."""
+    logits, _ = _logits(
         q, q_token, q_head, queries, keys, key_token, key_head, seen, bias, bias_head, scale, D, SEEN, QUERIES
     )
-    most = tl.maximum(tl.max(logits, 0), -1e30)
-    out = levels + (tl.program_id(1) * blocks + tl.program_id(0)) * QUERIES + tl.arange(0, QUERIES)
-    tl.store(out, most)
-    tl.store(out + HEADS * blocks * QUERIES, tl.sum(tl.math.exp2(logits - most[None, :]), 0))
+    most = tl.maximum(tl.max(logits, 0), LEAST)
+    level = most + tl.math.log2(tl.sum(tl.math.exp2(logits - most[None, :]), 0))
+    tl.store(levels + (tl.program_id(1) * blocks + tl.program_id(0)) * QUERIES + tl.arange(0, QUERIES), level)
 
 
 @triton.jit(do_not_specialize=["seen", "blocks"])
@@ -148,32 +147,28 @@ def _masses(
     seen,
     bias,
     bias_head,
+    scale,
     levels,
     blocks,
-    scale,
     weights,
     out,
-    HEADS: tl.constexpr,
     D: tl.constexpr,
     SEEN: tl.constexpr,
     QUERIES: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    head, key, query, block = (
-        tl.program_id(1),
-        tl.program_id(0) * SEEN + tl.arange(0, SEEN),
-        tl.arange(0, QUERIES),
-        tl.arange(0, BLOCKS),
-    )
-    logits = _logits(
+    """What some keys get: out [heads, seen]."""
+    logits, key = _logits(
         q, q_token, q_head, queries, keys, key_token, key_head, seen, bias, bias_head, scale, D, SEEN, QUERIES
     )
-    at = levels + (head * blocks + block[:, None]) * QUERIES + query[None, :]
-    there = block[:, None] < blocks
-    levels_of_parts = tl.load(at, mask=there, other=-1e30)
-    sums = tl.load(at + HEADS * blocks * QUERIES, mask=there, other=0)
-    most = tl.max(levels_of_parts, 0)
-    total = tl.sum(sums * tl.math.exp2(levels_of_parts - most[None, :]), 0)
+    head, query = tl.program_id(1), tl.arange(0, QUERIES)
+    most, total = tl.full((QUERIES,), LEAST, tl.float32), tl.zeros((QUERIES,), tl.float32)
+    for start in range(0, blocks, BLOCKS):
+        block = start + tl.arange(0, BLOCKS)[:, None]
+        level = tl.load(levels + (head * blocks + block) * QUERIES + query, mask=block < blocks, other=float("-inf"))
+        higher = tl.maximum(most, tl.max(level, 0))
+        total = total * tl.math.exp2(most - higher) + tl.sum(tl.math.exp2(level - higher[None, :]), 0)
+        most = higher
     share = tl.load(weights + query, mask=query < queries, other=0) / total
     mass = tl.sum(tl.math.exp2(logits - most[None, :]) * share[None, :], 1)
     tl.store(out + head * seen + key, mass, mask=key < seen)
@@ -196,19 +191,13 @@ def _logits(
     SEEN: tl.constexpr,
     QUERIES: tl.constexpr,
 ):
-    """Of a head's keys and all queries, in powers of 2: [SEEN, QUERIES]."""
-    head, key, query, channel = (
-        tl.program_id(1),
-        tl.program_id(0) * SEEN + tl.arange(0, SEEN),
-        tl.arange(0, QUERIES),
-        tl.arange(0, D),
-    )
-    inside = key < seen
+    """Of some of a head's keys and all queries, in powers of 2 [SEEN, QUERIES], and which keys they are."""
+    head, query, channel = tl.program_id(1), tl.arange(0, QUERIES)[None, :], tl.arange(0, D)
+    key = tl.program_id(0).to(tl.int64) * SEEN + tl.arange(0, SEEN)
+    inside, asked = key < seen, query < queries
     x = tl.load(keys + key[:, None] * key_token + head * key_head + channel[None, :], mask=inside[:, None], other=0)
-    asked = tl.load(
-        q + query[None, :] * q_token + head * q_head + channel[:, None], mask=query[None, :] < queries, other=0
-    )
-    logits = tl.dot(x, asked, input_precision="ieee") * scale
+    y = tl.load(q + query * q_token + head * q_head + channel[:, None], mask=asked, other=0)
+    logits = tl.dot(x, y, input_precision="ieee") * scale
     if bias is not None:
         logits += tl.load(bias + head * bias_head + key, mask=inside, other=0)[:, None] * LOG2_E
-    return tl.where(inside[:, None], logits, float("-inf"))
+    return tl.where(inside[:, None], logits, float("-inf")), key
