@@ -27,7 +27,7 @@ def placed_of(frame, segments=True, keyframes=KEYS, scale=2.0):
     segment = InSegment(frame.T_first_cam, 0, frame.T_first_cam, keyframes, (0.0, 0.0), 1.0)
     placed = place(replace(frame, segment=segment if segments else None), scale=ScaleStatus("fixed", scale))
     origin = ros_pose(np.eye(4))
-    return replace(placed, T_map_odom=T_MAP_ODOM if segments else None, T_odom_first=origin)
+    return replace(placed, T_map_odom=T_MAP_ODOM if segments else None, T_map_first=origin)
 
 
 def made_of(message_class, placed, **settings):
