@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.evaluation.datasets import DATASETS, EvaluationSequence, readable, room_sequences
+from xsvggt_ros.evaluation.enlarging import losses
+from xsvggt_ros.evaluation.enlarging import table as enlarging_table
 from xsvggt_ros.evaluation.evaluate import UNALIGNED, SequenceErrors, mean_errors, sequence_errors, standing_still
 from xsvggt_ros.evaluation.long import KINDS, Long, check_length, false_closures, run_long, table
 from xsvggt_ros.evaluation.metrics import ALIGNMENTS, TrackErrors
@@ -29,6 +31,7 @@ from xsvggt_ros.evaluation.table import Estimate, Table, write_table
 from xsvggt_ros.evaluation.trace import Clouds, Gallery, Incomparable, Observer, Trace, follow
 from xsvggt_ros.evaluation.tracking import QUERIES, compare
 from xsvggt_ros.flags import add_settings, given_settings
+from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.rate import check_rate
 from xsvggt_ros.rooms.motion import MOTIONS
 from xsvggt_ros.rooms.room import SHAPES
@@ -97,6 +100,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead, how well points are followed, beside optical flow; needs track_groups above 0",
     )
     parser.add_argument(
+        "--enlarge",
+        action="store_true",
+        help="instead, what depth of the network's resolution loses on its way to that of images of 640x480, by the "
+        "way of output.resolution and by others; of synthetic rooms",
+    )
+    parser.add_argument(
         "--frames", type=int, metavar="N", help=f"most of a sequence (default: all; of synthetic rooms {ROOM_FRAMES})"
     )
     parser.add_argument("--stride", type=int, default=1, metavar="K", help="use every K-th frame (default: 1)")
@@ -161,6 +170,8 @@ def run(args: argparse.Namespace) -> int:
         _long(Long(config, args.long, frames, args.rate, args.motion, args.shape or "room"), args)
     elif args.tracks:
         _evaluate_tracks(args, config)
+    elif args.enlarge:
+        _enlarge(args, config)
     elif args.sweep:
         _check_sweep(args, given)
         rows = rows_like(args.rows) if args.rows else ROWS
@@ -294,6 +305,18 @@ def _evaluate_tracks(args: argparse.Namespace, config: StreamConfig) -> None:
     for name, of_sequences in found.items():
         columns = (np.array([getattr(errors, column) for errors in of_sequences]) for column in TRACKS)
         print(f"{name:<8}", *(Estimate.of(x[~np.isnan(x)]).text(".3f") for x in columns), sep="  ")
+
+
+def _enlarge(args: argparse.Namespace, config: StreamConfig) -> None:
+    """Prints a table."""
+    if args.dataset != ROOMS or args.root or args.stride != 1 or args.points or args.output or args.sweep:
+        raise ValueError(
+            "--enlarge renders its own rooms and prints a table: leave DATASET, ROOT, --stride, --points, --sweep and "
+            "--output out"
+        )
+    width = config.image_width or MODELS[config.model].image_size
+    found = losses(args.seeds, args.frames or ROOM_FRAMES, args.rate, args.motion, width)
+    print(f"`{_command()}`\n\n{enlarging_table(found)}")
 
 
 def _sequences(args: argparse.Namespace) -> tuple[Iterable[EvaluationSequence], int]:
