@@ -136,7 +136,8 @@ def _around(truth: Depth) -> Iterator[Depth]:
 
 def _mean(found: list[Losses]) -> Losses:
     *errors, times = np.array(found).T
-    abs_rel, near_edges, in_the_air = (float(np.nanmean(column)) for column in errors)
+    known = (column[~np.isnan(column)] for column in errors)
+    abs_rel, near_edges, in_the_air = (float(column.mean()) if len(column) else np.nan for column in known)
     return Losses(abs_rel, near_edges, in_the_air, float(np.median(times)))
 
 
