@@ -477,6 +477,12 @@ class NodeConfig(Checked):
         frame=True,
     )
     publish_tf: bool = setting(True, "Send the pose to /tf.", live=True)
+    publish_map: bool = setting(
+        True,
+        "Send map_frame -> world_frame there too, where segments or continue_odom make one; false: another node does "
+        "(AMCL, a SLAM), as a frame has one parent.",
+        live=True,
+    )
     invert_tf: bool = setting(
         False, "Send it as transform from the child to world_frame, for a child that has another parent.", live=True
     )

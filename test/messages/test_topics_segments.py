@@ -75,6 +75,8 @@ def test_frames_are_named_as_the_settings_say_and_no_tf_is_none(message_class, f
     assert [names(each) for each in made["/tf"].transforms] == [("drift", "lens"), ("building", "drift")]
     assert made["~/keyframes"].header.frame_id == "building"
     assert made["~/odometry"].header.frame_id == made["~/path"].header.frame_id == "drift"
+    (alone,) = made_of(message_class, placed_of(frame), publish_map=False)["/tf"].transforms
+    assert names(alone) == ("odom", "lens")
     made = made_of(message_class, placed_of(frame), publish_tf=False)
     assert "/tf" not in made and "~/keyframes" in made
 

@@ -100,16 +100,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead, how well points are followed, beside optical flow; needs track_groups above 0",
     )
     parser.add_argument(
-        "--enlarge",
-        action="store_true",
-        help="instead, what depth of the network's resolution loses on its way to that of images of 640x480, by the "
-        "way of output.resolution and by others; of synthetic rooms",
-    )
-    parser.add_argument(
         "--frames", type=int, metavar="N", help=f"most of a sequence (default: all; of synthetic rooms {ROOM_FRAMES})"
     )
     parser.add_argument("--stride", type=int, default=1, metavar="K", help="use every K-th frame (default: 1)")
-    rooms = parser.add_argument_group("synthetic rooms")
+    _add_room_arguments(parser.add_argument_group("synthetic rooms"))
+    add_settings(parser, SETTINGS)
+
+
+def _add_room_arguments(rooms: argparse._ArgumentGroup) -> None:
     rooms.add_argument(
         "--seeds",
         type=_seeds,
@@ -126,6 +124,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="horizontal field of view (default: %(default)s)",
     )
     rooms.add_argument("--motion", choices=MOTIONS, default="robot", help="of the camera (default: %(default)s)")
+    rooms.add_argument(
+        "--enlarge",
+        action="store_true",
+        help="instead, what depth of the network's resolution loses on its way to that of images of 640x480, by the "
+        "way of output.resolution and by others",
+    )
     rooms.add_argument(
         "--sweep",
         action="store_true",
@@ -145,7 +149,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     rooms.add_argument("--shape", choices=SHAPES, help="with --long: of the rooms (default: room)")
     rooms.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core; GPU: 1)")
-    add_settings(parser, SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -116,7 +116,7 @@ class FrameMessages:
 
     def _transform(self, placed: Placed, config: NodeConfig) -> Any:
         found = [(config.world_frame, placed.child, placed.T_odom_child)]
-        if placed.T_map_odom is not None:
+        if placed.T_map_odom is not None and config.publish_map:
             found.append((config.map_frame, config.world_frame, placed.T_map_odom))
         if config.invert_tf:  # all: a frame has one parent
             found = [(child, parent, inverse(T)) for parent, child, T in found]
