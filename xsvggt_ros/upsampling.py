@@ -2,9 +2,9 @@
 """A frame at the size of its camera's image: edges of depth where the image has edges, and no points in between.
 
 Joint bilateral upsampling (Kopf et al., SIGGRAPH 2007), done where it matters. Inverse depth is linear on planes, so
-where it bends little it is interpolated linearly, which is exact and takes little time. Where it bends, at the edges of
-objects, a pixel goes by those of its 9 nearest of the network's pixels that lie on one surface with the one most like
-it in place and colour: an average over two surfaces would be a point in the air.
+where it bends little it is interpolated linearly, which is exact and takes little time. Where it bends, a pixel goes by
+those of its 9 nearest of the network's pixels that lie on one surface with the one most like it in place and colour, if
+others of them do not: an average over two surfaces would be a point in the air.
 """
 
 from __future__ import annotations
@@ -109,8 +109,10 @@ class _Edges:
         weights = np.exp((unlike.min(0, initial=np.inf) - unlike) / 2) * frame.confidence.ravel()[sources]
         near = inverse.ravel()[sources]
         surface = np.take_along_axis(near, weights.argmax(0)[None], 0)
-        weights *= np.abs(near - surface) <= ONE_SURFACE * surface
-        return cls(at, sources, weights / weights.sum(0))
+        same = np.abs(near - surface) <= ONE_SURFACE * surface
+        apart = ~same.all(0)  # elsewhere a surface has a crease, and no edge
+        weights = (weights * same)[:, apart]
+        return cls(at[apart], sources[:, apart], weights / weights.sum(0))
 
 
 def _bends(inverse: Floats) -> NDArray[np.bool_]:
