@@ -103,11 +103,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--frames", type=int, metavar="N", help=f"most of a sequence (default: all; of synthetic rooms {ROOM_FRAMES})"
     )
     parser.add_argument("--stride", type=int, default=1, metavar="K", help="use every K-th frame (default: 1)")
-    _add_room_arguments(parser.add_argument_group("synthetic rooms"))
+    _add_room_arguments(parser)
     add_settings(parser, SETTINGS)
 
 
-def _add_room_arguments(rooms: argparse._ArgumentGroup) -> None:
+def _add_room_arguments(parser: argparse.ArgumentParser) -> None:
+    rooms = parser.add_argument_group("synthetic rooms")
     rooms.add_argument(
         "--seeds",
         type=_seeds,
