@@ -41,7 +41,8 @@ ARGUMENTS = {
     "log_level": ("info", "debug, info, warn, error or fatal."),
 }
 CHOICES = {"respawn": BOOLEAN, "rviz": BOOLEAN, "use_sim_time": ["", *BOOLEAN]}
-DISPLAYED = ("points", "depth/image", "path", "odometry")  # topics of the node in stream.rviz
+# Topics of the node in stream.rviz.
+DISPLAYED = ("points", "rgb/image", "depth/image", "path", "odometry", "keyframes", "obstacles")
 KILL_AFTER_S = "20"  # a step that runs is waited for, and takes seconds with a large model on a CPU
 
 

@@ -245,7 +245,8 @@ def test_use_sim_time_can_be_set_with_or_against_the_bag(run, bag, use_sim_time)
 def test_rviz_shows_the_topics_and_the_world_of_the_node_wherever_it_is_pushed(launch, world_frame):
     include = stream(rviz="true", namespace="front", world_frame=world_frame)
     records = launch(GroupAction([PushRosNamespace("robot"), include]), awaited=["robot.front.rviz2"])
-    topics = resolved(records["robot.front.stream_node"], "~/points", "~/depth/image", "~/path", "~/odometry")
+    displayed = ("points", "rgb/image", "depth/image", "path", "odometry", "keyframes", "obstacles")
+    topics = resolved(records["robot.front.stream_node"], *(f"~/{topic}" for topic in displayed))
     assert shown(records["robot.front.rviz2"]) == (world_frame or NodeConfig().world_frame, set(topics))
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from support.caches import Shortage
 from support.recordings import SECOND, camera_info, picture, raw_image
 
@@ -47,6 +48,44 @@ def test_an_image_is_what_the_stream_says_of_it_with_the_images_stamp_and_frame(
     assert (placed.stamp_ns, placed.camera, placed.child) == (7 * SECOND, "cam_optical", "cam_optical")
     np.testing.assert_array_equal(placed.frame.depth, frame.depth)
     np.testing.assert_array_equal(placed.frame.T_first_cam, frame.T_first_cam)
+
+
+LARGE = changed(SMALL, {"output.resolution": "input"})
+
+
+def test_outputs_have_the_size_of_the_camera_from_the_image_on_at_which_that_is_asked_for(model):
+    pipeline = pipeline_of(model)
+    asked = (SMALL, LARGE, LARGE, SMALL)
+    placed = [one(pipeline, raw_image(picture(i), i), config) for i, config in enumerate(asked)]
+    assert [each.output.depth.shape for each in placed] == [(42, 56), (48, 64), (48, 64), (42, 56)]
+    for i in (1, 2):
+        np.testing.assert_array_equal(placed[i].output.image, picture(i))
+        assert placed[i].frame.depth.shape == (42, 56) and placed[i].output is placed[i].output
+    assert placed[0].output is placed[0].frame
+
+
+def test_of_a_chunk_each_frame_has_its_own_image_at_the_size_that_was_asked_for_as_it_came(model):
+    small, large = (changed(config, {"cache.chunk": 3}) for config in (SMALL, LARGE))
+    pipeline = pipeline_of(model, small)
+    answers = [pipeline.process(raw_image(picture(i), i), c) for i, c in enumerate((large, small, large))]
+    assert [len(found) for found in answers] == [0, 0, 3]
+    images = [answer.result.image for answer in answers[-1]]
+    assert images[1] is None
+    for i in (0, 2):
+        np.testing.assert_array_equal(images[i], picture(i))
+
+
+def test_the_image_is_rectified_as_the_one_that_the_network_saw(model):
+    pipeline = pipeline_of(model, LARGE)
+    info = camera_info(K)
+    info.distortion_model, info.d = "plumb_bob", np.array([-0.3, 0.05, 0, 0, 0])
+    pipeline.receive("camera_info", info)
+    placed = one(pipeline, raw_image(picture(0), 0), LARGE)
+    image, intrinsics = placed.view
+    assert (image != picture(0)).any()
+    np.testing.assert_allclose(intrinsics, K, rtol=1e-12)
+    resized = placed.frame.resize.image(Image.fromarray(image))
+    np.testing.assert_array_equal(resized, placed.frame.image)
 
 
 def test_segments_have_the_time_that_the_target_leaves(model):

@@ -39,6 +39,13 @@ def test_intrinsics_follow_the_image(size):
     np.testing.assert_allclose(projected[:2], centre, atol=0.05)
 
 
+@pytest.mark.parametrize("size", [(640, 480), (480, 640)])
+def test_intrinsics_of_the_image_are_found_again(size):
+    resize = Resize.of(size[1], size[0], 518, 14)
+    K = np.array([[400.0, 0, 310.5], [0, 410.0, 222.25], [0, 0, 1]])
+    np.testing.assert_allclose(resize.image_intrinsics(resize.intrinsics(K)), K, rtol=1e-13)
+
+
 def test_intrinsics_of_the_caller_are_not_changed():
     K = np.eye(3)
     Resize.of(480, 640, 518, 14).intrinsics(K)

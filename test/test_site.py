@@ -47,7 +47,7 @@ def test_the_public_names_are_described(site):
 
 
 def test_links_between_the_files_of_the_project_are_links_between_pages(site):
-    assert 'href="recipes.html#nav2"' in prose(site / "index.html")
+    assert 'href="recipes.html#replay-without-ros"' in prose(site / "index.html")
     assert 'src="demo.png"' in prose(site / "index.html") and (site / "demo.png").exists()
     assert 'href="ARCHITECTURE.html"' in prose(site / "contributing.html")
     assert "test/test_imports.py" in prose(site / "ARCHITECTURE.html")  # no page: named

@@ -379,6 +379,19 @@ class OutputConfig(Checked):
 
 
 @dataclass(frozen=True)
+class SizeConfig(Checked):
+    """How large what is given out is."""
+
+    resolution: str = setting(
+        "network",
+        "Size of depth, confidence, colour image and points: network (as it is), input (as the camera's image, with "
+        "edges of depth where that has edges).",
+        choices=("network", "input"),
+        live=True,
+    )
+
+
+@dataclass(frozen=True)
 class ScaleConfig(Checked):
     """How many metres the model's unit is."""
 
@@ -513,6 +526,11 @@ class NodeConfig(Checked):
         "Parent of world_frame: streams of segments say there what of the way is corrected when a place is seen again.",
         frame=True,
     )
+    continue_odom: bool = setting(
+        False,
+        "world_frame never jumps (REP 105): a new world, as after ~/reset, begins there where the last one ended, and "
+        "map_frame -> world_frame says where its origin is. false: it begins at the origin of world_frame.",
+    )
     base_frame: str = setting(
         "",
         "Child frame of the published pose, whose transform to the camera is looked up in TF; empty: the image's "
@@ -520,6 +538,12 @@ class NodeConfig(Checked):
         frame=True,
     )
     publish_tf: bool = setting(True, "Send the pose to /tf.", live=True)
+    publish_map: bool = setting(
+        True,
+        "Send map_frame -> world_frame there too, where segments or continue_odom make one; false: another node does "
+        "(AMCL, a SLAM), as a frame has one parent.",
+        live=True,
+    )
     invert_tf: bool = setting(
         False, "Send it as transform from the child to world_frame, for a child that has another parent.", live=True
     )
@@ -533,12 +557,14 @@ class NodeConfig(Checked):
     )
     stream: StreamConfig = group(StreamConfig)
     output: OutputConfig = group(OutputConfig)
+    size: SizeConfig = group(SizeConfig, "output.")
     scale: ScaleConfig = group(ScaleConfig, "scale.")
     obstacles: ObstacleConfig = group(ObstacleConfig, "obstacles.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.stream.segment.enabled and self.map_frame in (self.world_frame, self.base_frame):
+        mapped = self.stream.segment.enabled or self.continue_odom
+        if mapped and self.map_frame in (self.world_frame, self.base_frame):
             raise ValueError(f"map_frame must have a name of its own, got {self.map_frame!r}; REP 105 has map")
         if self.world_frame == self.base_frame:
             raise ValueError(

@@ -13,6 +13,7 @@ from threading import Event, RLock
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.continuity import Late
@@ -77,12 +78,13 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Arrival:
-    """An image on its way, without what is seen on it."""
+    """An image on its way."""
 
     name: str  # what tells it from the others: its file's name or its stamp
     time: float  # when it arrived, as given to `process`
     stamp_ns: int = 0
     camera: str = ""  # its frame_id
+    image: NDArray[np.uint8] | None = None  # [H, W, 3], rectified, where outputs have its resolution
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,9 @@ class Pipeline:
             image = self._camera.decode(message, config.rectify)
         except ValueError as error:
             return [*answers, self._rejected(arrival, str(error), "frames_rejected")]
-        return answers + self._take(image, replace(arrival, stamp_ns=image.stamp_ns, camera=image.frame_id))
+        kept = image.image if config.size.resolution == "input" else None
+        arrival = replace(arrival, stamp_ns=image.stamp_ns, camera=image.frame_id, image=kept)
+        return answers + self._take(image, arrival)
 
     def flush(self) -> list[Answer]:
         """Takes in the images that wait for the rest of their chunk."""
@@ -309,7 +313,8 @@ class Pipeline:
         self._tell(frame.status)
         result: Placed | Unplaced
         try:
-            result = self._placement.place(frame, image.stamp_ns, image.camera, self._config)
+            placed = self._placement.place(frame, image.stamp_ns, image.camera, self._config)
+            result = replace(placed, image=image.image)
             self._count(step=frame.status)
         except NotPlaced as error:
             result = Unplaced(image.stamp_ns, image.camera, frame, error.args[0])

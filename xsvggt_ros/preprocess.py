@@ -64,6 +64,15 @@ class Resize:
         K[1, 2] += (self.scale_y - 1) / 2 - self.top
         return K
 
+    def image_intrinsics(self, intrinsics: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The inverse of `intrinsics`."""
+        K = intrinsics.astype(np.float64)
+        K[0, 2] -= (self.scale_x - 1) / 2
+        K[1, 2] -= (self.scale_y - 1) / 2 - self.top
+        K[0] /= self.scale_x
+        K[1] /= self.scale_y
+        return K
+
     def to_input(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Pixels [..., 2] (x, y) of the image -> of the network input. Pixel centres lie at integers."""
         scale = np.array([self.scale_x, self.scale_y], np.float32)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.messages import COUNTS, PERFORMANCE, SCALE, STAMP, TYPES, convert, rclpy_class
+from support.messages import COUNTS, PERFORMANCE, SCALE, STAMP, TYPES, cloud_of, convert, rclpy_class
 
 from xsvggt_ros.config import NodeConfig, OutputConfig
 from xsvggt_ros.frame import Tracks
@@ -13,17 +13,6 @@ from xsvggt_ros.geometry import rigid, ros_pose, rotation_matrix
 from xsvggt_ros.messages.decode import stamp_ns
 from xsvggt_ros.messages.topics import TOPICS, FrameMessages
 from xsvggt_ros.preprocess import Resize
-
-
-def cloud_of(msg):
-    """x y z float32 [h, w, 3] and rgb uint8 [h, w, 3] of a PointCloud2, read by its own description."""
-    assert [(f.name, f.datatype, f.count) for f in msg.fields] == [(n, 7, 1) for n in ("x", "y", "z", "rgb")]
-    layout = {f.name: ("<f4" if f.name != "rgb" else "<u4", f.offset) for f in msg.fields}
-    names, (formats, offsets) = list(layout), zip(*layout.values(), strict=True)
-    dtype = np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": msg.point_step})
-    points = np.frombuffer(msg.data, np.uint8).reshape(msg.height, msg.row_step).view(dtype)
-    packed = points["rgb"]
-    return np.stack([points[n] for n in "xyz"], -1), np.stack([packed >> s & 255 for s in (16, 8, 0)], -1)
 
 
 def test_one_message_per_topic_with_the_stamp_and_frame_of_its_image(message_class, frame):

@@ -27,7 +27,7 @@ def placed_of(frame, segments=True, keyframes=KEYS, scale=2.0):
     segment = InSegment(frame.T_first_cam, 0, frame.T_first_cam, keyframes, (0.0, 0.0), 1.0)
     placed = place(replace(frame, segment=segment if segments else None), scale=ScaleStatus("fixed", scale))
     origin = ros_pose(np.eye(4))
-    return replace(placed, T_map_odom=T_MAP_ODOM if segments else None, T_odom_first=origin)
+    return replace(placed, T_map_odom=T_MAP_ODOM if segments else None, T_map_first=origin)
 
 
 def made_of(message_class, placed, **settings):
@@ -75,6 +75,8 @@ def test_frames_are_named_as_the_settings_say_and_no_tf_is_none(message_class, f
     assert [names(each) for each in made["/tf"].transforms] == [("drift", "lens"), ("building", "drift")]
     assert made["~/keyframes"].header.frame_id == "building"
     assert made["~/odometry"].header.frame_id == made["~/path"].header.frame_id == "drift"
+    (alone,) = made_of(message_class, placed_of(frame), publish_map=False)["/tf"].transforms
+    assert names(alone) == ("odom", "lens")
     made = made_of(message_class, placed_of(frame), publish_tf=False)
     assert "/tf" not in made and "~/keyframes" in made
 

@@ -101,7 +101,7 @@ def test_the_map_begins_where_the_frame_does_that_is_placed_first():
         place(placement, config, 0, pose(0))
     placement.receive_transforms([mounting()], static=True)
     placed = place(placement, config, 1, corrected(1))
-    np.testing.assert_allclose(placed.T_odom_first, T_BASE_CAM, atol=1e-12)
+    np.testing.assert_allclose(placed.T_map_first, T_BASE_CAM, atol=1e-12)
     T = placed.T_map_odom @ placed.T_odom_cam
     np.testing.assert_allclose(T[:3, 3], PITCHED @ corrected(1)[:3, 3] + T_BASE_CAM[:3, 3], atol=1e-12)
 

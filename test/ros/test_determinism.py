@@ -27,12 +27,13 @@ STEP = SECOND // 10
 SIZE = (96, 128)
 FRAMES = 12
 K = np.array([[120.0, 0, 62.5], [0, 118.0, 49.0], [0, 0, 1]])
+LARGE = {"output.resolution": "input"}
 MOUNTED = {"base_frame": "base_link", "scale.source": "fixed", "scale.factor": 2.5}
 CASES = {
     "plain": ({}, False, False),
     "mounted": (MOUNTED, True, False),
     "lens": ({}, False, True),
-    "all": (MOUNTED | {"cache.policy": "random", "cache.budget_tokens": 250, "point_stride": 1}, True, True),
+    "all": (MOUNTED | {"cache.policy": "random", "cache.budget_tokens": 250, "point_stride": 1} | LARGE, True, True),
 }
 
 
@@ -180,6 +181,8 @@ FIELDS = {
     "~/depth/image": lambda m: np.frombuffer(m.data, np.float32),
     "~/depth/camera_info": lambda m: m.k,
     "~/confidence/image": lambda m: np.frombuffer(m.data, np.float32),
+    "~/rgb/image": lambda m: np.frombuffer(m.data, np.uint8),
+    "~/rgb/camera_info": lambda m: [m.width, m.height, *m.k, *m.p],
     "~/points": lambda m: np.frombuffer(m.data, np.float32).reshape(-1, 4)[:, :3],
 }
 

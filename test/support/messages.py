@@ -4,6 +4,7 @@
 import os
 from importlib import import_module
 
+import numpy as np
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from support.paths import ROOT
@@ -50,3 +51,14 @@ def convert(messages, frame, config=None, stamp=STAMP, **placed):
     made = messages.convert(place(frame, stamp=stamp, **placed), config or NodeConfig())
     status = messages.status(Status(frame.status, SCALE, COUNTS, PERFORMANCE), stamp, "lens")
     return {topic: make() for topic, make in made.items()} | {"~/status": status}
+
+
+def cloud_of(msg):
+    """x y z float32 [h, w, 3] and rgb uint8 [h, w, 3] of a PointCloud2, read by its own description."""
+    assert [(f.name, f.datatype, f.count) for f in msg.fields] == [(n, 7, 1) for n in ("x", "y", "z", "rgb")]
+    layout = {f.name: ("<f4" if f.name != "rgb" else "<u4", f.offset) for f in msg.fields}
+    names, (formats, offsets) = list(layout), zip(*layout.values(), strict=True)
+    dtype = np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": msg.point_step})
+    points = np.frombuffer(msg.data, np.uint8).reshape(msg.height, msg.row_step).view(dtype)
+    packed = points["rgb"]
+    return np.stack([points[n] for n in "xyz"], -1), np.stack([packed >> s & 255 for s in (16, 8, 0)], -1)

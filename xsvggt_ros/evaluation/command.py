@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.evaluation.datasets import DATASETS, EvaluationSequence, readable, room_sequences
+from xsvggt_ros.evaluation.enlarging import losses
+from xsvggt_ros.evaluation.enlarging import table as enlarging_table
 from xsvggt_ros.evaluation.evaluate import UNALIGNED, SequenceErrors, mean_errors, sequence_errors, standing_still
 from xsvggt_ros.evaluation.long import KINDS, Long, check_length, false_closures, run_long, table
 from xsvggt_ros.evaluation.metrics import ALIGNMENTS, TrackErrors
@@ -31,6 +33,7 @@ from xsvggt_ros.evaluation.table import Estimate, Table, write_table
 from xsvggt_ros.evaluation.trace import Clouds, Gallery, Incomparable, Observer, Trace, follow
 from xsvggt_ros.evaluation.tracking import QUERIES, compare
 from xsvggt_ros.flags import add_settings, given_settings
+from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.rate import check_rate
 from xsvggt_ros.rooms.motion import MOTIONS
 from xsvggt_ros.rooms.room import SHAPES
@@ -130,6 +133,12 @@ def _add_room_arguments(parser: argparse.ArgumentParser) -> None:
     )
     rooms.add_argument("--motion", choices=MOTIONS, default="robot", help="of the camera (default: %(default)s)")
     rooms.add_argument(
+        "--enlarge",
+        action="store_true",
+        help="instead, what depth of the network's resolution loses on its way to that of images of 640x480, by the "
+        "way of output.resolution and by others",
+    )
+    rooms.add_argument(
         "--sweep",
         action="store_true",
         help="compare every policy, budget and number of bits on these rooms, unaligned, into DIR; streams that are "
@@ -174,6 +183,8 @@ def run(args: argparse.Namespace) -> int:
         _evaluate_tracks(args, config)
     elif args.obstacles:
         _evaluate_obstacles(args, config)
+    elif args.enlarge:
+        _enlarge(args, config)
     elif args.sweep:
         _check_sweep(args, given)
         rows = rows_like(args.rows) if args.rows else ROWS
@@ -319,6 +330,18 @@ def _evaluate_obstacles(args: argparse.Namespace, config: StreamConfig) -> None:
         obstacle_shares(stream, each) for each in tqdm(sequences, total=count, unit="sequence", leave=False)
     ]  # fmt: skip
     print(f"`{_command()}`: {len(found)} rooms.\n\n{obstacle_table(found)}")
+
+
+def _enlarge(args: argparse.Namespace, config: StreamConfig) -> None:
+    """Prints a table."""
+    if args.dataset != ROOMS or args.root or args.stride != 1 or args.points or args.output or args.sweep:
+        raise ValueError(
+            "--enlarge renders its own rooms and prints a table: leave DATASET, ROOT, --stride, --points, --sweep and "
+            "--output out"
+        )
+    width = config.image_width or MODELS[config.model].image_size
+    found = losses(args.seeds, args.frames or ROOM_FRAMES, args.rate, args.motion, width)
+    print(f"`{_command()}`\n\n{enlarging_table(found)}")
 
 
 def _sequences(args: argparse.Namespace) -> tuple[Iterable[EvaluationSequence], int]:

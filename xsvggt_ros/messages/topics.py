@@ -39,6 +39,8 @@ TOPICS = {
     "~/depth/image": "sensor_msgs/msg/Image",
     "~/depth/camera_info": "sensor_msgs/msg/CameraInfo",
     "~/confidence/image": "sensor_msgs/msg/Image",
+    "~/rgb/image": "sensor_msgs/msg/Image",
+    "~/rgb/camera_info": "sensor_msgs/msg/CameraInfo",
     "~/points": "sensor_msgs/msg/PointCloud2",
     "~/odometry": "nav_msgs/msg/Odometry",
     "~/path": "nav_msgs/msg/Path",
@@ -88,27 +90,34 @@ class FrameMessages:
         """{topic: function that makes its message}, so that only what is wanted is made; ~/status is not among them.
 
         Poses go from `config.world_frame` (x forward, y left, z up) to the placed frame's child; points and depth are
-        in the camera's optical frame, obstacles in the child's. Stamps are the image's. /tf is left out unless
-        `config.publish_tf`, those of NEED_DEPTH of a frame without depth, and obstacles between two of their clouds.
+        in the camera's optical frame, and of one size with the colour image; obstacles are in the child's. Stamps are
+        the image's. /tf is left out unless `config.publish_tf`, those of NEED_DEPTH of a frame without depth, and
+        obstacles between two of their clouds.
         """
         encode, frame = self._encoder, placed.frame
         camera = encode.header(placed.stamp_ns, placed.camera)
-        depth = partial(_depth_image, frame, config.output)
         world = encode.header(placed.stamp_ns, config.world_frame)
         pose = encode.pose(placed.T_odom_child)
+
+        def depth() -> np.ndarray:
+            return _depth_image(placed.output, config.output)
+
+        image, intrinsics = placed.view
         self._extend_path(placed, encode.pose_stamped(world, pose), config.path_length)
         topics = {
             "/tf": lambda: self._transform(placed, config),
             "~/depth/image": lambda: encode.image(camera, depth()),
-            "~/depth/camera_info": lambda: encode.camera_info(camera, frame.intrinsics, *frame.depth.shape),
-            "~/confidence/image": lambda: encode.image(camera, frame.confidence),
-            "~/points": lambda: encode.points(camera, *_sure_points(frame, config.output)),
+            "~/depth/camera_info": lambda: encode.camera_info(camera, intrinsics, *image.shape[:2]),
+            "~/confidence/image": lambda: encode.image(camera, placed.output.confidence),
+            "~/rgb/image": lambda: encode.image(camera, image),
+            "~/rgb/camera_info": lambda: encode.camera_info(camera, intrinsics, *image.shape[:2]),
+            "~/points": lambda: encode.points(camera, *_sure_points(placed.output, config.output)),
             "~/odometry": lambda: encode.odometry(world, placed.child, pose, pose_covariance(placed)),
             "~/path": lambda: encode.path(world, self._path),
         }
         if frame.tracks is not None:
             topics |= dict.fromkeys(TRACKS, lambda: encode.tracks(camera, frame))
-        if placed.T_map_odom is not None:
+        if frame.segment and placed.T_map_odom is not None:
             corrected = encode.header(placed.stamp_ns, config.map_frame)
             topics |= dict.fromkeys(KEYFRAMES, lambda: encode.pose_array(corrected, keyframe_poses(placed)))
         if config.output.compressed_depth:
@@ -142,7 +151,7 @@ class FrameMessages:
 
     def _transform(self, placed: Placed, config: NodeConfig) -> Any:
         found = [(config.world_frame, placed.child, placed.T_odom_child)]
-        if placed.T_map_odom is not None:
+        if placed.T_map_odom is not None and config.publish_map:
             found.append((config.map_frame, config.world_frame, placed.T_map_odom))
         if config.invert_tf:  # all: a frame has one parent
             found = [(child, parent, inverse(T)) for parent, child, T in found]
@@ -156,7 +165,7 @@ def keyframe_poses(placed: Placed) -> list[np.ndarray]:
     assert placed.frame.segment
     poses = [S_map_key.pose(np.eye(4)) for S_map_key in placed.frame.segment.keyframes.values()]
     T_cam_body = rigid(R_WORLD_OPTICAL.T, np.zeros(3))
-    return [placed.T_odom_first @ in_metres(T, placed.scale.scale) @ T_cam_body for T in poses]
+    return [placed.T_map_first @ in_metres(T, placed.scale.scale) @ T_cam_body for T in poses]
 
 
 def sure_depth(frame: Frame, threshold: float) -> np.ndarray:

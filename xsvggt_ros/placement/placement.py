@@ -7,6 +7,7 @@ import math
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from xsvggt_ros.placement.scale import CameraHeight, MetricTrack, ReferenceDepth
 from xsvggt_ros.placement.scale.depth import DepthSamples
 from xsvggt_ros.placement.tf_buffer import TransformBuffer
 from xsvggt_ros.status import ScaleStatus
+from xsvggt_ros.upsampling import upsampled
 
 WAITING = {"odometry": 10_000, "tf": 10_000, "depth": 300}  # reference messages kept until the next frame, at most
 PATIENCE_NS = 2_000_000_000  # how long a frame waits for TF's reference motion at its stamp
@@ -30,7 +32,10 @@ class NotPlaced(LookupError):
 
 @dataclass(frozen=True)
 class Placed:
-    """A frame and where it is. World: x forward, y left, z up (REP 103); at the start the child lies in its origin."""
+    """A frame and where it is. World: x forward, y left, z up (REP 103); at the start the child lies in its origin.
+
+    odom is that world too, unless worlds continue one another there (`continue_odom`); map always is.
+    """
 
     stamp_ns: int  # of its image
     camera: str  # frame_id of its image
@@ -41,7 +46,20 @@ class Placed:
     scale: ScaleStatus
     starts: bool = False  # whether it is the first of its world to be placed
     T_map_odom: Array | None = None  # [4, 4], what of the way is corrected; None: no map says where the camera is
-    T_odom_first: Array = field(default_factory=lambda: np.eye(4))  # [4, 4], ROS world <- the stream's first camera
+    T_map_first: Array = field(default_factory=lambda: np.eye(4))  # [4, 4], ROS world <- the stream's first camera
+    image: NDArray[np.uint8] | None = None  # [H, W, 3], rectified, the camera's, where outputs have its resolution
+
+    @cached_property
+    def output(self) -> Frame:
+        """The frame at the resolution of the outputs; who asks first has it computed."""
+        return self.frame if self.image is None else upsampled(self.frame, self.image)
+
+    @property
+    def view(self) -> tuple[NDArray[np.uint8], Array]:
+        """The image of `output` and its intrinsics, which cost nothing."""
+        if self.image is None or self.frame.resize is None:
+            return self.frame.image, self.frame.intrinsics
+        return self.image, self.frame.resize.image_intrinsics(self.frame.intrinsics)
 
 
 class Placement:
@@ -54,11 +72,13 @@ class Placement:
         self._measured = make_scale(config.scale)
         # Poses of the robot, or depth images, whichever measure the scale.
         self._references: deque[tuple[int, Any]] = deque(maxlen=WAITING.get(config.scale.source))
+        self._T_odom_child: Array | None = None  # of the newest frame that was placed
         self._start()
 
     def _start(self) -> None:
         self._track = MetricTrack()
-        self._T_odom_first: Array | None = None  # ROS world <- first camera's optical frame
+        self._T_map_first: Array | None = None  # ROS world <- first camera's optical frame, once a frame is placed
+        self._T_odom_map = np.eye(4)  # before the map is corrected
         self._unmatched: deque[int] = deque()  # stamps at which TF's reference motion is still to come
 
     def receive_transforms(self, transforms: Any, static: bool) -> None:
@@ -109,21 +129,29 @@ class Placement:
         if math.isnan(self.scale.scale):
             raise NotPlaced(_unknown_scale(config, self.scale))
         metric = self._track.metric(frame, self.scale.scale)
-        starts = self._T_odom_first is None
-        if self._T_odom_first is None:
-            self._T_odom_first = rigid(R_WORLD_OPTICAL, np.zeros(3)) if T_base_cam is None else T_base_cam
-        T_odom_first = self._T_odom_first
-        T_odom_cam = T_odom_first @ metric.T_first_cam
-        T_map_odom = None
-        if frame.segment and frame.segment.located:
+        starts = self._T_map_first is None
+        if self._T_map_first is None:
+            self._T_map_first = self._begin(T_base_cam, config.continue_odom)
+        T_map_first = self._T_map_first
+        T_odom_cam = self._T_odom_map @ T_map_first @ metric.T_first_cam
+        T_map_odom = inverse(self._T_odom_map) if config.continue_odom else None
+        if frame.segment:
             T_map_cam = in_metres(frame.segment.T_map_cam, self.scale.scale)
-            T_map_odom = T_odom_first @ T_map_cam @ inverse(T_odom_cam)
+            T_map_odom = T_map_first @ T_map_cam @ inverse(T_odom_cam) if frame.segment.located else None
         child, T_odom_child = camera, T_odom_cam
         if T_base_cam is not None:
             child, T_odom_child = config.base_frame, T_odom_cam @ inverse(T_base_cam)
+        self._T_odom_child = T_odom_child
         return Placed(
-            stamp_ns, camera, metric, T_odom_cam, T_odom_child, child, self.scale, starts, T_map_odom, T_odom_first
+            stamp_ns, camera, metric, T_odom_cam, T_odom_child, child, self.scale, starts, T_map_odom, T_map_first
         )
+
+    def _begin(self, T_base_cam: Array | None, continues: bool) -> Array:
+        """T_map_first [4, 4] of a world; continues: whether its child is in odom where the last world's was."""
+        level = rigid(R_WORLD_OPTICAL, np.zeros(3))
+        if continues and self._T_odom_child is not None:
+            self._T_odom_map = self._T_odom_child @ (inverse(level) if T_base_cam is None else np.eye(4))
+        return level if T_base_cam is None else T_base_cam
 
     def _take_unit(self, rescaled: float) -> None:
         if math.isnan(rescaled):

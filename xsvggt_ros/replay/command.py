@@ -27,7 +27,8 @@ from xsvggt_ros.status import ImageCounts
 
 # Settings of the node that mean nothing without topics to receive from and send to.
 LIVE_ONLY = (
-    *("autostart", "image_transport", "queue", "queue_size", "target_latency_ms", "publish_tf", "invert_tf"),
+    *("autostart", "image_transport", "queue", "queue_size", "target_latency_ms", "publish_tf", "publish_map"),
+    "invert_tf",
     "dense",
     "loop.folder",
 )

@@ -70,7 +70,7 @@ class ReplayFiles:
             file.write(placed)
         if self._way:
             self._way.add(placed)
-        write_depth(self._depth / f"{self.frames:06d}.png", placed.frame, self.config.output.confidence_threshold)
+        write_depth(self._depth / f"{self.frames:06d}.png", placed.output, self.config.output.confidence_threshold)
         self._bag.write(placed, status)
         self.frames += 1
         self._seconds += status.step.seconds["step"]
@@ -203,7 +203,7 @@ class CloudFile:
         self.start = self._file.tell()  # of the points
 
     def write(self, placed: Placed) -> None:
-        frame, stride = placed.frame, self._config.point_stride
+        frame, stride = placed.output, self._config.point_stride
         valid = frame.confidence[::stride, ::stride] >= self._config.confidence_threshold  # [h, w]
         points = transform(placed.T_odom_cam, frame.points_cam(stride)[valid])  # [N, 3]
         self.append(ply.vertices(points, frame.image[::stride, ::stride][valid]))
@@ -304,7 +304,7 @@ class CorrectedWay:
         """Where the camera is, now that all is corrected."""
         assert self._last
         T_first_cam = self._keyframe(int(seen["key"])).pose(seen["T_key_cam"])
-        return self._last.T_odom_first @ in_metres(T_first_cam, self._metres)
+        return self._last.T_map_first @ in_metres(T_first_cam, self._metres)
 
 
 def _axes(config: NodeConfig, world: str) -> str:

@@ -11,7 +11,10 @@ from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.messages.topics import COMPRESSED
 
 # What is published less often: the outputs that are large.
-DENSE_TOPICS = ("~/depth/image", "~/depth/camera_info", "~/confidence/image", "~/points", *COMPRESSED)
+DENSE_TOPICS = (
+    *("~/depth/image", "~/depth/camera_info", "~/confidence/image", "~/points"),
+    *("~/rgb/image", "~/rgb/camera_info", *COMPRESSED),
+)
 RECENT = 7  # frames whose median latency counts: fewer than half of them being late changes nothing
 EASE = 0.7  # of the target: below that there is room for more
 PATIENCE = 20  # frames with that much room before a level down; twice as many after each relapse
