@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of a recording, as the flags of `add_source_arguments` say. Raises ValueError for what makes no sense."""
+    """What is read of a recording: the flags of `add_source_arguments`. ValueError for what makes no sense."""
 
     stride: int = 1
     rate: float | None = None
