@@ -110,9 +110,9 @@ def _follow(events: Iterator[tuple[Job, int | Again | Record | Failure]], outcom
             else:
                 outcome.done[job.name] = event
                 frames[job.name] = event.frames
-                count = f"[{len(outcome.done_now)}/{len(outcome.jobs)}]"
-                bar.write(f"{count} {job.name}: {event.frames} frames in {event.seconds:.1f} s", file=sys.stderr)
-            bar.n = len(outcome.done_now) + len(outcome.failed)
+                settled = f"[{outcome.settled}/{len(outcome.jobs)}]"
+                bar.write(f"{settled} {job.name}: {event.frames} frames in {event.seconds:.1f} s", file=sys.stderr)
+            bar.n = outcome.settled
             bar.set_postfix_str(f"{frames.total()} frames")
 
 

@@ -33,6 +33,11 @@ class Outcome:
         """Of the jobs."""
         return [job.name for job in self.jobs if job.name in self.done]
 
+    @property
+    def settled(self) -> int:
+        """How many of the jobs are done or failed."""
+        return len(self.done_now) + len(self.failed)
+
 
 @dataclass(frozen=True)
 class Row:

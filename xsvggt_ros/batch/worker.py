@@ -69,20 +69,25 @@ class Worker:
     def replay(self, job: Job, attempt: int) -> Iterator[int | Record | Failure]:
         """Frames so far, now and then; in the end what is noted of the recording, or why there is nothing of it."""
         folder = self._output / UNFINISHED.format(name=job.name, attempt=attempt)
+        failure = None
         try:
             yield from self._replay(job, folder)
         except NoStream as error:
-            yield Failure(Cause.SETTINGS, str(error))
+            failure = Failure(Cause.SETTINGS, str(error))
         except DiskFull as error:
             said = getattr(error.__cause__, "strerror", "")
-            yield Failure(Cause.DISK, f"the disk of {self._output} is full ({said}): free space, and start it again")
+            failure = Failure(
+                Cause.DISK, f"the disk of {self._output} is full ({said}): free space, and start it again"
+            )
         except ValueError as error:
-            yield Failure(Cause.RECORDING, str(error))
+            failure = Failure(Cause.RECORDING, str(error))
         except (OSError, MemoryError) as error:
-            yield Failure(Cause.PLACE, str(error))
+            failure = Failure(Cause.PLACE, str(error))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             give_back()
+        if failure:  # said last: it may be the end of this process
+            yield failure
 
     def _replay(self, job: Job, folder: Path) -> Iterator[int | Record]:
         preview = Preview()
