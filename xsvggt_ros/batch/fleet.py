@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -30,9 +31,13 @@ from xsvggt_ros.replay.sources import Reading
 from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.threads import POLICY
 
-# Of a Ray that is only for this command: nothing is told to anyone, and nothing listens beyond this machine, which is
-# what that variable of other systems says of every one.
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Of a Ray that is only for this command: it tells nobody of its use, listens on loopback alone (that is the variable of
+# other systems, obeyed on each), and only to who has the token.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+}
 OBJECTS = 80 * MIB  # of Ray's store of objects, which takes no less: what workers say goes without it
 FOLDERS = "/tmp"  # for its sockets, whose names must be short
 PROCESS = 1024 * MIB  # of a worker without weights and cache: libraries, images on their way, the clouds of a frame
@@ -66,7 +71,7 @@ def connected(address: str | None) -> Iterator[Any]:
     with ExitStack() as stack:
         where: dict[str, Any] = {"address": address}
         if address is None:
-            os.environ.update(ENVIRONMENT)  # read as Ray is imported
+            os.environ.update(ENVIRONMENT, RAY_AUTH_TOKEN=secrets.token_hex(32))  # read as Ray is imported
             folder = stack.enter_context(
                 TemporaryDirectory(prefix="xsvggt_ray_", dir=FOLDERS, ignore_cleanup_errors=True)
             )
