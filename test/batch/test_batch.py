@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`xsvggt batch` on a Ray of its own: what is asked for is there, once, whatever happens on the way."""
 
-import builtins
 import csv
 import os
 import signal
@@ -9,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 
@@ -21,13 +21,14 @@ from xsvggt_ros.batch import command
 from xsvggt_ros.batch.fleet import connected
 from xsvggt_ros.cli import main
 
-LONG = 30  # images: time enough to do something in the middle
+LONG = 24  # images: time enough to do something in the middle
 MARK = "XSVGGT_BATCH_TEST"  # in the environment of all that a command starts
 
 
 @pytest.fixture(scope="module")
 def ray():
-    pytest.importorskip("ray", reason="needs the extra batch")
+    if find_spec("ray") is None:
+        pytest.skip("needs the extra batch")
     with connected(None) as ray:
         yield ray
 
@@ -69,8 +70,13 @@ def in_the_middle(folder, do, wait=120):
     end = time.monotonic() + wait
     while not (folder / "depth" / "000002.png").exists():
         assert time.monotonic() < end, f"nothing comes into {folder}"
-        time.sleep(0.002)
+        time.sleep(0.01)
     do()
+
+
+def test_its_ray_is_for_nobody_else(ray):
+    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
+    assert os.environ["RAY_AUTH_MODE"] == "token" and ray.get_runtime_context().gcs_address.startswith("127.0.0.1:")
 
 
 def test_a_killed_worker_an_unreadable_recording_and_a_name_twice(batch, recordings, tmp_path, caplog):
@@ -126,7 +132,7 @@ def left_of(output):
     return [line for line in found if line]  # of one that only waits to be waited for: none
 
 
-def test_ctrl_c_ends_all_and_the_same_command_goes_on(batch, tmp_path):
+def test_ctrl_c_ends_all_and_the_same_command_goes_on(batch, tmp_path, capsys):
     output = tmp_path / "out"
     recordings = [write_folder(tmp_path / f"room{i}", count) for i, count in enumerate((3, LONG, 3))]
     before = set(Path("/tmp").glob("xsvggt_ray_*"))
@@ -141,7 +147,9 @@ def test_ctrl_c_ends_all_and_the_same_command_goes_on(batch, tmp_path):
     assert [row["state"] for row in table(output).values()] == ["done", "not done", "not done"]
     first = {path: path.stat().st_mtime_ns for path in (output / "room0").rglob("*")}
 
+    capsys.readouterr()
     assert batch(*recordings, "--output", output, "--workers", 1) == 0
+    assert "3 of 3 recordings done, 1 before" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (output / "room0").rglob("*")} == first
     assert_same(output / "room1", replayed(recordings[1], tmp_path / "alone"))
     assert [row["state"] for row in table(output).values()] == ["done"] * 3
@@ -205,13 +213,6 @@ class TestWithoutWork:
         assert not (tmp_path / "out").exists()
 
     def test_without_ray_the_extra_is_named(self, tmp_path, capsys, monkeypatch):
-        real = builtins.__import__
-
-        def absent(name, *arguments):
-            if name == "ray":
-                raise ImportError(name)
-            return real(name, *arguments)
-
-        monkeypatch.setattr(builtins, "__import__", absent)
+        monkeypatch.setitem(sys.modules, "ray", None)
         assert self.run(tmp_path, "--output", tmp_path / "out") == 2
         assert capsys.readouterr().err.strip() == 'xsvggt batch: batch needs Ray: pip install "xsvggt_ros[batch]"'

@@ -14,7 +14,7 @@ from threading import Event
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from xsvggt_ros.batch.fleet import Again, connected, employed, library
+from xsvggt_ros.batch.fleet import Again, check_installed, connected, employed
 from xsvggt_ros.batch.recordings import PAGE, Job, Record, output_of_one_batch, plan, settings_of
 from xsvggt_ros.batch.summary import Outcome, write_summary
 from xsvggt_ros.batch.worker import Failure
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("workers", "threads"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    library()
+    check_installed()
     config = _with_absolute_weights(changed(NodeConfig(), given_settings(args, SETTINGS)))
     reading = reading_of(args)
     bag_topics(config, reading.reference)
@@ -118,10 +118,10 @@ def _follow(events: Iterator[tuple[Job, int | Again | Record | Failure]], outcom
 
 def _end(output: Path, outcome: Outcome, stop: Event) -> int:
     """Says what was done; returns the exit code."""
-    jobs, now = len(outcome.jobs), len(outcome.done_now)
-    before = len(outcome.done) - now
-    print(f"{now} of {jobs} recordings done" + f", {before} before" * bool(before), output / PAGE, sep="\n")
+    done, now = len(outcome.done), len(outcome.done_now)
+    before, left = done - now, len(outcome.jobs) - now
+    print(f"{done} of {done + left} recordings done" + f", {before} before" * bool(before), output / PAGE, sep="\n")
     if stop.is_set():
         log.warning("interrupted; the same command goes on with what is left")
         return INTERRUPTED
-    return 0 if now == jobs else 1
+    return 1 if left else 0

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
@@ -53,13 +54,10 @@ class Again:
     reason: str
 
 
-def library() -> Any:
-    """Ray. Raises ValueError, with the remedy, where it is not installed."""
-    try:
-        import ray
-    except ImportError:
-        raise ValueError('batch needs Ray: pip install "xsvggt_ros[batch]"') from None
-    return ray
+def check_installed() -> None:
+    """Raises ValueError, with the remedy, where Ray is not; it is not imported before `connected` does."""
+    if find_spec("ray") is None:
+        raise ValueError('batch needs Ray: pip install "xsvggt_ros[batch]"')
 
 
 @contextmanager
@@ -79,7 +77,8 @@ def connected(address: str | None) -> Iterator[Any]:
             where["num_gpus"] = torch.cuda.device_count()
         elif "://" in address:
             raise ValueError(f"{address}: give HOST:PORT of Ray's head, or auto, on a machine that is part of Ray")
-        ray = library()
+        import ray
+
         stack.callback(ray.shutdown)
         before = signal.getsignal(signal.SIGTERM)
         try:
