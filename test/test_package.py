@@ -124,7 +124,7 @@ def test_a_python_package_is_declared_for_pip_and_for_rosdep_or_else_in_words(mo
         assert key in dependencies(tag), f"add <{tag}>{key}</{tag}> to package.xml"
     else:
         assert is_named(name, "package.xml"), f"rosdep has no key for {name}: name it in the comment in package.xml"
-    for file in ("README.md", ".github/workflows/colcon.yml"):
+    for file in ("README.md", ".github/workflows/colcon.yml", "docker/Dockerfile"):
         skipped = re.search(r'--skip-keys "(.*)"', (ROOT / file).read_text())[1].split()
         assert key in skipped or not key.endswith("-pip"), f"add {key} to --skip-keys in {file}: root's pip is no help"
         by_pip = not key or key in skipped
@@ -208,3 +208,18 @@ subscription = node.create_subscription(Image, "image", print, 1)
     environment = os.environ | {"ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF"}
     run = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
     assert "rcutils" not in run.stderr
+
+
+def test_the_container_is_made_of_what_is_there():
+    """No engine builds it in the tests: its stages follow from each other, and what it copies is there."""
+    lines = re.sub(r"\\\n\s*", " ", (ROOT / "docker" / "Dockerfile").read_text()).splitlines()
+    words = [line.split() for line in lines if line and not line.startswith("#")]
+    defaults = dict(word[1].split("=") for word in words if word[0] == "ARG")
+    stages: set[str] = set()
+    for _, base, *name in (word for word in words if word[0] == "FROM"):
+        base = re.sub(r"\$\{(\w+)\}", lambda found: defaults[found[1]], base)
+        assert base in stages or re.fullmatch(r"ros:(humble|jazzy|kilted)-ros-base", base)
+        stages |= set(name[1:])
+    assert {"cpu", "cuda"} <= stages
+    copied = [source for word in words if word[0] == "COPY" for source in word[1:-1]]
+    assert copied and all((ROOT / source).exists() for source in copied)

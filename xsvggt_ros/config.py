@@ -299,8 +299,9 @@ class StreamConfig(Checked):
     compile: str = setting(
         "auto",
         "How steps are launched once the cache is full: graph (as one CUDA graph; until then, and where the policy "
-        "decides on the host, kernel by kernel), none (kernel by kernel), auto (graph on CUDA).",
-        choices=("auto", "none", "graph"),
+        "decides on the host, kernel by kernel), none (kernel by kernel), compile (a graph of fewer kernels, which "
+        "torch.compile makes: the first image waits for it, and the first with a full cache), auto (graph on CUDA).",
+        choices=("auto", "none", "graph", "compile"),
     )
     image_width: int = setting(
         0,

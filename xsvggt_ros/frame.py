@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from xsvggt_ros import geometry
+from xsvggt_ros import geometry, pictures, ply
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.similarity import Similarity
 from xsvggt_ros.status import StepStatus
+from xsvggt_ros.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,7 @@ class Frame:
 
         Raises ValueError where depth was not asked for.
         """
-        if not self.status.dense:
-            raise ValueError("the frame has no points, since its depth was not computed: set dense to always")
+        self._check_dense()
         if self.predicted_points is None:
             return geometry.unproject(self.depth, self.intrinsics, stride)
         return geometry.transform(geometry.inverse(self.T_first_cam), self.predicted_points[::stride, ::stride])
@@ -86,6 +88,40 @@ class Frame:
         if self.predicted_points is None:
             return geometry.transform(self.T_first_cam, self.points_cam())
         return self.predicted_points
+
+    def depth_image(self) -> Image.Image:
+        """The depth in false colours, RGB [h, w]: blue is near, red is far; raises as `points_cam`.
+
+        Near and far are the frame's own, without outliers (`pictures.SHOWN_PERCENTILES`).
+        """
+        self._check_dense()
+        ends = pictures.shown_range(self.depth)
+        return Image.fromarray(pictures.false_colour(self.depth, *ends, pictures.DEPTH_COLOURS)[..., :3])
+
+    def cloud_image(self) -> Image.Image:
+        """The points as seen from beside and above the camera, RGB [h, w], on white; raises as `points_cam`."""
+        return Image.fromarray(pictures.cloud(self.points_cam(), self.image, self.intrinsics))
+
+    def save_ply(self, path: str | Path, least_confidence: float = 0.0) -> None:
+        """Writes the points into a file, binary PLY with colours, in the first camera's frame; raises as `points_cam`.
+
+        least_confidence: points below it are left out. Raises OSError if the file cannot be written; an earlier one of
+        that name stays then.
+        """
+        chosen = self.confidence >= least_confidence
+        vertices = ply.vertices(self.points_world()[chosen], self.image[chosen])
+        axes = "first camera (x right, y down, z forward); unit: the model's"
+        write_whole(Path(path), ply.header(len(vertices), axes) + vertices.tobytes())
+
+    def _repr_png_(self) -> bytes:
+        """For notebooks: image, depth and cloud side by side, small ones enlarged."""
+        shown = [self.image] + ([self.depth_image(), self.cloud_image()] if self.status.dense else [])
+        times = max(1, pictures.LEAST_HEIGHT // len(self.image))
+        return pictures.png(np.hstack([np.asarray(picture) for picture in shown]).repeat(times, 0).repeat(times, 1))
+
+    def _check_dense(self) -> None:
+        if not self.status.dense:
+            raise ValueError("the frame has no points, since its depth was not computed: set dense to always")
 
     def tracked_points(self) -> NDArray[np.float32]:
         """Where the tracks' points are in the first camera's frame, [N, 3]; not a number where they are not visible.

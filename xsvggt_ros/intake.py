@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xsvggt_ros.config import CacheConfig
 from xsvggt_ros.frame import Frame
@@ -18,7 +19,7 @@ class Intake:
 
     def __init__(self) -> None:
         self._taken: Array | None = None  # T_first_cam [4, 4] of the newest frame that was taken in, and
-        self._depth = np.nan  # the median depth there
+        self._depth: NDArray[np.floating] = np.array(np.nan)  # the median depth there, or what that is of
         self._before: Array | None = None  # T_first_cam of the newest frames
         self._now: Array | None = None
 
@@ -34,10 +35,11 @@ class Intake:
         self._before, self._now = self._now, frame.T_first_cam
         if taken_in:
             self._taken = frame.T_first_cam
-            self._depth = float(np.median(frame.depth)) if frame.status.dense else self._depth
+            self._depth = frame.depth if frame.status.dense else self._depth
 
     def _apart(self, a: Array, b: Array) -> float:
         """Degrees by which the view turns, and by which what lies at that median depth shifts, both together."""
         cosine = (np.sum(a[:3, :3] * b[:3, :3]) - 1) / 2  # of the angle between, from the trace
-        shift = np.arctan2(np.linalg.norm(a[:3, 3] - b[:3, 3]), self._depth)
+        self._depth = np.median(self._depth, keepdims=True)  # takes milliseconds: not before it is asked for
+        shift = np.arctan2(np.linalg.norm(a[:3, 3] - b[:3, 3]), self._depth.item())
         return float(np.degrees(np.arccos(np.clip(cosine, -1, 1)) + shift))

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from xsvggt_ros.cache import KVCache
 from xsvggt_ros.cache.policies import Policy
+from xsvggt_ros.fusing import triton_runs
 from xsvggt_ros.model import StreamVGGT
 from xsvggt_ros.model.streamvggt import Predictions
 
 WARM = 2  # steps of a steady cache before it is recorded, which load libraries and make tables
+ASKED = ("graph", "compile")  # of settings: that a graph is missed where there cannot be one
 Kind = tuple[bool, bool]  # of steps: whether the cache takes the frames in, and whether depth is asked for
 Marks = list[tuple[str, Any]]  # stages, and the CUDA events at their ends
 
@@ -34,8 +36,10 @@ def why_no_graph(compile: str, device: torch.device) -> str:
     Raises ValueError if it is asked for in vain.
     """
     reason = "compile is none" if compile == "none" else _missing(device)
-    if compile == "graph" and reason:
-        raise ValueError(f"compile graph {reason}; use compile:=auto")
+    if compile == "compile" and not reason and not triton_runs(device):
+        reason = "needs Triton, a C compiler and Python's headers"
+    if compile in ASKED and reason:
+        raise ValueError(f"compile {compile} {reason}; use compile:=auto")
     return reason
 
 

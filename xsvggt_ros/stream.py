@@ -21,6 +21,7 @@ from xsvggt_ros.config import CacheConfig, StreamConfig
 from xsvggt_ros.continuity import Continuity
 from xsvggt_ros.descriptor import describe
 from xsvggt_ros.frame import Frame
+from xsvggt_ros.fusing import Fusing, as_written, compiled
 from xsvggt_ros.intake import Intake
 from xsvggt_ros.memory import MIB, OutOfMemory, give_back, memory_for, memory_in_reach
 from xsvggt_ros.model import StreamVGGT, load_model
@@ -31,7 +32,7 @@ from xsvggt_ros.parts import Parts, whole
 from xsvggt_ros.preprocess import Resize
 from xsvggt_ros.settings import values
 from xsvggt_ros.status import StepStatus
-from xsvggt_ros.step_graph import StepGraph, why_no_graph
+from xsvggt_ros.step_graph import ASKED, StepGraph, why_no_graph
 from xsvggt_ros.tracks import PointTracker, map_nbytes
 from xsvggt_ros.transfer import held, seen, to_host
 from xsvggt_ros.views import MOST, Views
@@ -79,7 +80,9 @@ class GeometryStream:
         head = self.model.track_head
         self._tracker = head and PointTracker(head, self.config.track_groups, self.config.track_grid)
         why_not = why_no_graph(self.config.compile, self.device)
-        self._graph = StepGraph(self.model, why_not, asked=self.config.compile == "graph")
+        self._graph = StepGraph(self.model, why_not, asked=self.config.compile in ASKED)
+        self._fused: Fusing = compiled if self.config.compile == "compile" else as_written
+        self.model.fuse(self._fused)
         self.reset()
         self.check(self.config.cache)
 
@@ -513,7 +516,7 @@ class GeometryStream:
         return self._shape(resize.height, resize.width)
 
     def _new_cache(self, shape: CacheShape, config: CacheConfig, device: torch.device) -> KVCache:
-        return self._cache_type(shape, config, device, self.model.kernel, self.model.camera_kernel)
+        return self._cache_type(shape, config, device, self.model.kernel, self.model.camera_kernel, self._fused)
 
     def _status_of(self, cache: KVCache, seconds: dict[str, float]) -> StepStatus:
         """After a step of so many seconds for each of its frames."""

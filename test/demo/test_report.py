@@ -15,6 +15,7 @@ from support.answers import NEARER, make_recording, shortened
 from xsvggt_ros.demo import figures, pictures
 from xsvggt_ros.demo.recording import Check, check
 from xsvggt_ros.demo.report import COLUMNS, headline, html
+from xsvggt_ros.pictures import false_colour, png
 from xsvggt_ros.settings import changed
 
 VOID = {"meta", "img", "source"}
@@ -169,7 +170,7 @@ def test_a_recording_without_answers_or_change_can_be_reported(recording):
 
 def test_false_colours_run_from_low_to_high_and_leave_out_what_is_not_finite():
     values = np.array([[1.0, 3.0, np.nan, 9.0]])
-    colours = pixels(pictures.false_colour_png(values, 1.0, 3.0, "viridis"))[0].astype(int)
+    colours = pixels(png(false_colour(values, 1.0, 3.0, "viridis")))[0].astype(int)
     low, high = (list(bytes.fromhex(pictures.colour_stops("viridis")[end][1:])) for end in (0, -1))
     assert np.abs(colours[[0, 1, 3], :3] - [low, high, high]).max() <= 1
     assert list(colours[:, 3]) == [255, 255, 0, 255]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache's kernels without a GPU. To be called in a process of its own: Triton decides as it is imported whether it
+"""Kernels without a GPU. To be called in a process of its own: Triton decides as it is imported whether it
 interprets kernels or compiles them.
 """
 
@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
+from importlib import import_module
 from multiprocessing import get_context
 from unittest.mock import patch
 
@@ -18,9 +20,13 @@ from torch import Tensor
 
 from support.caches import CPU, shape_of
 from support.streams import RandomStream
+from xsvggt_ros import fusing
+from xsvggt_ros.cache.policies import Seen, coreset
+from xsvggt_ros.cache.policies.probes import attention
 from xsvggt_ros.cache.quantizers import rotated
 from xsvggt_ros.cache.quantizers.packing import unpack
 from xsvggt_ros.config import CacheConfig
+from xsvggt_ros.model.attention import sdpa
 
 PER_FRAME = 11  # tokens
 CAPACITY = 37  # tokens: with 3 heads, a program and a part of one
@@ -133,9 +139,68 @@ def check_no_tokens() -> None:
 
 
 def check_trial() -> None:
-    from xsvggt_ros.cache.quantizers import fused
+    assert fusing.tried(CPU)
 
-    assert fused.run_on(CPU)
+
+# --- policies and attention -----------------------------------------------------------------------------
+
+
+@lru_cache
+def loops() -> None:
+    """The interpreter counts with arrays of one number, which NumPy since 2.4 takes for no whole number."""
+    from triton.runtime import interpreter
+
+    make = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        make(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
+def check_heirs(dtype: torch.dtype, tokens: int, heads: int, d: int, lanes: int) -> None:
+    """Those that leave hand their counts to the same."""
+    from xsvggt_ros.cache.policies import fused
+
+    loops()
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(tokens, heads, d, generator=generator).add(0.5).to(dtype)
+    slots = torch.stack([torch.randperm(tokens, generator=generator)[: tokens // 3] for _ in range(lanes)], 1)
+    count = torch.randint(1, 9, slots.shape, generator=generator).float()
+    found, expected = torch.zeros(2, tokens, lanes)
+    coreset.inherit(found, keys, slots, count, tokens, fused)
+    coreset.inherit(expected, keys, slots, count, tokens)
+    assert found.sum() == expected.sum() == count.sum()
+    assert (found != expected).float().mean() <= (0 if dtype == torch.float32 else 0.1)  # of two that are as alike
+    assert not found.gather(0, slots).any()
+
+
+def check_masses(dtype: torch.dtype, queries: int, tokens: int, heads: int, d: int, biased: bool) -> None:
+    """Keys get the same attention from a few queries."""
+    from xsvggt_ros.cache.policies import fused
+
+    loops()
+    generator = torch.Generator().manual_seed(0)
+    q, keys = (torch.randn(n, heads, d, generator=generator).to(dtype) for n in (queries, tokens))
+    weights, bias = torch.rand(queries, generator=generator), torch.rand(heads, tokens, generator=generator)
+    bias[0, 3] = -torch.inf
+    bias = bias if biased else None
+    probabilities = torch.cat([*attention(Seen(q, keys, keys, bias), torch.arange(queries))], 1)
+    torch.testing.assert_close(fused.masses(q, weights, keys, bias), weights @ probabilities, rtol=1e-4, atol=1e-6)
+
+
+def check_attention(batch: int, queries: int, tokens: int, heads: int, d: int) -> None:
+    """As PyTorch's, of tensors that do not lie in one piece, of which some keys are hidden: the first ones too."""
+    from xsvggt_ros.model import weighted
+
+    loops()
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(batch, queries, 3, heads, d, generator=generator)[:, :, 0]
+    k, v = torch.randn(2, batch, tokens + 1, heads, d, generator=generator)[:, :, :tokens]
+    bias = torch.rand(heads, tokens, generator=generator).log()
+    bias[0, : tokens // 2] = -torch.inf
+    torch.testing.assert_close(weighted.attend(q, k, v, bias), sdpa(q, k, v, bias), rtol=1e-5, atol=1e-6)
 
 
 # --- compiled -----------------------------------------------------------------------------------------
@@ -152,17 +217,22 @@ TYPES = {
 
 def check_compiling(kernel: str, bits: tuple[int, int], capability: int) -> None:
     """For a GPU that need not be there."""
+    sizes = {"HEADS": 16, "LANES": 1, "D": 64, "DRAWN": rotated.DRAWN, "BLOCK": 32}
+    constants = sizes | {"KEY_BITS": bits[0], "VALUE_BITS": bits[1]}
+    constants |= {"KEY_REACH": rotated.REACH[bits[0]], "VALUE_REACH": rotated.REACH[bits[1]]}
+    compile_for(capability, "xsvggt_ros.cache.quantizers.fused", kernel, TYPES, constants)
+
+
+def compile_for(
+    capability: int, module: str, kernel: str, tensors: dict[str, list[str]], constants: dict[str, object]
+) -> None:
+    """For a GPU that need not be there: arguments are `tensors` of a type, numbers, of which names tell, and others."""
     from triton import compile
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from xsvggt_ros.cache.quantizers import fused
-
-    function = getattr(fused, kernel)
-    sizes = {"HEADS": 16, "LANES": 1, "D": 64, "DRAWN": rotated.DRAWN, "BLOCK": 32}
-    constants = sizes | {"KEY_BITS": bits[0], "VALUE_BITS": bits[1]}
-    constants |= {"KEY_REACH": rotated.REACH[bits[0]], "VALUE_REACH": rotated.REACH[bits[1]]}
-    types = {name: kind for kind, names in TYPES.items() for name in names} | dict.fromkeys(constants, "constexpr")
+    function = getattr(import_module(module), kernel)
+    types = {name: kind for kind, names in tensors.items() for name in names} | dict.fromkeys(constants, "constexpr")
     signature = {name: types.get(name, "i32") for name in function.arg_names}
     values = {(function.arg_names.index(name),): x for name, x in constants.items() if name in signature}
     made = compile(ASTSource(function, signature, values), target=GPUTarget("cuda", capability, 32))

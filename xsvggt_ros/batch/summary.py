@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from xsvggt_ros.batch.recordings import PAGE, PREVIEW, TABLE, Job, Record
 from xsvggt_ros.memory import MIB
 from xsvggt_ros.natural_order import naturally_sorted
+from xsvggt_ros.whole_file import write_whole
 
 DONE, FAILED, LEFT = "done", "failed", "not done"
 
@@ -59,8 +59,8 @@ class Row:
 def write_summary(output: Path, outcome: Outcome) -> None:
     """Both files. Raises OSError, and leaves them as they were, if they cannot be written."""
     rows = list(_rows(outcome))
-    _replace(output / TABLE, _csv(rows))
-    _replace(output / PAGE, _html(output, rows))
+    write_whole(output / TABLE, _csv(rows).encode())
+    write_whole(output / PAGE, _html(output, rows).encode())
 
 
 def _rows(outcome: Outcome) -> Iterator[Row]:
@@ -119,13 +119,3 @@ def _picture(file: Path) -> str:
         return f"data:image/jpeg;base64,{base64.b64encode(file.read_bytes()).decode()}"
     except OSError:
         return ""
-
-
-def _replace(file: Path, text: str) -> None:
-    """Writes a file as a whole."""
-    new = file.with_name(f".{file.name}.new")
-    try:
-        new.write_text(text, newline="")
-        os.replace(new, file)
-    finally:
-        new.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from xsvggt_ros.config import NodeConfig, StreamConfig
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.memory import give_back
 from xsvggt_ros.model import StreamVGGT, load_model
+from xsvggt_ros.pictures import DEPTH_COLOURS, false_colour, shown_range
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.replay.command import Replay, opened
 from xsvggt_ros.replay.files import DiskFull, explained
@@ -161,14 +162,12 @@ class Preview:
             self._every *= 2
 
     def jpeg(self) -> bytes:
-        """Side by side; depth from its 2nd percentile (blue) to its 98th (red)."""
+        """Side by side; near depth is blue, far depth red."""
         image, depth = self._kept[self._count // 2 // self._every]
-        low, high = np.percentile(depth, (2, 98))
-        scaled = np.clip((depth - low) / max(high - low, 1e-9), 0, 1)
-        colours = cv2.applyColorMap((255 * scaled).astype(np.uint8), cv2.COLORMAP_TURBO)
-        both = np.hstack([cv2.cvtColor(image, cv2.COLOR_RGB2BGR), colours])
+        colours = false_colour(depth, *shown_range(depth), DEPTH_COLOURS)[..., :3]
+        both = np.hstack([image, colours])
         size = 2 * WIDTH, round(2 * WIDTH * both.shape[0] / both.shape[1])
-        shown = cv2.resize(both, size, interpolation=cv2.INTER_AREA)
+        shown = cv2.cvtColor(cv2.resize(both, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
         return cv2.imencode(".jpg", shown, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))[1].tobytes()
 
 

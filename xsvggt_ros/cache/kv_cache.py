@@ -18,10 +18,12 @@ from xsvggt_ros.cache.budget import budget_in_force, capacities
 from xsvggt_ros.cache.camera_cache import CameraCache, Kernel
 from xsvggt_ros.cache.moving import move
 from xsvggt_ros.cache.policies import Geometry, PastTokens, Policy, Seen, make_policy
+from xsvggt_ros.cache.policies.base import Rewritten
 from xsvggt_ros.cache.policies.diversity import likeness
 from xsvggt_ros.cache.shape import CacheShape, nbytes
 from xsvggt_ros.cache.store import Store, layout
 from xsvggt_ros.config import CacheConfig
+from xsvggt_ros.fusing import Fusing, as_written
 from xsvggt_ros.memory import OutOfMemory, memory_for
 
 FRAMES_AT_FIRST = 8  # room that a cache without a budget starts with; it doubles as needed
@@ -31,12 +33,19 @@ class KVCache:
     """Past keys and values of one stream, batch 1. The kernels are those of the global blocks and the camera head."""
 
     def __init__(
-        self, shape: CacheShape, config: CacheConfig, device: torch.device, kernel: Kernel, camera_kernel: Kernel
+        self,
+        shape: CacheShape,
+        config: CacheConfig,
+        device: torch.device,
+        kernel: Kernel,
+        camera_kernel: Kernel,
+        fused: Fusing = as_written,
     ):
         self.shape = shape
         self.config = config
         self.device = device
         self.kernel = kernel
+        self._fused = fused  # makes few kernels of what a step of a full cache does
         self.policy = make_policy(config, shape)
         # Tokens per layer, None: as many as come; and whether less than the policy's floor was asked for.
         self.budget, self.budget_raised = budget_in_force(shape, config, self.policy)
@@ -217,29 +226,28 @@ class KVCache:
         """
         end = store.tokens + k.shape[0]
         store.read(self._scratch)
-        self._scratch[0, store.tokens : end] = k
-        self._scratch[1, store.tokens : end] = v
+        fused = self._fused if store.tokens == store.capacity else as_written
+        bias = fused(beside)(self._scratch[:, store.tokens : end], k, v, self.policy, store.evidence())
         keys, values = self._scratch[:, :end]
-        bias = self.policy.bias(store.evidence())
-        if bias is not None:  # [T, lanes]
-            bias = pad(bias.repeat_interleave(self.shape.heads // store.lanes, 1).T, (0, k.shape[0]))
         return Seen(q, keys, values, bias)
 
     def _take_in(self, store: Store, seen: Seen) -> None:
         """Takes the new tokens in, those at the end of what was seen."""
-        new, size = seen.q.shape[0], self.shape.tokens_per_frame
+        new = seen.q.shape[0]
         kept = min(new, store.capacity)
-        seen = finite(seen)
-        evidence = self.policy.observe(seen, store.evidence())
-        leaving = torch.empty(0, store.lanes, dtype=torch.int64, device=self.device)
-        if evictions := store.evictions(kept):
-            leaving, rewritten = self.policy.evict(self._past(store, seen.keys), seen, evidence, evictions)
-            if rewritten:
-                store.rewrite(*rewritten)
-        place = torch.arange(new - kept, new, device=self.device)
+        evictions = store.evictions(kept)
+        fused = self._fused if evictions == new else as_written
+        # A step of numbers that are not finite is abandoned later; what is known about the past must stay even so.
+        for x in (seen.keys, seen.values):
+            x[-new:].nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        evidence, leaving, rewritten = fused(chosen)(self.policy, self._past(store, seen.keys), seen, evictions)
+        if rewritten:
+            store.rewrite(*rewritten)
         self._gone += evictions + new - kept
         newest = {name: x[-kept:] for name, x in evidence.items()}
-        store.put(leaving, self._first + place // size, place % size, seen.keys[-kept:], seen.values[-kept:], newest)
+        # Before keys and values: where these fail, the slots are known as the unfinished frame's.
+        slots = fused(Store.noted)(store, leaving, self._first, new - kept, kept, newest)
+        store.put(slots, seen.keys[-kept:], seen.values[-kept:])
 
     def _past(self, store: Store, keys: Tensor) -> PastTokens:
         """What the policy ranks while new frames are being taken in."""
@@ -353,15 +361,25 @@ class KVCache:
         )
 
 
-def finite(seen: Seen) -> Seen:
-    """With the new tokens' numbers that are not finite as 0, in place but for the queries.
+def beside(place: Tensor, k: Tensor, v: Tensor, policy: Policy, evidence: dict[str, Tensor]) -> Tensor | None:
+    """Puts new keys and values [N, heads, d] into place [2, N, heads, d]; as Seen.bias, for what they lie beside."""
+    place[0] = k
+    place[1] = v
+    bias = policy.bias(evidence)  # [T, lanes]
+    if bias is None:
+        return None
+    return pad(bias.repeat_interleave(k.shape[1] // bias.shape[1], 1).T, (0, k.shape[0]))
 
-    A step of such numbers is abandoned later; what is known about the past must stay even so.
-    """
-    new = seen.q.shape[0]
-    for x in (seen.keys[-new:], seen.values[-new:]):
-        x.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-    return replace(seen, q=seen.q.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+
+def chosen(
+    policy: Policy, past: PastTokens, seen: Seen, evictions: int
+) -> tuple[dict[str, Tensor], Tensor, Rewritten | None]:
+    """What a policy knows about the new tokens, and as Policy.evict what happens to the old ones."""
+    seen = replace(seen, q=seen.q.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+    evidence = policy.observe(seen, past.evidence)
+    if not evictions:
+        return evidence, torch.empty(0, policy.lanes, dtype=torch.int64, device=seen.q.device), None
+    return evidence, *policy.evict(past, seen, evidence, evictions)
 
 
 def ample(store: Store, new: int) -> int:

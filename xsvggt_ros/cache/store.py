@@ -64,24 +64,30 @@ class Store:
         """How many tokens have to go for `new` ones."""
         return max(0, self.tokens + new - self.capacity)
 
-    def put(
-        self, leaving: Tensor, frame: Tensor, token: Tensor, keys: Tensor, values: Tensor, evidence: dict[str, Tensor]
-    ) -> None:
-        """Takes tokens in, for whom those in slots `leaving` [evictions(n), lanes] go.
-
-        frame and token [n] are their places, keys and values [n, heads, d], evidence {name: [n, lanes, ...]}.
-        """
-        new, evictions = keys.shape[0], self.evictions(keys.shape[0])
-        fresh = torch.arange(self.tokens, self.tokens + new - evictions, device=keys.device)
-        slots = torch.cat([leaving, fresh[:, None].expand(-1, self.lanes)])
-        # First of all: where the rest fails, these slots are known as the unfinished frame's.
-        self._put("frame", slots, frame[:, None].int())
-        self._put("token", slots, token[:, None].int())
+    def put(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Keys and values [n, heads, d] of the tokens that were `noted` in slots [n, lanes]."""
+        new = keys.shape[0]
+        evictions = self.evictions(new)
         self.quantizer.write(slots, keys, values, self.tokens, evictions)
+        self.tokens += new - evictions
+
+    def noted(self, leaving: Tensor, first: Tensor, skipped: int, new: int, evidence: dict[str, Tensor]) -> Tensor:
+        """The slots [n, lanes] of n new tokens, of frames from `first` on without the `skipped` first of these tokens.
+
+        They are those `leaving` [evictions(n), lanes], then the next free ones. What is to know about the tokens is
+        written: their places, and evidence {name: [n, lanes, ...]}, 0 where it says nothing.
+        """
+        device = leaving.device
+        fresh = torch.arange(self.tokens, self.tokens + new - leaving.shape[0], device=device)
+        slots = torch.cat([leaving, fresh[:, None].expand(-1, self.lanes)])
+        place = torch.arange(skipped, skipped + new, device=device)[:, None]
+        size = self.shape.tokens_per_frame
+        self._put("frame", slots, (first + place // size).int())
+        self._put("token", slots, (place % size).int())
         for name in self._of_tokens:
             nothing = self.tensors[name].new_zeros(())  # a number would come from the host
             self._put(name, slots, evidence.get(name, nothing))
-        self.tokens += new - evictions
+        return slots
 
     def rewrite(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Gives the tokens in slots [n, lanes] other keys and values [n, heads, d]."""

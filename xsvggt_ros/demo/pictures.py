@@ -14,23 +14,12 @@ from PIL import Image
 
 from xsvggt_ros.demo.errors import true_depth
 from xsvggt_ros.demo.recording import Recording
+from xsvggt_ros.pictures import DEPTH_COLOURS, false_colour, shown_range
 
-DEPTH_COLOURS = "turbo"
-SHOWN_PERCENTILES = (2, 98)  # of the values, from one end of a colour scale to the other
 TAIL, DOT = 8, 2  # answers before, pixels
 GOLDEN = 0.618034  # turns of the colour circle from one point to the next: no two near ones look alike
 SHIFT = 4  # binary places of pixels for OpenCV
 FILM_MS, FILM_QUALITY = 80, 80  # of each image; of the WebP
-
-
-def rgb_png(image: NDArray[np.uint8]) -> bytes:
-    """uint8 [H, W, 3]."""
-    return _png(image)
-
-
-def false_colour_png(values: NDArray[np.floating], low: float, high: float, colours: str) -> bytes:
-    """[H, W] between two values; what is not finite is transparent."""
-    return _png(_false_colour(values, low, high, colours))
 
 
 def colour_stops(colours: str, count: int = 12) -> list[str]:
@@ -72,7 +61,7 @@ def _film_frame(r: Recording, index: int, low: float, high: float) -> NDArray[np
     depths = [r.unit * answer.depth]
     if r.truth:
         depths.insert(0, true_depth(r.true_answers[index], answer.depth.shape))
-    coloured = [_false_colour(depth, low, high, DEPTH_COLOURS)[..., :3] for depth in depths]
+    coloured = [false_colour(depth, low, high, DEPTH_COLOURS)[..., :3] for depth in depths]
     size = image.shape[1::-1]
     return np.hstack([image, *(cv2.resize(c, size, interpolation=cv2.INTER_NEAREST) for c in coloured)])
 
@@ -81,18 +70,4 @@ def depth_range(recording: Recording) -> tuple[float, float]:
     """Ends of the scale that all depth is shown on, metres where the truth tells them."""
     r = recording
     shown = [t.depth for t in r.true_answers] or [answer.depth for answer in r.answers]
-    seen = np.concatenate([depth[np.isfinite(depth)] for depth in shown])
-    low, high = np.percentile(seen, SHOWN_PERCENTILES) if seen.size else (0.0, 1.0)
-    return float(low), float(high)
-
-
-def _false_colour(values: NDArray[np.floating], low: float, high: float, colours: str) -> NDArray[np.uint8]:
-    """RGBA [H, W, 4]."""
-    scaled = (values - low) / max(high - low, 1e-9)
-    return matplotlib.colormaps[colours](np.ma.masked_invalid(scaled), bytes=True)
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png", optimize=True)
-    return buffer.getvalue()
+    return shown_range(np.concatenate([depth.ravel() for depth in shown]))

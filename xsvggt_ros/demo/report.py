@@ -19,6 +19,7 @@ from xsvggt_ros.demo.errors import relative_error
 from xsvggt_ros.demo.recording import Answer, Check, Recording
 from xsvggt_ros.memory import MIB
 from xsvggt_ros.model.loading import RANDOM
+from xsvggt_ros.pictures import DEPTH_COLOURS, false_colour, png, shown_range
 from xsvggt_ros.settings import values
 
 COLUMNS = 5  # frames shown
@@ -149,17 +150,17 @@ def _pictures(r: Recording) -> list[Row]:
     words = "as sent, with the points followed" if r.start.stream.track_groups else "as sent"
     rows = [
         Row("", "", [_caption(a) for a in shown]),
-        Row("Image", words, [Cell(_inline(pictures.rgb_png(pictures.followed(r, i)))) for i in chosen]),
+        Row("Image", words, [Cell(_inline(png(pictures.followed(r, i)))) for i in chosen]),
     ]
     if r.truth:
         true = [r.true_answers[i].depth for i in chosen]
-        rows.append(_false_colour_row("True depth", unit, true, pictures.DEPTH_COLOURS, *ends))
-    rows.append(_false_colour_row("Depth", f"by the node, {unit}", depth, pictures.DEPTH_COLOURS, *ends))
+        rows.append(_false_colour_row("True depth", unit, true, DEPTH_COLOURS, *ends))
+    rows.append(_false_colour_row("Depth", f"by the node, {unit}", depth, DEPTH_COLOURS, *ends))
     if r.truth:
         off = [relative_error(a.depth, r.true_answers[i], r.unit) for a, i in zip(shown, chosen, strict=True)]
         rows += [_false_colour_row("Error", "share of the depth", off, "magma", 0, SHOWN_ERROR), _errors_row(r, chosen)]
     confidence = [a.confidence for a in shown]
-    ends = np.percentile(confidence, pictures.SHOWN_PERCENTILES)
+    ends = shown_range(np.array(confidence))
     return [*rows, _false_colour_row("Confidence", "at least 1", confidence, "viridis", *ends)]
 
 
@@ -178,7 +179,7 @@ def _false_colour_row(
     title: str, unit: str, images: Iterable[NDArray[np.floating]], colours: str, low: float, high: float
 ) -> Row:
     """Images [H, W] with one scale for all of them."""
-    cells = [Cell(_inline(pictures.false_colour_png(image, low, high, colours))) for image in images]
+    cells = [Cell(_inline(png(false_colour(image, low, high, colours)))) for image in images]
     return Row(title, unit, cells, ", ".join(pictures.colour_stops(colours)), f"{low:.3g}", f"{high:.3g}")
 
 

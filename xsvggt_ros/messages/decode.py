@@ -12,23 +12,23 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
+from rosbags.image import image_to_cvimage
 from simplejpeg import decode_jpeg, decode_jpeg_header
 
 from xsvggt_ros.camera import Rectifier
 from xsvggt_ros.frame import InputImage
 from xsvggt_ros.geometry import LEAST_LENGTH, rigid, rotation_matrix
+from xsvggt_ros.messages.libraries import cv_bridge
 from xsvggt_ros.names import frame_name
 from xsvggt_ros.preprocess import eight_bits, stretched
 from xsvggt_ros.status import NO_CAMERA_INFO
 
-try:  # a ROS distribution has cv_bridge, unless it was built for another numpy
-    from cv_bridge.boost.cv_bridge_boost import cvtColor2 as convert_color
-except (ImportError, SystemError):
-    from rosbags.image.image import convert_color
+imgmsg_to_cv2: Callable[[Any, str], np.ndarray] = cv_bridge.imgmsg_to_cv2 if cv_bridge else image_to_cvimage
 
 _BAYER = ("rggb", "bggr", "gbrg", "grbg")
 # Accepted encoding -> its 8-bit form as cv_bridge and rosbags both name it, channels, sample type.
@@ -169,7 +169,16 @@ def _converted(samples: np.ndarray, encoding: str) -> np.ndarray:
     name, channels, dtype = ENCODINGS[encoding]
     if dtype == "<u2":
         samples = stretched(samples) if channels == 1 else eight_bits(samples)
-    return convert_color(samples, name, "rgb8")
+    return imgmsg_to_cv2(_image(samples, name), "rgb8")
+
+
+def _image(samples: np.ndarray, encoding: str) -> SimpleNamespace:
+    """Samples [H, W] or [H, W, C], as cv_bridge and rosbags read them of an Image message."""
+    height, width = samples.shape[:2]
+    samples = np.ascontiguousarray(samples)
+    return SimpleNamespace(
+        encoding=encoding, height=height, width=width, step=samples[0].nbytes, is_bigendian=False, data=samples
+    )
 
 
 def _raw(msg: Any) -> tuple[np.ndarray, str]:

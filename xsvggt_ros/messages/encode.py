@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -12,20 +12,19 @@ import numpy as np
 
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import inverse, quaternion_xyzw, transform
+from xsvggt_ros.messages.libraries import create_cloud, cv_bridge
 from xsvggt_ros.placement.covariance import UNKNOWN_VARIANCE
 
-TRACK_FIELDS = {
-    "x": "<f4",
-    "y": "<f4",
-    "z": "<f4",
-    "u": "<f4",
-    "v": "<f4",
-    "id": "<u4",
-    "visible": "u1",
-    "confidence": "<f4",
-}
-TRACK = np.dtype(list(TRACK_FIELDS.items()))
-FIELD_TYPES = {"<f4": "FLOAT32", "<u4": "UINT32", "u1": "UINT8"}
+POINT = np.dtype([(name, "<f4") for name in ("x", "y", "z", "rgb")])
+TRACK = np.dtype(
+    [
+        *((name, "<f4") for name in ("x", "y", "z", "u", "v")),
+        ("id", "<u4"),
+        ("visible", "u1"),
+        ("confidence", "<f4"),
+    ]
+)
+FIELD_TYPES = {"float32": "FLOAT32", "uint32": "UINT32", "uint8": "UINT8"}
 ENCODINGS = {("float32", 2): "32FC1", ("uint8", 3): "rgb8"}  # dtype and dimensions of an array -> of its Image
 
 
@@ -39,7 +38,10 @@ class Encoder:
     def __init__(self, message_class: Callable[[str], Any]) -> None:
         self._class = message_class
         # rosbags' classes are dataclasses and hold ndarrays; rclpy's would convert an ndarray value by value.
-        self._sequence = np.asarray if is_dataclass(message_class("sensor_msgs/msg/Image")) else _array
+        self._of_rosbags = is_dataclass(message_class("sensor_msgs/msg/Image"))
+        self._sequence = np.asarray if self._of_rosbags else _array
+        self._create_cloud = self.create_cloud if self._of_rosbags or not create_cloud else create_cloud
+        self._cv2_to_imgmsg = self.cv2_to_imgmsg if self._of_rosbags or not cv_bridge else cv_bridge.cv2_to_imgmsg
 
     def header(self, stamp_ns: int, frame_id: str) -> Any:
         sec, nanosec = divmod(stamp_ns, 1_000_000_000)
@@ -94,17 +96,8 @@ class Encoder:
 
     def image(self, header: Any, values: np.ndarray) -> Any:
         """Image of float32 [h, w] or of RGB uint8 [h, w, 3]."""
-        height, width = values.shape[:2]
-        return self._make(
-            "sensor_msgs/msg/Image",
-            header=header,
-            height=height,
-            width=width,
-            encoding=ENCODINGS[values.dtype.name, values.ndim],
-            is_bigendian=0,
-            step=values[0].nbytes,
-            data=self._bytes(values.astype(values.dtype.newbyteorder("<"), copy=False)),
-        )
+        little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+        return self._cv2_to_imgmsg(little, ENCODINGS[values.dtype.name, values.ndim], header)
 
     def camera_info(self, header: Any, intrinsics: np.ndarray, height: int, width: int) -> Any:
         """CameraInfo of an image without distortion."""
@@ -136,18 +129,7 @@ class Encoder:
         for i in range(3):
             cloud[..., i] = points[..., i]
             cloud.view(np.uint8)[..., 14 - i] = colours[..., i]
-        return self._make(
-            "sensor_msgs/msg/PointCloud2",
-            header=header,
-            height=height,
-            width=width,
-            fields=[self._float_field(name, 4 * i) for i, name in enumerate(("x", "y", "z", "rgb"))],
-            is_bigendian=False,
-            point_step=16,
-            row_step=16 * width,
-            data=self._bytes(cloud),
-            is_dense=False,
-        )
+        return self._cloud(header, cloud.view(POINT)[..., 0])
 
     def tracks(self, header: Any, frame: Frame) -> Any:
         """PointCloud2 of a frame's tracks: x y z in its camera, NaN where it is not visible; pixel u v of the camera's
@@ -158,21 +140,34 @@ class Encoder:
         cloud["x"], cloud["y"], cloud["z"] = transform(inverse(frame.T_first_cam), frame.tracked_points()).T
         cloud["u"], cloud["v"] = (frame.resize.to_image(tracks.pixels) if frame.resize else tracks.pixels).T
         cloud["id"], cloud["visible"], cloud["confidence"] = tracks.ids, tracks.visible, tracks.confidence
-        field, offsets = self._class("sensor_msgs/msg/PointField"), TRACK.fields
-        assert offsets is not None
+        return self._cloud(header, cloud[None])
+
+    def cv2_to_imgmsg(self, image: np.ndarray, encoding: str, header: Any) -> Any:
+        """Image of little-endian values [h, w] or [h, w, C]: cv_bridge's function of that name, where there is none."""
+        height, width = image.shape[:2]
+        return self._make(
+            "sensor_msgs/msg/Image",
+            header=header,
+            height=height,
+            width=width,
+            encoding=encoding,
+            is_bigendian=0,
+            step=image[0].nbytes,
+            data=self._bytes(image),
+        )
+
+    def create_cloud(self, header: Any, fields: Iterable[Any], points: np.ndarray) -> Any:
+        """PointCloud2 of structured points [N]: sensor_msgs_py's function of that name, where there is none."""
         return self._make(
             "sensor_msgs/msg/PointCloud2",
             header=header,
             height=1,
-            width=len(cloud),
-            fields=[
-                field(name=name, offset=offsets[name][1], datatype=getattr(field, FIELD_TYPES[kind]), count=1)
-                for name, kind in TRACK_FIELDS.items()
-            ],
+            width=len(points),
+            fields=fields,
             is_bigendian=False,
-            point_step=cloud.itemsize,
-            row_step=cloud.nbytes,
-            data=self._bytes(cloud),
+            point_step=points.itemsize,
+            row_step=points.nbytes,
+            data=self._bytes(points),
             is_dense=False,
         )
 
@@ -180,14 +175,28 @@ class Encoder:
         return self._make("xsvggt_ros/msg/StreamStatus", header=header, **figures)
 
     def _make(self, name: str, **values: Any) -> Any:
-        return self._class(name)(**values)
+        if self._of_rosbags:
+            return self._class(name)(**values)
+        message = self._class(name)()  # given to the constructor, an array would be copied once more
+        for field, value in values.items():
+            setattr(message, field, value)
+        return message
 
     def _vector(self, name: str, values: Any) -> Any:
         return self._make(name, **dict(zip("xyzw", map(float, values), strict=False)))
 
-    def _float_field(self, name: str, offset: int) -> Any:
-        field = self._class("sensor_msgs/msg/PointField")
-        return field(name=name, offset=offset, datatype=field.FLOAT32, count=1)
+    def _cloud(self, header: Any, points: np.ndarray) -> Any:
+        """PointCloud2 of structured points [h, w]."""
+        field, layout = self._class("sensor_msgs/msg/PointField"), points.dtype.fields
+        assert layout is not None
+        fields = [
+            field(name=name, offset=offset, datatype=getattr(field, FIELD_TYPES[kind.name]), count=1)
+            for name, (kind, offset, *_) in layout.items()
+        ]
+        cloud = self._create_cloud(header, fields, points.reshape(-1))  # flat: it takes a shape for width and height
+        cloud.height, cloud.width = points.shape
+        cloud.row_step = cloud.width * cloud.point_step
+        return cloud
 
     def _bytes(self, values: np.ndarray) -> Any:
         return self._sequence(np.ascontiguousarray(values).reshape(-1).view(np.uint8))

@@ -50,7 +50,7 @@ def rope_table(
 
 
 class Attention(nn.Module):
-    """Multi-head attention; what the queries of layer `layer` attend to is the caller's `context`."""
+    """What surrounds multi-head attention: projections into it and out of it."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool = False):
         super().__init__()
@@ -65,9 +65,6 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x.to(self.qkv.weight.dtype)).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q, k = self.q_norm(q), self.k_norm(k)
         return (rope(q), rope(k), v) if rope else (q, k, v)
-
-    def forward(self, x: Tensor, context: Context, layer: int, rope: Rope | None = None) -> Tensor:
-        return self.proj(context.attend(layer, *self.project(x, rope)).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -106,8 +103,18 @@ class Block(nn.Module):
         self.ls2 = LayerScale(width)
 
     def forward(self, x: Tensor, context: Context, layer: int, rope: Rope | None = None) -> Tensor:
-        """x [B, T, C] -> [B, T, C], as layer `layer` of its stack."""
-        x = self.ls1(x, self.attn(self.norm1(x), context, layer, rope))
-        residual = self.mlp(self.norm2(x))
+        """x [B, T, C] -> [B, T, C], as layer `layer` of its stack; `context` is what its queries attend to."""
+        attended = context.attend(layer, *self.entering(x, rope))
+        x, residual = self.leaving(x, attended)
         context.added(layer, self.ls2.gamma, residual)
-        return self.ls2(x, residual)
+        return x
+
+    def entering(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Up to attention: its queries, keys and values [B, T, heads, d]."""
+        return self.attn.project(self.norm1(x), rope)
+
+    def leaving(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """From attention [B, T, heads, d] on: the tokens [B, T, C], and of these what the MLP adds, before ls2."""
+        x = self.ls1(x, self.attn.proj(attended.flatten(2)))
+        residual = self.mlp(self.norm2(x))
+        return self.ls2(x, residual), residual

@@ -6,13 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MethodType
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from xsvggt_ros.fusing import Fusing
 from xsvggt_ros.model.aggregator import Aggregator
 from xsvggt_ros.model.attention import Context, Kernel, WholeSequence, sdpa
+from xsvggt_ros.model.blocks import Block
 from xsvggt_ros.model.camera_head import CameraHead
 from xsvggt_ros.model.config import ModelConfig
 from xsvggt_ros.model.dpt_head import DPTHead, uv_embedding
@@ -136,6 +139,14 @@ class StreamVGGT(nn.Module):
             of_patches = [tap[0, :, self.config.specials :] for tap in taps]
             predictions.track_maps = self.track_head.feature_extractor(of_patches, grid)[None]
         return predictions
+
+    def fuse(self, fused: Fusing) -> None:
+        """Makes few kernels of what lies between attentions, and of the depth head."""
+        for block in self.modules():
+            if isinstance(block, Block):
+                block.entering = MethodType(fused(Block.entering), block)  # type: ignore[method-assign]
+                block.leaving = MethodType(fused(Block.leaving), block)  # type: ignore[method-assign]
+        self.depth_head.forward = MethodType(fused(DPTHead.forward), self.depth_head)  # type: ignore[method-assign]
 
     @property
     def part_count(self) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from xsvggt_ros import ply
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import inverse, quaternion_xyzw, transform
@@ -31,6 +32,7 @@ from xsvggt_ros.messages.topics import FrameMessages, outputs
 from xsvggt_ros.placement.placement import Placed, in_metres
 from xsvggt_ros.similarity import Similarity
 from xsvggt_ros.status import SegmentStatus, Status
+from xsvggt_ros.whole_file import write_whole
 
 NODE_NAME = "/stream"  # of stream.launch.py: what "~" stands for in topic names
 DEPTH_SCALE = 1000  # steps of a depth image per unit of depth, as in 7-Scenes and Open3D's default
@@ -195,38 +197,30 @@ class TrajectoryFile:
 class CloudFile:
     """Binary PLY of the points of all frames in the world, coloured: those that ~/points has of each."""
 
-    VERTEX = np.dtype([("position", "<f4", 3), ("colour", "u1", 3)])
-    PROPERTIES = ("float x", "float y", "float z", "uchar red", "uchar green", "uchar blue")
-
     def __init__(self, path: Path, config: NodeConfig, world: str) -> None:
         self.path = path
         self.counts: list[int] = []  # points of each frame
         self._config = config.output
         self._file = FileIO(path, "x+")
-        start = f"ply\nformat binary_little_endian 1.0\ncomment {_axes(config, world)}\nelement vertex "
-        properties = "".join(f"property {name}\n" for name in self.PROPERTIES)
-        self._count_at = len(start.encode())
-        _append(self._file, f"{start}{0:012d}\n{properties}end_header\n".encode())
+        self._axes = _axes(config, world)
+        _append(self._file, ply.header(0, self._axes))
         self.start = self._file.tell()  # of the points
 
     def write(self, placed: Placed) -> None:
         frame, stride = placed.frame, self._config.point_stride
         valid = frame.confidence[::stride, ::stride] >= self._config.confidence_threshold  # [h, w]
-        points = frame.points_cam(stride)[valid]  # [N, 3]
-        vertices = np.empty(len(points), self.VERTEX)
-        vertices["position"] = transform(placed.T_odom_cam, points)
-        vertices["colour"] = frame.image[::stride, ::stride][valid]
-        self.append(vertices)
+        points = transform(placed.T_odom_cam, frame.points_cam(stride)[valid])  # [N, 3]
+        self.append(ply.vertices(points, frame.image[::stride, ::stride][valid]))
 
     def append(self, vertices: np.ndarray) -> None:
-        """A frame's points [N] of VERTEX."""
+        """A frame's points [N] of ply.VERTEX."""
         _append(self._file, vertices.tobytes())
         self.counts.append(len(vertices))
 
     def close(self) -> None:
         with self._file as file:
-            file.seek(self._count_at)
-            file.write(b"%012d" % sum(self.counts))  # of one width, so that it can be overwritten at the end
+            file.seek(0)
+            file.write(ply.header(sum(self.counts), self._axes))
 
 
 class CorrectedWay:
@@ -298,7 +292,7 @@ class CorrectedWay:
         with closing(new), self._cloud.path.open("rb") as old:
             old.seek(self._cloud.start)
             for seen, count in zip(self._frames(), self._cloud.counts, strict=False):  # of a full disk fewer
-                vertices = np.frombuffer(old.read(count * CloudFile.VERTEX.itemsize), CloudFile.VERTEX).copy()
+                vertices = np.frombuffer(old.read(count * ply.VERTEX.itemsize), ply.VERTEX).copy()
                 stretch = np.float32(self._metres * self._keyframe(int(seen["key"])).scale / seen["unit"])
                 in_cam = stretch * transform(inverse(seen["T_odom_cam"]), vertices["position"])
                 vertices["position"] = transform(self._T_map_cam(seen), in_cam)
@@ -330,11 +324,7 @@ def write_depth(path: Path, frame: Frame, confidence_threshold: float) -> None:
     steps = np.rint(frame.depth * DEPTH_SCALE)
     valid = (frame.confidence >= confidence_threshold) & (steps <= np.iinfo(np.uint16).max)
     _, encoded = cv2.imencode(".png", np.where(valid, steps, 0).astype(np.uint16))
-    try:
-        path.write_bytes(encoded.tobytes())  # cv2.imwrite does not notice a full disk
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
+    write_whole(path, encoded.tobytes())  # cv2.imwrite does not notice a full disk
 
 
 class TopicBag:

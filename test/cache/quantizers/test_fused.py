@@ -9,7 +9,8 @@ import torch
 from support import interpreted
 from support.caches import CPU
 
-from xsvggt_ros.cache import quantizers
+import xsvggt_ros
+from xsvggt_ros import fusing
 from xsvggt_ros.cache.quantizers import rotated
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="the kernels need triton, which is not installed")
@@ -82,15 +83,13 @@ def test_they_are_for_cuda_and_for_what_can_be_halved():
 
 
 def test_they_are_tried_first(interpreter, caplog):
-    from xsvggt_ros.cache.quantizers import fused
-
     interpreter(interpreted.check_trial)
-    assert not fused.run_on(CPU)  # not interpreted here
-    assert "the cache is slower without Triton" in caplog.text
+    assert not fusing.tried(CPU)  # not interpreted here
+    assert "steps are slower without Triton" in caplog.text
 
 
 def test_without_triton_there_are_none(monkeypatch):
-    monkeypatch.delitem(sys.modules, "xsvggt_ros.cache.quantizers.fused", raising=False)
-    monkeypatch.delattr(quantizers, "fused", raising=False)
+    monkeypatch.delitem(sys.modules, "xsvggt_ros.triton_trial", raising=False)
+    monkeypatch.delattr(xsvggt_ros, "triton_trial", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert rotated.kernels_for.__wrapped__(64, torch.device("cuda")) is None
+    assert not fusing.tried(torch.device("cuda"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from xsvggt_ros.cache.camera_cache import first_and_newest
 from xsvggt_ros.cache.shape import CacheShape, Layout
 from xsvggt_ros.config import CacheConfig
+from xsvggt_ros.fusing import triton_runs
 
 PROTECTED = float("inf")  # the score of a token that must stay
 Rewritten = tuple[Tensor, Tensor, Tensor]  # slots, keys, values
@@ -93,6 +95,7 @@ class Policy(ABC):
         self.config = config
         self.shape = shape
         self.shared: dict[str, Tensor] = {}  # what it keeps for all layers together
+        self.kernels: ModuleType | None = None  # `fused`, where it runs
 
     @property
     def lanes(self) -> int:
@@ -127,6 +130,7 @@ class Policy(ABC):
 
     def allocate(self, device: torch.device, budget: int) -> None:
         """Makes the shared evidence, zero at first."""
+        self.kernels = kernels_for(self.shape.head_dim, device)
         sizes = self.shared_evidence(budget).items()
         self.shared = {name: torch.zeros(size, dtype=dtype, device=device) for name, (size, dtype) in sizes}
 
@@ -180,6 +184,15 @@ class Policy(ABC):
     def learn(self, geometry: Geometry) -> dict[str, Tensor]:
         """From what became of the newest frames, evidence about their tokens in every layer [N, ...]."""
         return {}
+
+
+def kernels_for(d: int, device: torch.device) -> ModuleType | None:
+    """The module of kernels for heads of d channels, where they run."""
+    if not triton_runs(device):
+        return None
+    from xsvggt_ros.cache.policies import fused
+
+    return fused if d in fused.HEAD_DIMS else None
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:

@@ -15,6 +15,7 @@ and taking in that a token may stay whose heir has counted it already.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class Coreset(Policy):
         return evidence["left"].log1p()
 
     def observe(self, seen: Seen, evidence: dict[str, Tensor]) -> dict[str, Tensor]:
-        new = attended(seen, evidence["score"], self.config.probes, self.shape)
+        new = attended(seen, evidence["score"], self.config.probes, self.shape, self.kernels)
         return {"score": new, "left": torch.zeros_like(new)}
 
     def scores(self, past: PastTokens) -> Tensor:
@@ -52,7 +53,7 @@ class Coreset(Policy):
         """They leave their counts to the most similar of the others, the new ones among them."""
         slots = lowest(self.scores(past), count)
         left = torch.cat([past.evidence["left"], new["left"]])
-        inherit(left, seen.keys, slots, 1 + left.gather(0, slots), at_once=seen.keys.shape[0])
+        inherit(left, seen.keys, slots, 1 + left.gather(0, slots), at_once=seen.keys.shape[0], kernels=self.kernels)
         old = past.frame.shape[0]
         past.evidence["left"].copy_(left[:old])
         new["left"].copy_(left[old:])
@@ -67,7 +68,9 @@ class Coreset(Policy):
         inherit(left, past.keys, slots, count, at_once=max(1, past.keys[0].numel() // 2))  # a small part of the layer
 
 
-def inherit(left: Tensor, keys: Tensor, slots: Tensor, count: Tensor, at_once: int) -> None:
+def inherit(
+    left: Tensor, keys: Tensor, slots: Tensor, count: Tensor, at_once: int, kernels: ModuleType | None = None
+) -> None:
     """Adds the counts [n, lanes] of those that go from slots [n, lanes] to those in left [T, lanes] of their heirs.
 
     keys [T, heads, d], `at_once` compared at a time; the heir is the one of the most similar key of those that stay.
@@ -75,25 +78,36 @@ def inherit(left: Tensor, keys: Tensor, slots: Tensor, count: Tensor, at_once: i
     for lane, of_lane in enumerate(by_lane(keys, left.shape[1]).flatten(2).unbind(1)):
         parts, gone = of_lane.split(at_once), slots[:, lane]
         mean = (sum(part.sum(0, dtype=torch.float32) for part in parts) / of_lane.shape[0]).to(keys.dtype)
-        hidden = torch.zeros_like(left[:, lane]).index_fill_(0, gone, -torch.inf).split(at_once)
-        for some, counts in zip(gone.split(LEAVING), count[:, lane].split(LEAVING), strict=True):
+        hidden = torch.zeros_like(left[:, lane]).index_fill_(0, gone, -torch.inf)
+        at_once_leaving = gone.shape[0] if kernels else LEAVING
+        for some, counts in zip(gone.split(at_once_leaving), count[:, lane].split(at_once_leaving), strict=True):
             mine = normalize(of_lane.index_select(0, some) - mean, dim=-1, eps=1e-6)  # else beyond what float16 holds
-            heirs = _heirs(mine, parts, hidden, mean)
+            if kernels:
+                shift = (mine.float() * mean).sum(-1)
+                found = kernels.nearest(mine, shift, of_lane, _lengths(of_lane - mean)[:, 0], hidden)
+            else:
+                found = _nearest(mine, parts, hidden.split(at_once), mean)
+            likeness, place = found
+            heirs = place.gather(0, likeness.argmax(0, keepdim=True))[0]
             left[:, lane].index_add_(0, heirs, counts)
 
 
-def _heirs(mine: Tensor, parts: Sequence[Tensor], hidden: Sequence[Tensor], mean: Tensor) -> Tensor:
-    """For each of mine [n, c], keys less the mean and of length 1, the row of the most similar among parts [m, c].
+def _nearest(mine: Tensor, parts: Sequence[Tensor], hidden: Sequence[Tensor], mean: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of mine [n, c], keys less the mean and of length 1, the most similar of each of parts [m, c].
 
-    hidden [m] is added to the likeness: -inf where a key is no heir.
+    Its likeness, and its row in all parts, [parts, n]; hidden [m] is added to the former: -inf where a key is no heir.
     """
     found, start = [], 0
     for keys, not_these in zip(parts, hidden, strict=True):
         keys = keys - mean
-        length = torch.linalg.vector_norm(keys, dim=-1, keepdim=True, dtype=torch.float32).clamp_min_(1e-12)
         # Its rows lie aligned this way round: on GPUs eight times as fast.
-        likeness, place = (keys @ mine.T).float().div_(length).add_(not_these[:, None]).max(0)
+        likeness, place = (keys @ mine.T).float().div_(_lengths(keys)).add_(not_these[:, None]).max(0)
         found.append((likeness, start + place))
         start += keys.shape[0]
     likeness, place = (torch.stack(x) for x in zip(*found, strict=True))
-    return place.gather(0, likeness.argmax(0, keepdim=True))[0] if len(found) > 1 else place[0]
+    return likeness, place
+
+
+def _lengths(keys: Tensor) -> Tensor:
+    """Of keys [m, c]: float32 [m, 1], not 0."""
+    return torch.linalg.vector_norm(keys, dim=-1, keepdim=True, dtype=torch.float32).clamp_min_(1e-12)

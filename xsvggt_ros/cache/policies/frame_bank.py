@@ -5,6 +5,7 @@ K8 keeps the first frame, those of age 0 to 3, and one each of age 4 to 15, 16 t
 keep their oldest, so that frames age through. Without bands, for any number of frames: the first and the newest stay,
 and of the others leaves the one whose neighbours are closest in log age, so that ages are as evenly spread in their
 logarithm as they can be. It goes by the frames' numbers alone: no descriptors are kept, nothing waits for the device.
+FrameVGGT (arXiv 2603.07690) keeps whole frames too, by their descriptors.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep first and newest frame and the tokens that moved the attention's output most (OBCache's value score).
+"""Keep first and newest frame and the tokens that moved the attention's output most.
 
-What a token j adds to the output of query q is A_qj v_j, so its score is (sum over queries of A_qj) * ||v_j||_1 with
-A = softmax(q k^T / sqrt(d)), summed over the frames since it came, without decay. A few queries are asked.
+It is the value score of OBCache (arXiv 2510.07651). What a token j adds to the output of query q is A_qj v_j, so its
+score is (sum over queries of A_qj) * ||v_j||_1 with A = softmax(q k^T / sqrt(d)), summed over the frames since it came,
+without decay. A few queries are asked.
 """
 
 import torch

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -37,17 +38,19 @@ def probes(
     return (rows + starts[:, None]).flatten(), weights.repeat(frames)
 
 
-def attended(seen: Seen, score: Tensor, patches: int, shape: CacheShape) -> Tensor:
+def attended(seen: Seen, score: Tensor, patches: int, shape: CacheShape, kernels: ModuleType | None = None) -> Tensor:
     """The scores of new tokens [N, lanes], and in place those of the cached ones [T, lanes], by STAC's rule.
 
     score <- DECAY * score + what attention a token gets in this step, as `attention_mass` says.
     """
-    mass, new = attention_mass(seen, patches, shape, score.shape[1])
+    mass, new = attention_mass(seen, patches, shape, score.shape[1], kernels)
     score.mul_(DECAY).add_(mass)
     return new
 
 
-def attention_mass(seen: Seen, patches: int, shape: CacheShape, lanes: int) -> tuple[Tensor, Tensor]:
+def attention_mass(
+    seen: Seen, patches: int, shape: CacheShape, lanes: int, kernels: ModuleType | None = None
+) -> tuple[Tensor, Tensor]:
     """What attention the T cached and the N new tokens get from all new queries, summed over the heads of a lane.
 
     [T, lanes] and [N, lanes] float32, by those of `probes`.
@@ -55,8 +58,11 @@ def attention_mass(seen: Seen, patches: int, shape: CacheShape, lanes: int) -> t
     new = seen.q.shape[0]
     per_frame = shape.tokens_per_frame
     rows, weights = probes(new // per_frame, per_frame, shape.specials, patches, seen.q.device)
-    parts = zip(attention(seen, rows), weights.split(AT_ONCE), strict=True)
-    mass = sum(weight @ probabilities for probabilities, weight in parts)  # [heads, T + N]
+    if kernels and len(rows) <= kernels.MOST_QUERIES:
+        mass = kernels.masses(seen.q[rows], weights, seen.keys, seen.bias)  # [heads, T + N]
+    else:
+        parts = zip(attention(seen, rows), weights.split(AT_ONCE), strict=True)
+        mass = sum(weight @ probabilities for probabilities, weight in parts)
     old, of_new = summed(mass.T, lanes).split([seen.keys.shape[0] - new, new])
     return old, of_new
 

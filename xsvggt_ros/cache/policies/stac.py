@@ -79,7 +79,7 @@ class Stac(Policy):
         return spatial.masked_fill(count == 0, 0.0)
 
     def observe(self, seen: Seen, evidence: dict[str, Tensor]) -> dict[str, Tensor]:
-        new = attended(seen, evidence["score"], self.config.probes, self.shape)
+        new = attended(seen, evidence["score"], self.config.probes, self.shape, self.kernels)
         return {"score": new}
 
     def learn(self, geometry: Geometry) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ They compute what rotated.py says, which is where it is explained. A row is a to
 Only imported where they are used: Triton is optional.
 """
 
-import logging
 from typing import Any
 
 import torch
@@ -13,28 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from xsvggt_ros.memory import out_of_memory
-
 HEAD_DIMS = (8, 16, 32, 64, 128, 256)  # powers of two, from a whole byte of 1 bit each on
-READ_AT_ONCE, WRITE_AT_ONCE = 4096, 2048  # numbers of a program
+READ_AT_ONCE, WRITE_AT_ONCE = 4096, 512  # numbers of a program: of the latter one warp's, which need not wait
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 LARGEST_SCALE = tl.constexpr(torch.finfo(torch.float16).max)
-
-logger = logging.getLogger(__name__)
-
-
-def run_on(device: torch.device) -> bool:
-    """Whether they do, tried once: Triton needs a C compiler, Python's headers and a GPU that it knows."""
-    out = torch.empty(1, device=device)
-    try:
-        with torch.cuda.device_of(out):
-            _trial[(1,)](out)
-    except Exception as error:  # of whatever kind, the cache works without
-        if out_of_memory(error):
-            raise
-        logger.warning("the cache is slower without Triton; has it gcc and Python's headers? It said: %s", error)
-        return False
-    return True
 
 
 def read(
@@ -63,7 +44,7 @@ def write(
     arguments |= {f"{kind.upper()}_REACH": reach.get(bits[kind]) for kind in bits}
     block = WRITE_AT_ONCE // keys.shape[-1]
     with torch.cuda.device_of(keys):
-        _write[(triton.cdiv(arguments["rows"], block),)](**arguments, BLOCK=block)
+        _write[(triton.cdiv(arguments["rows"], block),)](**arguments, BLOCK=block, num_warps=1)
 
 
 def _arguments(
@@ -81,12 +62,6 @@ def _arguments(
 
 
 # --- kernels ------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _trial(out):
-    """What an older Triton is most likely to lack."""
-    tl.store(out, tl.sum(_rotated(tl.zeros((16, 16), tl.float32), 16)))
 
 
 @triton.jit(do_not_specialize=["rows"])  # which grow with the cache: it would be compiled anew

@@ -25,6 +25,7 @@ from xsvggt_ros.cache.lanes import at, by_lane
 from xsvggt_ros.cache.quantizers.base import Quantizer
 from xsvggt_ros.cache.quantizers.packing import PARAMETER_DTYPE, pack, parts_of
 from xsvggt_ros.cache.shape import Layout
+from xsvggt_ros.fusing import triton_runs
 
 # In standard deviations, by bits: for normally distributed numbers, as rotated ones are, of the least error (Max 1960).
 REACH = {1: 1.596, 2: 1.991, 3: 2.344, 4: 2.682, 8: 3.944}
@@ -124,13 +125,11 @@ class Rotated(Quantizer):
 @lru_cache(maxsize=8)
 def kernels_for(d: int, device: torch.device) -> ModuleType | None:
     """The module that does a layer in one launch, where it can: on CUDA with Triton, for vectors of d channels."""
-    if device.type != "cuda":
+    if not triton_runs(device):
         return None
-    try:
-        from xsvggt_ros.cache.quantizers import fused
-    except ImportError:  # Triton is optional
-        return None
-    return fused if d in fused.HEAD_DIMS and fused.run_on(device) else None
+    from xsvggt_ros.cache.quantizers import fused
+
+    return fused if d in fused.HEAD_DIMS else None
 
 
 def encoded(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
