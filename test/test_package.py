@@ -34,6 +34,7 @@ PYTHON_PACKAGES = {
     "numpy": ("numpy", "python3-numpy"),
     "pillow_heif": ("pillow-heif", ""),
     "pytest": ("pytest", "python3-pytest"),
+    "ray": ("ray", ""),
     "rosbags": ("rosbags", "python3-rosbags-pip"),
     "rosbags.image": ("rosbags-image", ""),
     "ruamel.yaml": ("ruamel.yaml", "python3-ruamel.yaml"),

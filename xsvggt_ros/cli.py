@@ -17,6 +17,10 @@ from xsvggt_ros.threads import wait_without_spinning
 # Only the module that is asked for gets imported: most of them load torch.
 COMMANDS = {
     "replay": ("run the stream on a folder of images, a video or a rosbag2, without ROS", "xsvggt_ros.replay.command"),
+    "batch": (
+        "run replay on many recordings at a time, on this machine or on a Ray cluster",
+        "xsvggt_ros.batch.command",
+    ),
     "demo": ("play images to the node over ROS 2 and write a report of what comes back", "xsvggt_ros.demo.command"),
     "parameters": ("print every parameter with its default", "xsvggt_ros.parameters_file"),
     "rooms": ("render a synthetic room with exact depth and poses", "xsvggt_ros.rooms.command"),

@@ -3,10 +3,12 @@
 
 import os
 
+POLICY = "OMP_WAIT_POLICY"  # of OpenMP: a variable of the environment
+
 
 def wait_without_spinning() -> None:
     """Call it before torch is imported. Threads that spin take the cores from all else there, and from each other.
 
     On cores that have other work a step took 15 times as long. What the user has set stays.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault(POLICY, "PASSIVE")

@@ -54,7 +54,7 @@ def load_model(config: StreamConfig, heads: tuple[str, ...] | None = None, causa
         heads = ("point",) * config.point_head + ("track",) * bool(config.track_groups)
     if config.track_groups and MODELS[config.model].track is None:
         raise ValueError(f"model {config.model} has no track head: set track_groups to 0")
-    model = _without_numbers(config.model)
+    model = without_numbers(config.model)
     expected = model.state_dict()
     for head in set(OPTIONAL_HEADS).difference(heads):
         setattr(model, f"{head}_head", None)
@@ -118,7 +118,7 @@ def fitting(
     expected: the state dict of that model with all heads, if it is at hand. Raises ValueError, with a remedy, if none
     do.
     """
-    expected = _without_numbers(name).state_dict() if expected is None else expected
+    expected = without_numbers(name).state_dict() if expected is None else expected
     try:
         return chosen(path, found, expected)
     except DoesNotFit as error:
@@ -144,7 +144,7 @@ def _say_what_they_are(config: StreamConfig, path: Path, causal: bool) -> None:
 
 
 def _advice(error: DoesNotFit, path: Path, name: str) -> str:
-    if others := [other for other in MODELS if other != name and error.would_fit(_without_numbers(other).state_dict())]:
+    if others := [other for other in MODELS if other != name and error.would_fit(without_numbers(other).state_dict())]:
         return f"it fits the model {others[0]}: set `model` to that"
     if re.search(r"-\d+-of-\d+\.", path.name):
         return "it is one of several parts: set `weights` to their folder, with the index that names them"
@@ -181,10 +181,21 @@ def is_bidirectional(path: Path) -> bool:
     return VGGT.search(path.name) is not None
 
 
-def _without_numbers(name: str) -> StreamVGGT:
+def without_numbers(name: str) -> StreamVGGT:
     """A named model with all its heads, which takes no memory: half a second's work at full size."""
     with torch.device("meta"):
         return StreamVGGT(MODELS[name])
+
+
+def weight_nbytes(config: StreamConfig, device: torch.device) -> int:
+    """Bytes that the weights of a configuration take, all heads included: at most."""
+    compute = compute_dtype(config.dtype, device)
+
+    def bits(name: str) -> int:
+        compact = config.weight_bits < 16 and COMPACT.match(name)
+        return config.weight_bits if compact else 8 * weight_dtype(name, compute).itemsize
+
+    return sum(bits(name) * tensor.numel() for name, tensor in without_numbers(config.model).state_dict().items()) // 8
 
 
 def weights_path(config: StreamConfig) -> Path:

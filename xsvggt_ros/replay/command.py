@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from threading import Event
@@ -13,17 +14,26 @@ from threading import Event
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.config import NodeConfig, StreamConfig
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.messages.topics import IMAGE
 from xsvggt_ros.pipeline import Answer, Pipeline, Rejected
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.replay.files import ReplayFiles, explained, output_folder
 from xsvggt_ros.replay.signals import INTERRUPTED, stop_signals
-from xsvggt_ros.replay.sources import Messages, add_source_arguments, bag_topics, complaint, open_source, usable
+from xsvggt_ros.replay.sources import (
+    Messages,
+    Reading,
+    add_source_arguments,
+    bag_topics,
+    complaint,
+    open_source,
+    reading_of,
+    usable,
+)
 from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.settings import changed, settings
-from xsvggt_ros.status import ImageCounts
+from xsvggt_ros.status import ImageCounts, Status
 
 # Settings of the node that mean nothing without topics to receive from and send to.
 LIVE_ONLY = (
@@ -48,7 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "0: no depth) and bag/ (rosbag2 of the node's topics); with segment.enabled also trajectory_corrected.txt and "
         "cloud_corrected.ply, in the map",
     )
-    parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N images (default: all)")
     add_settings(parser, SETTINGS)
 
 
@@ -58,64 +67,104 @@ def run(args: argparse.Namespace) -> int:
     Raises ValueError or OSError with the reason; before the model is loaded wherever that can be known.
     """
     config = changed(NodeConfig(), given_settings(args, SETTINGS))
-    if args.max_frames is not None and args.max_frames < 1:
-        raise ValueError(f"max-frames must be at least 1, got {args.max_frames}")
-    topics = bag_topics(config, args.reference)
-    with (
-        output_folder(args.output),
-        open_source(args.input, rate=args.rate, topic=args.topic, stride=args.stride, references=topics) as source,
-    ):
-        messages = usable(source, args.input)
-        pipeline = Pipeline(SegmentedStream(config.stream), config, log)
-        if not config.stream.weights:
-            log.warning("the model of the package knows synthetic rooms only: give weights for real images")
-        length = min((n for n in (source.length, args.max_frames) if n is not None), default=None)
-        with (
-            explained(args.output),
-            closing(ReplayFiles(args.output, config)) as files,
-            stop_signals() as stop,
-            logging_redirect_tqdm(),
-            tqdm(total=length, unit="frame") as progress,
-        ):
-            skipped = _replay(messages, pipeline, files, progress, args.max_frames, stop)
+    with opened(args.input, reading_of(args), args.output, config, SegmentedStream) as replay:
+        say_what_the_model_knows(config)
+        with stop_signals() as stop, logging_redirect_tqdm(), tqdm(total=replay.length, unit="frame") as progress:
+            for answer in replay.answers(stop):
+                progress.update(not isinstance(answer.result, Rejected))
     if stop.is_set():
         log.warning("interrupted; what was done is written")
+    print(f"{replay.files.frames} frames, {len(replay.skipped)} images skipped", replay.files.summary(), sep="\n")
+    return INTERRUPTED if stop.is_set() else 0
+
+
+def say_what_the_model_knows(config: NodeConfig) -> None:
+    """Warns of the demo model."""
+    if not config.stream.weights:
+        log.warning("the model of the package knows synthetic rooms only: give weights for real images")
+
+
+@contextmanager
+def opened(
+    recording: Path,
+    reading: Reading,
+    output: Path,
+    config: NodeConfig,
+    new_stream: Callable[[StreamConfig], SegmentedStream],
+) -> Iterator[Replay]:
+    """A recording that is ready to be replayed into a folder; new_stream: makes the stream that it goes through.
+
+    At the end it says what could not be used. Raises ValueError or OSError with the reason: before `new_stream` is
+    called wherever that can be known, and at the end where no image could be used.
+    """
+    topics = bag_topics(config, reading.reference)
+    with (
+        output_folder(output),
+        open_source(
+            recording, rate=reading.rate, topic=reading.topic, stride=reading.stride, references=topics
+        ) as source,
+    ):
+        messages = usable(source, recording)
+        pipeline = Pipeline(new_stream(config.stream), config, log)
+        with explained(output), closing(ReplayFiles(output, config)) as files:
+            lengths = [n for n in (source.length, reading.max_frames) if n is not None]
+            replay = Replay(messages, pipeline, files, min(lengths, default=None), reading.max_frames)
+            yield replay
     if source.damage:
         log.warning("%s; what could be read is written", source.damage)
-    if skipped:
+    if skipped := replay.skipped:
         log.warning("%d images skipped (%s), the first: %s", len(skipped), _causes(pipeline.status.images), skipped[0])
     if not files.frames:
-        raise ValueError(f"no image of {args.input} could be used: {skipped[0] if skipped else 'interrupted'}")
-    print(f"{files.frames} frames, {len(skipped)} images skipped", files.summary(), sep="\n")
-    return INTERRUPTED if stop.is_set() else 0
+        raise ValueError(f"no image of {recording} could be used: {skipped[0] if skipped else 'interrupted'}")
+
+
+class Replay:
+    """A recording on its way through the pipeline into files.
+
+    length: images to come, where known beforehand; skipped: why images were not used.
+    """
+
+    def __init__(
+        self, messages: Messages, pipeline: Pipeline, files: ReplayFiles, length: int | None, most: int | None
+    ) -> None:
+        self.files = files
+        self.length = length
+        self.skipped: list[str] = []
+        self._messages = messages
+        self._pipeline = pipeline
+        self._most = most
+        self._taken = 0
+
+    @property
+    def status(self) -> Status:
+        """After the newest image."""
+        return self._pipeline.status
+
+    def answers(self, stop: Event) -> Iterator[Answer]:
+        """Serves the messages until they end, `max_frames` images were taken in, or `stop` is set.
+
+        Each answer is written before it is given.
+        """
+        for topic, message in self._messages:
+            if topic != IMAGE:
+                self._pipeline.receive(topic, message)
+                continue
+            yield from self._written(self._pipeline.process(message, self.files.config))
+            if stop.is_set() or self._taken + self.status.images.frames_waiting == self._most:
+                break
+        yield from self._written(self._pipeline.flush())
+
+    def _written(self, answers: list[Answer]) -> Iterator[Answer]:
+        for answer in answers:
+            if isinstance(answer.result, Placed):
+                self.files.write(answer.result, answer.status)
+            else:
+                self.skipped.append(complaint(answer.image.name, answer.result.reason))
+            self._taken += not isinstance(answer.result, Rejected)
+            yield answer
 
 
 def _causes(counts: ImageCounts) -> str:
     """How many images were not used for which reason."""
     causes = {name.removeprefix("frames_"): n for name, n in asdict(counts).items() if name.startswith("frames_") and n}
     return ", ".join(f"{n} {cause}" for cause, n in causes.items() if cause != "received")
-
-
-def _replay(
-    messages: Messages, pipeline: Pipeline, files: ReplayFiles, progress: tqdm, most: int | None, stop: Event
-) -> list[str]:
-    """Serves the messages until they end, `most` images were taken in, or `stop` is set; why others were not used."""
-    skipped: list[str] = []
-
-    def write(answers: list[Answer]) -> None:
-        for answer in answers:
-            if isinstance(answer.result, Placed):
-                files.write(answer.result, answer.status)
-            else:
-                skipped.append(complaint(answer.image.name, answer.result.reason))
-            progress.update(not isinstance(answer.result, Rejected))
-
-    for topic, message in messages:
-        if topic != IMAGE:
-            pipeline.receive(topic, message)
-            continue
-        write(pipeline.process(message, files.config))
-        if stop.is_set() or progress.n + pipeline.status.images.frames_waiting == most:
-            break
-    write(pipeline.flush())
-    return skipped

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from xsvggt_ros.config import NodeConfig
@@ -16,14 +17,42 @@ from xsvggt_ros.replay.sources.bag import open_recording
 from xsvggt_ros.replay.sources.folder import open_folder
 from xsvggt_ros.replay.sources.source import Images, Messages, Source, complaint, usable
 
-__all__ = ["Images", "Messages", "Source", "add_source_arguments", "bag_topics", "complaint", "open_source", "usable"]
+__all__ = [
+    "Images",
+    "Messages",
+    "Reading",
+    "Source",
+    "add_source_arguments",
+    "bag_topics",
+    "complaint",
+    "open_source",
+    "reading_of",
+    "usable",
+]
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """The recording, and what is read of it."""
+@dataclass(frozen=True)
+class Reading:
+    """What is read of a recording: the flags of `add_source_arguments`. ValueError for what makes no sense."""
+
+    stride: int = 1
+    rate: float | None = None
+    topic: str = ""
+    reference: str = ""
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.rate, self.stride)
+        if self.max_frames is not None and self.max_frames < 1:
+            raise ValueError(f"max-frames must be at least 1, got {self.max_frames}")
+
+
+def add_source_arguments(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    """The recording, or recordings, and what is read of each."""
     parser.add_argument(
-        "input",
+        "inputs" if many else "input",
         type=Path,
+        nargs="+" if many else None,
         help="folder of images, video file, or rosbag2 (folder, .mcap, .db3, .zstd), whole or cut off",
     )
     parser.add_argument("--stride", type=int, default=1, metavar="N", help="use every N-th image (default: 1)")
@@ -36,6 +65,19 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", default="", metavar="TOPIC", help="odometry or depth topic of a bag that scale.source names"
     )
+    parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N images (default: all)")
+
+
+def reading_of(args: argparse.Namespace) -> Reading:
+    """What the flags of `add_source_arguments` say."""
+    return Reading(**{field.name: getattr(args, field.name) for field in fields(Reading)})
+
+
+def _check(rate: float | None, stride: int) -> None:
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1, got {stride}")
+    if rate is not None:
+        check_rate(rate)
 
 
 def open_source(
@@ -59,10 +101,7 @@ def open_source(
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a folder of images, a video file or a rosbag2")
-    if stride < 1:
-        raise ValueError(f"stride must be at least 1, got {stride}")
-    if rate is not None:
-        check_rate(rate)
+    _check(rate, stride)
     if is_bag(path):
         if rate is not None:
             raise ValueError(f"{path} is a bag, whose images have stamps: leave the rate out")

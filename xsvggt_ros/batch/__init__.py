@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many recordings through `xsvggt replay`, on the processes of Ray."""

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xsvggt batch`: many recordings through `xsvggt replay`, on all cores and GPUs of a machine or of a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from xsvggt_ros.batch.fleet import Again, check_installed, connected, employed
+from xsvggt_ros.batch.recordings import PAGE, Job, Record, output_of_one_batch, plan, settings_of
+from xsvggt_ros.batch.summary import Outcome, write_summary
+from xsvggt_ros.batch.worker import Failure
+from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.flags import add_settings, given_settings
+from xsvggt_ros.model.hub import HUB
+from xsvggt_ros.model.loading import RANDOM, weights_path
+from xsvggt_ros.replay.command import SETTINGS, say_what_the_model_knows
+from xsvggt_ros.replay.files import explained
+from xsvggt_ros.replay.signals import INTERRUPTED, stop_signals
+from xsvggt_ros.replay.sources import add_source_arguments, bag_topics, reading_of
+from xsvggt_ros.settings import changed
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the command, and one for every setting."""
+    add_source_arguments(parser, many=True)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="folder for a folder of each recording, as xsvggt replay makes it, and summary.csv and summary.html; what "
+        "is done there already is left as it is",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="RAY",
+        help="HOST:PORT of a Ray cluster's head, or auto for that which this machine is part of; all its machines have "
+        "recordings, weights and output under the same paths (default: this machine only)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes at a time, at most; more than there are GPUs share these (default: one for each GPU, or for "
+        "every --threads cores where there is none, as far as there is memory)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="processor threads of each process (default: 1)"
+    )
+    add_settings(parser, SETTINGS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code: 0 if all recordings are done, 1 if some are not, 130 after SIGINT or SIGTERM.
+
+    Raises ValueError or OSError with the reason where none can be done.
+    """
+    for name in ("workers", "threads"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_installed()
+    config = _with_absolute_weights(changed(NodeConfig(), given_settings(args, SETTINGS)))
+    reading = reading_of(args)
+    bag_topics(config, reading.reference)
+    output = args.output.absolute()
+    with output_of_one_batch(output), stop_signals() as stop:
+        jobs, done = plan(args.inputs, output, settings_of(config, reading))
+        outcome = Outcome(jobs, done)
+        if jobs:
+            say_what_the_model_knows(config)
+            with connected(args.address) as ray:
+                fleet, size = employed(ray, jobs, args.workers, args.threads, config, reading, output)
+                _follow(fleet.run(size, stop), outcome)
+        with explained(output):
+            write_summary(output, outcome)
+    return _end(output, outcome, stop)
+
+
+def _with_absolute_weights(config: NodeConfig) -> NodeConfig:
+    """Other processes may be in another folder."""
+    weights = config.stream.weights
+    if not weights or weights == RANDOM or weights.startswith(HUB):
+        return config
+    return changed(config, {"weights": str(weights_path(config.stream).absolute())})
+
+
+def _follow(events: Iterator[tuple[Job, int | Again | Record | Failure]], outcome: Outcome) -> None:
+    """Notes what becomes of each recording, and shows how far all are."""
+    frames: Counter[str] = Counter()
+    with logging_redirect_tqdm(), tqdm(total=len(outcome.jobs), unit="recording", disable=None) as bar:
+        for job, event in events:
+            if isinstance(event, int):
+                frames[job.name] = event
+            elif isinstance(event, Again):
+                frames[job.name] = 0
+                log.warning("%s: %s; it is tried again in another process", job.name, event.reason)
+            elif isinstance(event, Failure):
+                outcome.failed[job.name] = event.reason
+                log.error("%s: %s", job.name, event.reason)
+            else:
+                outcome.done[job.name] = event
+                frames[job.name] = event.frames
+                settled = f"[{outcome.settled}/{len(outcome.jobs)}]"
+                bar.write(f"{settled} {job.name}: {event.frames} frames in {event.seconds:.1f} s", file=sys.stderr)
+            bar.n = outcome.settled
+            bar.set_postfix_str(f"{frames.total()} frames")
+
+
+def _end(output: Path, outcome: Outcome, stop: Event) -> int:
+    """Says what was done; returns the exit code."""
+    done, now = len(outcome.done), len(outcome.done_now)
+    before, left = done - now, len(outcome.jobs) - now
+    print(f"{done} of {done + left} recordings done" + f", {before} before" * bool(before), output / PAGE, sep="\n")
+    if stop.is_set():
+        log.warning("interrupted; the same command goes on with what is left")
+        return INTERRUPTED
+    return 1 if left else 0
