@@ -17,6 +17,7 @@ from xsvggt_ros.threads import wait_without_spinning
 # Only the module that is asked for gets imported: most of them load torch.
 COMMANDS = {
     "replay": ("run the stream on a folder of images, a video or a rosbag2, without ROS", "xsvggt_ros.replay.command"),
+    "live": ("show the stream of a recording in the browser as it runs, without ROS", "xsvggt_ros.live.command"),
     "demo": ("play images to the node over ROS 2 and write a report of what comes back", "xsvggt_ros.demo.command"),
     "parameters": ("print every parameter with its default", "xsvggt_ros.parameters_file"),
     "rooms": ("render a synthetic room with exact depth and poses", "xsvggt_ros.rooms.command"),

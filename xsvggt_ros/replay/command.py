@@ -6,14 +6,13 @@ from __future__ import annotations
 import argparse
 import logging
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.config import NodeConfig, ViewerConfig
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.messages.topics import IMAGE
 from xsvggt_ros.pipeline import Answer, Pipeline, Rejected
@@ -23,13 +22,13 @@ from xsvggt_ros.replay.signals import INTERRUPTED, stop_signals
 from xsvggt_ros.replay.sources import Messages, add_source_arguments, bag_topics, complaint, open_source, usable
 from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.settings import changed, settings
-from xsvggt_ros.status import ImageCounts
 
 # Settings of the node that mean nothing without topics to receive from and send to.
 LIVE_ONLY = (
     *("autostart", "image_transport", "queue", "queue_size", "target_latency_ms", "publish_tf", "invert_tf"),
     "dense",
     "loop.folder",
+    *("viewer", *(setting.name for setting in settings(ViewerConfig, "viewer."))),
 )
 SETTINGS = [setting for setting in settings(NodeConfig) if setting.name not in LIVE_ONLY]
 
@@ -82,17 +81,12 @@ def run(args: argparse.Namespace) -> int:
     if source.damage:
         log.warning("%s; what could be read is written", source.damage)
     if skipped:
-        log.warning("%d images skipped (%s), the first: %s", len(skipped), _causes(pipeline.status.images), skipped[0])
+        causes = ", ".join(f"{n} {cause}" for cause, n in pipeline.status.images.not_used().items())
+        log.warning("%d images skipped (%s), the first: %s", len(skipped), causes, skipped[0])
     if not files.frames:
         raise ValueError(f"no image of {args.input} could be used: {skipped[0] if skipped else 'interrupted'}")
     print(f"{files.frames} frames, {len(skipped)} images skipped", files.summary(), sep="\n")
     return INTERRUPTED if stop.is_set() else 0
-
-
-def _causes(counts: ImageCounts) -> str:
-    """How many images were not used for which reason."""
-    causes = {name.removeprefix("frames_"): n for name, n in asdict(counts).items() if name.startswith("frames_") and n}
-    return ", ".join(f"{n} {cause}" for cause, n in causes.items() if cause != "received")
 
 
 def _replay(
