@@ -138,7 +138,7 @@ def slider_range(setting: Setting, value: float) -> tuple[float, float, float] |
     step = 10.0 ** math.floor(math.log10((high - low) / STEPS))
     if setting.type is int:
         step = max(step, setting.step or 1)
-    low = min(math.ceil(round(low / step, 6)) * step, value)
+    low = min(max(low, math.ceil(round(low / step, 6)) * step), value)
     low, high, step = (setting.type(round(number, 9)) for number in (low, high, step))
     return low, high, step
 

@@ -129,21 +129,21 @@ class Scene:
         self._lines("/cameras", frustums(some, self._newest, CAMERA_SIZE / 2 * self._distance), OLD_CAMERA)
 
     def _lines(self, name: str, lines: NDArray[np.float64], color: tuple[int, int, int]) -> None:
-        self._scene.add_line_segments(name, lines, color, thickness=2.0, thickness_units="screen")
+        if there := self._scene.get_handle_by_name(name):
+            there.points = lines
+        else:
+            self._scene.add_line_segments(name, lines, color, thickness=2.0, thickness_units="screen")
 
     def _draw_camera(self, placed: Placed) -> None:
+        camera = self._scene.get_handle_by_name("/camera")
+        if camera is None:
+            camera = self._scene.add_camera_frustum("/camera", fov=1.0, aspect=1.0, color=CAMERA)
         height, width = placed.frame.depth.shape
-        fov = 2 * math.atan(height / 2 / placed.frame.intrinsics[1, 1])
-        self._scene.add_camera_frustum(
-            "/camera",
-            fov,
-            width / height,
-            scale=CAMERA_SIZE * self._distance,
-            color=CAMERA,
-            image=small(placed.frame.image),
-            wxyz=np.roll(quaternion_xyzw(placed.T_odom_cam[:3, :3]), 1),
-            position=placed.T_odom_cam[:3, 3],
-        )
+        camera.fov, camera.aspect = 2 * math.atan(height / 2 / placed.frame.intrinsics[1, 1]), width / height
+        camera.scale = CAMERA_SIZE * self._distance
+        camera.position = placed.T_odom_cam[:3, 3]
+        camera.wxyz = np.roll(quaternion_xyzw(placed.T_odom_cam[:3, :3]), 1)
+        camera.image = small(placed.frame.image)
 
 
 def frustums(T_odom_cam: Array, placed: Placed, size: float) -> NDArray[np.float64]:

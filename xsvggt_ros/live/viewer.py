@@ -68,11 +68,11 @@ class Viewer:
 
     def _run(self) -> None:
         try:
-            drawn_at = -1e9
-            while not self._closing.wait(CONTROLS_S):
+            due = time.monotonic()
+            while not self._closing.wait(min(CONTROLS_S, max(0.0, due - time.monotonic()))):
                 self._panel.serve()
-                if time.monotonic() - drawn_at >= 1 / self._owner.config().page.refresh:
-                    drawn_at = time.monotonic()
+                if time.monotonic() >= due:
+                    due = time.monotonic() + 1 / self._owner.config().page.refresh
                     self._draw()
             self._draw()
         except Exception:  # the stream goes on without its page

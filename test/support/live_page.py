@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xsvggt live` as a process of its own, and clients of a page that are no browser."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from support.paths import ROOT
+from websockets.sync.client import connect
+
+PATIENCE_S = 60.0
+
+
+class LiveProcess:
+    """The command, its output in a file."""
+
+    def __init__(self, source: Path, log: Path, *flags: str) -> None:
+        self._log = log
+        command = [sys.executable, "-m", "xsvggt_ros.cli", "live", str(source), "--port", "0", *flags]
+        with log.open("w") as output:
+            self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+        self.address = address(self.output)
+
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def end(self) -> int:
+        """As Ctrl-C does; the exit code."""
+        self._process.send_signal(signal.SIGINT)
+        try:
+            return self._process.wait(timeout=PATIENCE_S)
+        finally:
+            self._process.kill()
+
+
+def address(output) -> str:
+    """Where a page is, once the output says it."""
+    wait_until(lambda: "live at" in output(), output)
+    return re.search(r"live at (\S+)", output())[1]
+
+
+def wait_until(condition, said=lambda: "waited in vain") -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, said()
+        time.sleep(0.02)
+
+
+@contextmanager
+def client(address: str, **headers: str):
+    """A connection to the page at that address, as viser's browsers have; headers with _ for the hyphen."""
+    import viser
+
+    extra = {name.replace("_", "-"): value for name, value in headers.items()}
+    with connect(
+        address.replace("http", "ws", 1),
+        subprotocols=[f"viser-v{viser.__version__}"],
+        additional_headers=extra,
+        close_timeout=1,
+    ) as connection:
+        yield connection
