@@ -154,7 +154,7 @@ def test_a_recording_is_a_page_of_its_own_and_never_overwrites(tmp_path):
     text = path.read_text()
     assert text.startswith("<!doctype html>") and "__VISER_EMBED_DATA__" in text
     for bad in (path, tmp_path / "no" / "folder.html"):
-        with pytest.raises(ValueError, match="cannot record to .*choose another file"):
+        with pytest.raises(ValueError, match=r"cannot record to .*choose another file"):
             Viewer(owner(), Log(), bad)
     assert path.read_text() == text
 

@@ -11,8 +11,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.paths import ROOT
 from websockets.sync.client import connect
+
+from support.paths import ROOT
 
 PATIENCE_S = 60.0
 
