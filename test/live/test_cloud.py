@@ -35,7 +35,7 @@ def test_it_never_has_more_points_than_it_may_and_covers_what_it_saw():
         everything.append(positions)
         assert len(cloud.points) == len(cloud.colors) <= 2000
         assert 0 <= changed <= len(cloud.points)
-    coarse = cloud._side
+    coarse = cloud.side
     assert coarse > SIDE
     assert len(voxels(cloud, coarse)) == len(cloud.points) > 200
     assert voxels(cloud, 2 * coarse) == {

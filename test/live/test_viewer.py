@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support.frames import frame, place
-from support.live_page import client, wait_until
+from support.live_page import client, look, wait_until
 
 from xsvggt_ros.config import NodeConfig, ViewerConfig
 from xsvggt_ros.live import viewer as module
@@ -80,9 +80,10 @@ def test_giving_frames_waits_for_nothing_and_those_passed_over_are_counted(monke
     assert viewer._passed_over >= 197
 
 
-def test_a_browser_that_reads_nothing_holds_nobody_and_nothing_piles_up(monkeypatch):
-    monkeypatch.setattr(Viewer, "watched", True)
+def test_a_browser_that_reads_nothing_holds_nobody_and_nothing_piles_up():
     with page() as (viewer, log), client(viewer.address) as stuck:
+        look(stuck)
+        wait_until(lambda: viewer.watched)
         buffer = viewer._server._websock_server.get_message_buffer()
         sizes = []
         for placed in frames(60):

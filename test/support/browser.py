@@ -87,7 +87,12 @@ class Browser:
         return self.chrome.execute_script(script)
 
     def drawn(self) -> float:
-        """The share of the middle of the window, where no panel is, that is not white."""
-        png = np.frombuffer(self.chrome.get_screenshot_as_png(), np.uint8)
+        """The share of the middle of the window, where no panel is, that is not white; 0 if it draws for too long."""
+        from selenium.common import TimeoutException
+
+        try:
+            png = np.frombuffer(self.chrome.get_screenshot_as_png(), np.uint8)
+        except TimeoutException:
+            return 0.0
         middle = cv2.imdecode(png, cv2.IMREAD_COLOR)[200:600, 330:860]
         return float((middle < 250).any(-1).mean())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -66,3 +67,21 @@ def client(address: str, **headers: str):
         close_timeout=1,
     ) as connection:
         yield connection
+
+
+def look(connection) -> None:
+    """Says where a client looks from, as browsers do first: with it, it counts as one that looks."""
+    flat, up = [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]
+    message = dict(type="ViewerCameraMessage", wxyz=[1.0, 0.0, 0.0, 0.0], position=flat, fov=1.0, near=0.1, far=9.0)
+    connection.send(_packed(message | dict(image_height=100, image_width=100, look_at=up, up_direction=up)))
+
+
+def _packed(value) -> bytes:
+    """As msgpack writes what is small."""
+    if isinstance(value, dict):
+        return bytes([0x80 | len(value)]) + b"".join(map(_packed, [x for pair in value.items() for x in pair]))
+    if isinstance(value, list):
+        return bytes([0x90 | len(value)]) + b"".join(map(_packed, value))
+    if isinstance(value, str):
+        return bytes([0xA0 | len(value)]) + value.encode()
+    return bytes([value]) if isinstance(value, int) else b"\xcb" + struct.pack(">d", value)

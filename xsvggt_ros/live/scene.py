@@ -74,10 +74,10 @@ class Scene:
             self._add_points(placed, config)
 
     def _look_over_the_shoulder(self) -> None:
-        """Of the first camera, in a world that begins; so far away that what it sees is in view."""
+        """Of the first camera, in a world that begins; from far, and past the panel on the right."""
         for view in (self._server.initial_camera, *(each.camera for each in self._server.get_clients().values())):
-            view.position = self._distance * np.array([-2.5, 0.8, 2.5])
-            view.look_at = self._distance * np.array([0.5, 0.0, 0.0])
+            view.position = self._distance * np.array([-2.5, 0.0, 3.2])
+            view.look_at = self._distance * np.array([0.8, -0.8, 0.0])
 
     def _add_points(self, placed: Placed, config: NodeConfig) -> None:
         frame = placed.frame
@@ -105,7 +105,7 @@ class Scene:
                 f"/cloud/{start // BLOCK}",
                 points[block],
                 colors[block],
-                point_size=FINENESS * self._distance,
+                point_size=self.cloud.side,
                 point_shape="circle",
                 precision="float32",
                 point_shading="flat",
