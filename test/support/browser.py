@@ -80,11 +80,9 @@ class Browser:
         self.until(lambda: self.chrome.execute_script(script, label))
         return self.chrome.execute_script(script, label)
 
-    def inputs(self) -> int:
-        """How many things there are on the tabs that take a value."""
-        script = """return [...document.querySelectorAll("[role=tabpanel]")]
-            .flatMap(tab => [...tab.querySelectorAll("input, textarea, [role=slider]")]).length"""
-        return self.chrome.execute_script(script)
+    def labels(self) -> list[str]:
+        """What stands beside the inputs that there are."""
+        return self.chrome.execute_script("return [...document.querySelectorAll('label')].map(l => l.innerText.trim())")
 
     def drawn(self) -> float:
         """The share of the middle of the window, where no panel is, that is not white; 0 if it draws for too long."""
