@@ -13,8 +13,8 @@ REACH = 2 ** (BITS - 1)  # voxels from the origin, beyond which points are left 
 class GrowingCloud:
     """One point at most in each voxel, the first that came. Where points are too many voxels get twice as large.
 
-    `points` [N, 3] float32 and `colors` [N, 3] uint8 are replaced by others when points come, never written to. side: of
-    a voxel; 0 before the first point.
+    `points` [N, 3] float32 and `colors` [N, 3] uint8 are replaced by others when points come, never written to.
+    side: of a voxel; 0 before the first point.
     """
 
     def __init__(self) -> None:
