@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
+pytest.importorskip("viser", reason="the extra `live` is not installed")
 from support.frames import frame, place
 from support.live_page import client, look, wait_until
 

@@ -24,9 +24,9 @@ from xsvggt_ros.messages.topics import IMAGE
 from xsvggt_ros.pipeline import Answer, Pipeline, Rejected
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.replay.command import SETTINGS as OF_REPLAY
+from xsvggt_ros.replay.command import new_pipeline
 from xsvggt_ros.replay.signals import stop_signals
 from xsvggt_ros.replay.sources import Messages, add_source_arguments, bag_topics, complaint, open_source, usable
-from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.settings import changed, settings
 
 PAGE = settings(ViewerConfig)
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         stop_signals() as stop,
     ):
         messages = usable(source, args.input)
-        show = Show(Pipeline(SegmentedStream(config.stream), config, log), config, stop)
+        show = Show(new_pipeline(config), config, stop)
         with closing(Viewer(show.owner(), log, args.record)) as viewer:
             print(f"live at {viewer.address}", flush=True)
             show.play(messages, viewer)

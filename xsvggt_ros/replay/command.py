@@ -64,9 +64,7 @@ def run(args: argparse.Namespace) -> int:
         open_source(args.input, rate=args.rate, topic=args.topic, stride=args.stride, references=topics) as source,
     ):
         messages = usable(source, args.input)
-        pipeline = Pipeline(SegmentedStream(config.stream), config, log)
-        if not config.stream.weights:
-            log.warning("the model of the package knows synthetic rooms only: give weights for real images")
+        pipeline = new_pipeline(config)
         length = min((n for n in (source.length, args.max_frames) if n is not None), default=None)
         with (
             explained(args.output),
@@ -87,6 +85,14 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"no image of {args.input} could be used: {skipped[0] if skipped else 'interrupted'}")
     print(f"{files.frames} frames, {len(skipped)} images skipped", files.summary(), sep="\n")
     return INTERRUPTED if stop.is_set() else 0
+
+
+def new_pipeline(config: NodeConfig) -> Pipeline:
+    """For a recording; says of the package's own model what it is for. Raises ValueError or OSError with the reason."""
+    pipeline = Pipeline(SegmentedStream(config.stream), config, log)
+    if not config.stream.weights:
+        log.warning("the model of the package knows synthetic rooms only: give weights for real images")
+    return pipeline
 
 
 def _replay(
