@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("viser", reason="the extra `live` is not installed")
 
+
 from xsvggt_ros.config import NodeConfig, ViewerConfig
 from xsvggt_ros.live import controls as module
 from xsvggt_ros.live.controls import Controls, slider_range, table

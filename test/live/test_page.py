@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 pytest.importorskip("viser", reason="the extra `live` is not installed")
+
 from support.browser import browser
 from support.live_page import LiveProcess
 from support.recordings import write_folder

@@ -11,6 +11,7 @@ from urllib.request import HTTPCookieProcessor, Request, build_opener
 import pytest
 
 pytest.importorskip("viser", reason="the extra `live` is not installed")
+
 from support.live_page import client
 from websockets.exceptions import InvalidStatus
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("viser", reason="the extra `live` is not installed")
+
 from support.frames import frame, place
 from support.live_page import client, look, wait_until
 
