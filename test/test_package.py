@@ -41,10 +41,13 @@ PYTHON_PACKAGES = {
     "safetensors": ("safetensors", ""),
     "scipy": ("scipy", "python3-scipy"),
     "skimage": ("scikit-image", ""),
+    "selenium": ("selenium", "python3-selenium"),
     "simplejpeg": ("simplejpeg", "python3-simplejpeg-pip"),
     "torch": ("torch", "python3-torch"),
     "tqdm": ("tqdm", "python3-tqdm"),
     "triton": ("triton", ""),
+    "viser": ("viser", ""),
+    "websockets": ("websockets", "python3-websockets"),
     "yaml": ("pyyaml", "python3-yaml"),
     "zstandard": ("zstandard", ""),
 }

@@ -21,6 +21,7 @@ COMMANDS = {
         "run replay on many recordings at a time, on this machine or on a Ray cluster",
         "xsvggt_ros.batch.command",
     ),
+    "live": ("show the stream of a recording in the browser as it runs, without ROS", "xsvggt_ros.live.command"),
     "demo": ("play images to the node over ROS 2 and write a report of what comes back", "xsvggt_ros.demo.command"),
     "parameters": ("print every parameter with its default", "xsvggt_ros.parameters_file"),
     "rooms": ("render a synthetic room with exact depth and poses", "xsvggt_ros.rooms.command"),

@@ -480,6 +480,25 @@ class ObstacleConfig(Checked):
 
 
 @dataclass(frozen=True)
+class ViewerConfig(Checked):
+    """The page in the browser that `viewer` asks for."""
+
+    host: str = setting(
+        "127.0.0.1",
+        "Address the page is served at. The default: to this machine only (from another one by `ssh -L`). 0.0.0.0: on "
+        "all of the machine's; such pages are open to whoever has the token that the log says.",
+    )
+    port: int = setting(8080, "Port the page is served at, or the next that is free; 0: any.", minimum=0, maximum=65535)
+    control: bool = setting(
+        False, "Whether who sees the page may change live settings, reset, pause, and save the map."
+    )
+    points: int = setting(
+        200_000, "Most points of the cloud on the page.", unit="points", minimum=1000, maximum=2_000_000, live=True
+    )
+    refresh: float = setting(5.0, "Most updates of the page.", unit="Hz", minimum=0.1, maximum=30.0, live=True)
+
+
+@dataclass(frozen=True)
 class NodeConfig(Checked):
     """The ROS 2 node's own settings, and all the others it passes on."""
 
@@ -555,6 +574,10 @@ class NodeConfig(Checked):
         choices=("always", "subscribed"),
         live=True,
     )
+    viewer: bool = setting(
+        False, "Whether a page in the browser shows the stream (docs/live.md); needs the extra `live`."
+    )
+    page: ViewerConfig = group(ViewerConfig, "viewer.")
     stream: StreamConfig = group(StreamConfig)
     output: OutputConfig = group(OutputConfig)
     size: SizeConfig = group(SizeConfig, "output.")

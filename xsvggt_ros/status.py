@@ -87,6 +87,11 @@ class ImageCounts:
     frames_waiting: int = 0
     resets: int = 0
 
+    def not_used(self) -> dict[str, int]:
+        """{cause: number} of images that came, where there are any."""
+        counts = {name.removeprefix("frames_"): n for name, n in asdict(self).items() if name.startswith("frames_")}
+        return {cause: n for cause, n in counts.items() if n and cause != "received"}
+
 
 @dataclass(frozen=True)
 class Performance:

@@ -7,14 +7,13 @@ import argparse
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from xsvggt_ros.config import NodeConfig, StreamConfig
+from xsvggt_ros.config import NodeConfig, StreamConfig, ViewerConfig
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.messages.topics import IMAGE
 from xsvggt_ros.pipeline import Answer, Pipeline, Rejected
@@ -33,7 +32,7 @@ from xsvggt_ros.replay.sources import (
 )
 from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.settings import changed, settings
-from xsvggt_ros.status import ImageCounts, Status
+from xsvggt_ros.status import Status
 
 # Settings of the node that mean nothing without topics to receive from and send to.
 LIVE_ONLY = (
@@ -41,6 +40,7 @@ LIVE_ONLY = (
     "invert_tf",
     "dense",
     "loop.folder",
+    *("viewer", *(setting.name for setting in settings(ViewerConfig, "viewer."))),
 )
 SETTINGS = [setting for setting in settings(NodeConfig) if setting.name not in LIVE_ONLY]
 
@@ -113,7 +113,8 @@ def opened(
     if source.damage:
         log.warning("%s; what could be read is written", source.damage)
     if skipped := replay.skipped:
-        log.warning("%d images skipped (%s), the first: %s", len(skipped), _causes(pipeline.status.images), skipped[0])
+        causes = ", ".join(f"{n} {cause}" for cause, n in replay.status.images.not_used().items())
+        log.warning("%d images skipped (%s), the first: %s", len(skipped), causes, skipped[0])
     if not files.frames:
         raise ValueError(f"no image of {recording} could be used: {skipped[0] if skipped else 'interrupted'}")
 
@@ -162,9 +163,3 @@ class Replay:
                 self.skipped.append(complaint(answer.image.name, answer.result.reason))
             self._taken += not isinstance(answer.result, Rejected)
             yield answer
-
-
-def _causes(counts: ImageCounts) -> str:
-    """How many images were not used for which reason."""
-    causes = {name.removeprefix("frames_"): n for name, n in asdict(counts).items() if name.startswith("frames_") and n}
-    return ", ".join(f"{n} {cause}" for cause, n in causes.items() if cause != "received")

@@ -31,14 +31,17 @@ from rclpy.subscription import Subscription
 from rclpy.utilities import remove_ros_args
 from std_srvs.srv import SetBool, Trigger
 
+from xsvggt_ros.live.viewer import Viewer
 from xsvggt_ros.memory import give_back, keep_one_heap
 from xsvggt_ros.messages import topics
 from xsvggt_ros.obstacles import why_no_obstacles
+from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.ros.calibration import CalibrationWatch
 from xsvggt_ros.ros.monitor import WINDOW_S, diagnostic
 from xsvggt_ros.ros.parameters import Parameters
 from xsvggt_ros.ros.silence import why_silent
 from xsvggt_ros.ros.types import message_class
+from xsvggt_ros.ros.viewer import page_owner
 from xsvggt_ros.ros.worker import Worker
 from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.status import ImageCounts, Status
@@ -96,6 +99,7 @@ class StreamNode(LifecycleNode):
         self._stop = stop
         self._enabled = True
         self._worker: Worker | None = None
+        self._viewer: Viewer | None = None
         self._serving: Future[None] | None = None
         self._images: Subscription | None = None
         self._others: list[Subscription] = []
@@ -148,12 +152,17 @@ class StreamNode(LifecycleNode):
                 _leave()
         try:
             stream = loading.result()
-            self._worker = Worker(stream, self.settings, message_class, self._publish, self._listens, self.get_logger())
+            worker = Worker(
+                stream, self.settings, message_class, self._publish, self._wanted, self.get_logger(), self._show
+            )
+            if config.viewer:
+                self._viewer = Viewer(page_owner(self, worker), self.get_logger())
+                self.get_logger().info(f"live at {self._viewer.address}")
         except BaseException:
             pool.shutdown()
             raise
         self.settings.check = lambda config: stream.check_all(config.stream)
-        self._serving, self._pool = pool.submit(self._worker.run), pool
+        self._worker, self._serving, self._pool = worker, pool.submit(worker.run), pool
         pool.shutdown(wait=False)  # no other work comes; the thread ends with this one
         self.get_logger().info(f"configured: {stream.summary()}")
         if config.base_frame and config.scale.source == "none":
@@ -211,7 +220,9 @@ class StreamNode(LifecycleNode):
             self._worker.close()
             self._serving.exception()  # waits
             self._pool.shutdown()  # until its thread has let go of the stream too
-        self._worker = self._serving = None
+        if self._viewer:
+            self._viewer.close()
+        self._worker = self._serving = self._viewer = None
         self.settings.check = None
         give_back()
 
@@ -317,6 +328,20 @@ class StreamNode(LifecycleNode):
 
     # Services and output
 
+    def ask(self, what: str) -> str:
+        """Does what a service is for, or pauses and resumes; what there is to say. For the node's thread.
+
+        Raises ValueError with the reason where that is not possible.
+        """
+        if what == "enable":
+            answer = self._on_enable(SetBool.Request(data=not self._enabled), SetBool.Response())
+        else:
+            service = self._on_reset if what == "reset" else partial(self._on_map, what)
+            answer = service(Trigger.Request(), Trigger.Response())
+        if not answer.success:
+            raise ValueError(answer.message)
+        return answer.message
+
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._worker:
             self._worker.reset()
@@ -344,6 +369,14 @@ class StreamNode(LifecycleNode):
 
     def _listens(self, topic: str) -> bool:
         return bool(self._outputs[topic].get_subscription_count())
+
+    def _wanted(self, topic: str) -> bool:
+        """Whether someone listens, or looks at the page, which shows what is on all of them."""
+        return self._listens(topic) or (self._viewer is not None and self._viewer.watched)
+
+    def _show(self, placed: Placed) -> None:
+        if self._viewer:
+            self._viewer.show(placed)
 
     def _publish(self, topic: str, make: Callable[[], Any]) -> None:
         if self._listens(topic):

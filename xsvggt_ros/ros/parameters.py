@@ -53,6 +53,16 @@ class Parameters:
         """The configuration that all parameters make together. Raises ValueError if they contradict each other."""
         return changed(NodeConfig(), self._asked)
 
+    def change(self, new: dict[str, Value]) -> str:
+        """Sets parameters, all of them or none, as `ros2 param set` does; what to know about it.
+
+        For the node's thread. Raises ValueError with the reason where that is refused.
+        """
+        result = self._node.set_parameters_atomically([Parameter(name, value=value) for name, value in new.items()])
+        if not result.successful:
+            raise ValueError(result.reason)
+        return self._waiting or "from the next image on"
+
     def _say_unknown(self) -> None:
         """A warning only: a parameter file may be for several nodes."""
         given = getattr(self._node, "_parameter_overrides", {})  # rclpy has no public way to them

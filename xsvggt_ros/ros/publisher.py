@@ -20,8 +20,9 @@ from xsvggt_ros.status import Status
 class Publisher:
     """Publishes answers of the pipeline, in order.
 
-    send(topic, make): sends a message if someone listens. complete(status, level): the status of the pipeline with
-    what the node knows. `publish` is for one thread; `level` may be read by others.
+    send(topic, make): sends a message if someone listens. show(placed): is given each frame, and waits for nothing.
+    complete(status, level): the status of the pipeline with what the node knows. `publish` is for one thread; `level`
+    may be read by others.
     """
 
     def __init__(
@@ -31,12 +32,14 @@ class Publisher:
         monitor: Monitor,
         complete: Callable[[Status, Level], Status],
         log: Any,
+        show: Callable[[Placed], None],
     ) -> None:
         self._messages = FrameMessages(message_class)
         self._send = send
         self._monitor = monitor
         self._complete = complete
         self._log = log
+        self._show = show
         self._throttle = Throttle()
         self._load = LoadShedding()
 
@@ -68,6 +71,7 @@ class Publisher:
             self._log.warning(f"nothing published: {result.reason}", throttle_duration_sec=THROTTLE_S)
         else:
             self._publish_frame(result, config, level)
+            self._show(result)
         age = time.monotonic() - answer.image.time
         self._monitor.published(answer.status.step.seconds["step"], age)
         status = self._complete(answer.status, level)

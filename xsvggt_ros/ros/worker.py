@@ -13,6 +13,7 @@ from typing import Any
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.messages.topics import IMAGE, NEED_DEPTH
 from xsvggt_ros.pipeline import Answer, Pipeline
+from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.ros.load_shedding import Level
 from xsvggt_ros.ros.mailbox import Mailbox
 from xsvggt_ros.ros.monitor import Monitor
@@ -25,8 +26,9 @@ class Worker:
     """Serves the images of its mailbox with one stream until the mailbox closes.
 
     settings: its `config` is the configuration in force, read once per image. publish(topic, make): sends a
-    message if someone listens(topic). `run` is for a thread of its own, all else for the node's. What comes of an image
-    is published in a third thread, while the next is at work; that one waits until all of the last is out.
+    message if someone listens(topic). show(placed): is given each frame, and waits for nothing. `run` is for a thread
+    of its own, all else for the node's. What comes of an image is published in a third thread, while the next is at
+    work; that one waits until all of the last is out.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Worker:
         publish: Callable[[str, Callable[[], Any]], None],
         listens: Callable[[str], bool],
         log: Any,
+        show: Callable[[Placed], None] = lambda placed: None,
     ) -> None:
         self.lost = 0  # images, by the middleware
         self._pipeline = Pipeline(stream, settings.config, log)
@@ -44,7 +47,7 @@ class Worker:
         self._listens = listens
         self._mailbox: Mailbox[tuple[float, Any]] = Mailbox()  # time of arrival (monotonic) and message
         self._monitor = Monitor()
-        self._publisher = Publisher(message_class, publish, self._monitor, self._completed, log)
+        self._publisher = Publisher(message_class, publish, self._monitor, self._completed, log, show)
         self._publishing: Future[None] = Future()  # what came of the image before
         self._publishing.set_result(None)
         self._level = self._publisher.level  # that the pipeline works at

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A page that takes frames: nothing of it holds whoever gives them."""
+
+import time
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("viser", reason="the extra `live` is not installed")
+
+from support.frames import frame, place
+from support.live_page import client, look, wait_until
+
+from xsvggt_ros.config import NodeConfig, ViewerConfig
+from xsvggt_ros.live import viewer as module
+from xsvggt_ros.live.owner import Owner, done
+from xsvggt_ros.live.panel import cloud_file, way_file
+from xsvggt_ros.live.viewer import Viewer
+from xsvggt_ros.status import Status, StepStatus
+
+SIZE = (60, 80)
+STEP = StepStatus(seconds={"step": 0.0})
+
+
+class Log:
+    def __init__(self):
+        self.lines = []
+
+    def error(self, line):
+        self.lines.append(line)
+
+    warning = info = error
+
+
+def owner(**page):
+    def run(action):
+        future = Future()
+        done(action, future)
+        return future
+
+    config = NodeConfig(page=ViewerConfig(**({"port": 0, "refresh": 30.0} | page)))
+    return Owner(Status, lambda: config, [], lambda changes: "", {}, run)
+
+
+@contextmanager
+def page(record=None, **settings):
+    log = Log()
+    viewer = Viewer(owner(**settings), log, record)
+    try:
+        yield viewer, log
+    finally:
+        viewer.close()
+
+
+def frames(count, first=0):
+    return [place(frame(index, SIZE, status=STEP), stamp_ns=index) for index in range(first, first + count)]
+
+
+def test_frames_become_a_cloud_a_way_and_files():
+    with page() as (viewer, log):
+        for placed in frames(5):
+            viewer.show(placed)
+            wait_until(lambda: viewer._newest is None)
+        wait_until(lambda: len(viewer._scene.way) == 5)
+        assert not log.lines
+        name, ply = cloud_file(viewer._scene, viewer._owner)
+        assert name == "cloud.ply" and f"element vertex {len(viewer._scene.cloud.points):012d}".encode() in ply
+        name, text = way_file(viewer._scene, viewer._owner)
+        assert name == "trajectory.txt" and len(text.splitlines()) == 6
+
+
+def test_giving_frames_waits_for_nothing_and_those_passed_over_are_counted(monkeypatch):
+    with page() as (viewer, _):
+        monkeypatch.setattr(viewer._scene, "add", lambda *_: time.sleep(0.5))
+        given = frames(200)
+        started = time.monotonic()
+        for placed in given:
+            viewer.show(placed)
+        assert time.monotonic() - started < 0.4  # shorter than one frame takes to be drawn
+    assert viewer._passed_over >= 197
+
+
+def test_a_browser_that_reads_nothing_holds_nobody_and_nothing_piles_up():
+    with page() as (viewer, log), client(viewer.address) as stuck:
+        look(stuck)
+        wait_until(lambda: viewer.watched)
+        buffer = viewer._server._websock_server.get_message_buffer()
+        sizes = []
+        for placed in frames(60):
+            viewer.show(placed)
+            wait_until(lambda: viewer._newest is None)
+            sizes.append(sum(getattr(m, "props", None) is not None for m in buffer.message_from_id.values()))
+        assert max(sizes[30:]) <= max(sizes[:30]) + len(viewer._scene.cloud.points) // 2048
+        assert not log.lines
+        assert stuck.recv(timeout=10)
+
+
+def test_without_a_browser_the_cloud_grows_and_nothing_is_sent():
+    with page() as (viewer, _):
+        before = viewer._server._websock_server.get_message_buffer().message_counter
+        viewer.show(frames(1)[0])
+        wait_until(lambda: len(viewer._scene.cloud.points))
+        assert not viewer.watched
+        assert viewer._server._websock_server.get_message_buffer().message_counter <= before + 2  # where to look from
+
+
+def test_a_new_world_begins_with_nothing():
+    with page() as (viewer, _):
+        for placed in [*frames(3), *frames(1)]:
+            viewer.show(placed)
+            wait_until(lambda: viewer._newest is None)
+        wait_until(lambda: len(viewer._scene.way) == 1)
+
+
+def test_frames_without_depth_move_the_camera_only():
+    with page() as (viewer, log):
+        nothing = np.full(SIZE, np.nan, np.float32)
+        for index in range(2):
+            seen = frame(index, SIZE, depth=nothing, confidence=nothing, status=replace(STEP, dense=False))
+            viewer.show(place(seen))
+            wait_until(lambda: viewer._newest is None)
+        wait_until(lambda: len(viewer._scene.way) == 2)
+        assert len(viewer._scene.cloud.points) == 0
+    assert not log.lines
+
+
+def test_the_way_is_thinned_and_keeps_its_ends(monkeypatch):
+    monkeypatch.setattr("xsvggt_ros.live.scene.MOST_POSES", 8)
+    with page() as (viewer, _):
+        scene, config = viewer._scene, viewer._owner.config()
+        for placed in frames(100):
+            scene.add(placed, config)
+            assert len(scene.way) <= 8
+        stamps = [pose.stamp_ns for pose in scene.way]
+        assert stamps[0] == 0 and stamps[-1] > 80
+        assert len(set(np.diff(stamps))) == 1
+
+
+def test_what_fails_in_drawing_is_said_and_the_stream_goes_on(monkeypatch):
+    with page() as (viewer, log):
+        monkeypatch.setattr(viewer._scene, "add", lambda *_: 1 / 0)
+        viewer.show(frames(1)[0])
+        wait_until(lambda: log.lines)
+        viewer.show(frames(1)[0])
+    assert "the live page stands still" in log.lines[0] and "ZeroDivisionError" in log.lines[0]
+
+
+def test_a_recording_is_a_page_of_its_own_and_never_overwrites(tmp_path):
+    path = tmp_path / "scene.html"
+    with page(path) as (viewer, _):
+        assert viewer.watched
+        for placed in frames(3):
+            viewer.show(placed)
+            wait_until(lambda: viewer._newest is None)
+    text = path.read_text()
+    assert text.startswith("<!doctype html>") and "__VISER_EMBED_DATA__" in text
+    for bad in (path, tmp_path / "no" / "folder.html"):
+        with pytest.raises(ValueError, match=r"cannot record to .*choose another file"):
+            Viewer(owner(), Log(), bad)
+    assert path.read_text() == text
+
+
+def test_a_recording_ends_where_a_browser_could_not_open_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RECORDED_BYTES", 100)
+    path = tmp_path / "scene.html"
+    with page(path) as (viewer, log):
+        viewer.show(frames(1)[0])
+        wait_until(lambda: log.lines)
+        viewer.show(frames(1, 1)[0])
+        wait_until(lambda: viewer._newest is None)
+    assert "ends here" in log.lines[0] and "__VISER_EMBED_DATA__" in path.read_text()

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xsvggt live`: a recording as if it came from a camera now, with its live page, without ROS."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import closing
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event
+from typing import Any
+
+from xsvggt_ros.config import NodeConfig, ViewerConfig
+from xsvggt_ros.flags import add_settings, given_settings
+from xsvggt_ros.live.owner import Owner, done
+from xsvggt_ros.live.viewer import Viewer
+from xsvggt_ros.messages.decode import stamp_ns
+from xsvggt_ros.messages.topics import IMAGE
+from xsvggt_ros.pipeline import Answer, Pipeline, Rejected
+from xsvggt_ros.placement.placement import Placed
+from xsvggt_ros.replay.command import SETTINGS as OF_REPLAY
+from xsvggt_ros.replay.command import say_what_the_model_knows
+from xsvggt_ros.replay.signals import stop_signals
+from xsvggt_ros.replay.sources import (
+    Messages,
+    add_source_arguments,
+    bag_topics,
+    complaint,
+    open_source,
+    reading_of,
+    usable,
+)
+from xsvggt_ros.segments import SegmentedStream
+from xsvggt_ros.settings import changed, settings
+
+PAGE = settings(ViewerConfig)
+SETTINGS = [*OF_REPLAY, *(setting for setting in settings(NodeConfig) if setting.name == "loop.folder")]
+POLL_S = 0.05  # between two looks at what the page asks for
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the command, one for every setting, and those of the page without `viewer.`."""
+    add_source_arguments(parser)
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="HTML file to write the scene to as it grew, for any browser"
+    )
+    add_settings(parser, PAGE)
+    add_settings(parser, SETTINGS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code: 0 once SIGINT or SIGTERM has ended the page. Raises ValueError or OSError with the reason."""
+    given = {f"viewer.{name}": value for name, value in given_settings(args, PAGE).items()}
+    config = changed(NodeConfig(), given_settings(args, SETTINGS) | given)
+    reading = reading_of(args)
+    topics = bag_topics(config, reading.reference)
+    with (
+        open_source(
+            args.input, rate=reading.rate, topic=reading.topic, stride=reading.stride, references=topics
+        ) as source,
+        stop_signals() as stop,
+    ):
+        messages = usable(source, args.input)
+        show = Show(Pipeline(SegmentedStream(config.stream), config, log), config, stop)
+        say_what_the_model_knows(config)
+        with closing(Viewer(show.owner(), log, args.record)) as viewer:
+            print(f"live at {viewer.address}", flush=True)
+            show.play(messages, viewer, reading.max_frames)
+            print(f"{source.damage or 'the recording has ended'}; the page stays until Ctrl-C", flush=True)
+            show.wait(math.inf)
+    return 0
+
+
+class Show:
+    """Plays messages to a page, at their own pace where the machine keeps up, and does what the page asks for.
+
+    All of it in one thread, the page's wishes between two images.
+    """
+
+    def __init__(self, pipeline: Pipeline, config: NodeConfig, stop: Event) -> None:
+        self._pipeline = pipeline
+        self._config = config
+        self._stop = stop
+        self._paused = False
+        self._taken = 0  # images
+        self._wishes: SimpleQueue[tuple[Callable[[], str], Future[str]]] = SimpleQueue()
+
+    def owner(self) -> Owner:
+        """As the page knows it."""
+        live = [s for s in (*SETTINGS, *settings(ViewerConfig, "viewer.")) if s.live]
+        actions = {"Reset": self._reset, "Pause": self._pause, "Save map": self._save_map}
+        return Owner(lambda: self._pipeline.status, lambda: self._config, live, self._change, actions, self._wish)
+
+    def play(self, messages: Messages, viewer: Viewer, most: int | None) -> None:
+        """Until they end, `most` images were taken in, or `stop` is set."""
+        lag = -math.inf  # from the images' stamps to now
+        for topic, message in messages:
+            if topic != IMAGE:
+                self._pipeline.receive(topic, message)
+                continue
+            stamp = stamp_ns(message.header) / 1e9
+            self.wait(stamp + lag - time.monotonic())
+            while self._paused and not self._stop.is_set():
+                self.wait(POLL_S)
+            if self._stop.is_set():
+                return
+            lag = time.monotonic() - stamp
+            self._show(self._pipeline.process(message, self._config), viewer)
+            if self._taken + self._pipeline.status.images.frames_waiting == most:
+                break
+        self._show(self._pipeline.flush(), viewer)
+
+    def _show(self, answers: list[Answer], viewer: Viewer) -> None:
+        for answer in answers:
+            self._taken += not isinstance(answer.result, Rejected)
+            if isinstance(answer.result, Placed):
+                viewer.show(answer.result)
+            elif isinstance(answer.result, Rejected):
+                log.warning(complaint(answer.image.name, answer.result.reason))
+
+    def wait(self, seconds: float) -> None:
+        """Does what the page asks for until that much time is over, at least what it has asked for by now."""
+        end = time.monotonic() + seconds
+        while not self._stop.is_set():
+            try:
+                done(*self._wishes.get(timeout=min(POLL_S, max(0.0, end - time.monotonic()))))
+            except Empty:
+                if time.monotonic() >= end:
+                    return
+
+    def _wish(self, action: Callable[[], str]) -> Future[str]:
+        future: Future[str] = Future()
+        self._wishes.put((action, future))
+        return future
+
+    def _change(self, changes: dict[str, Any]) -> str:
+        self._config = changed(self._config, changes)
+        return "from the next image on"
+
+    def _reset(self) -> str:
+        self._pipeline.reset()
+        return "the next image starts a new world"
+
+    def _pause(self) -> str:
+        self._paused = not self._paused
+        return "images wait until it is pressed again" if self._paused else "images go on"
+
+    def _save_map(self) -> str:
+        return self._pipeline.save_map(self._config.stream.loop.folder)

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose page it is: a node, or the command `xsvggt live`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from xsvggt_ros.config import NodeConfig
+from xsvggt_ros.settings import Setting
+from xsvggt_ros.status import Status
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What a page shows beside frames, and what may be asked of it.
+
+    `status` and `config` answer in any thread, at once. `change` and the actions are for the owner's own thread, which
+    `run` hands them to, without waiting: its future has what there is to say, or the ValueError or OSError that says
+    why not.
+    """
+
+    status: Callable[[], Status]
+    config: Callable[[], NodeConfig]  # in force
+    settings: Sequence[Setting]  # that may change while it runs
+    change: Callable[[dict[str, Any]], str]  # of settings, all of them or none
+    actions: Mapping[str, Callable[[], str]]  # by what stands on their buttons
+    run: Callable[[Callable[[], str]], Future[str]]
+
+
+def done(action: Callable[[], str], future: Future[str]) -> None:
+    """Does it, and tells the future what came of it."""
+    try:
+        future.set_result(action())
+    except Exception as error:  # the page says it; whose thread this is goes on
+        future.set_exception(error)
