@@ -9,10 +9,13 @@ OUTPUT ?= demo_output
 
 BIN := .venv/bin
 # On a terminal it shows how far a download is; elsewhere it says no more than an error.
-PIP := $(BIN)/python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),,-qq)
+PIP := python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),,-qq)
 PACKAGING := setup.py build_messages.py pyproject.toml package.xml \
              $(wildcard scripts/* msg/*.msg launch/*.py config/*)
 INSTALLED := .venv/.installed
+# Two processes of one thread each; the tests of a file share one. A test that hangs is ended, and its stack printed.
+PYTEST := -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+          --max-worker-restart 0 -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
 # Checks the type of every message field, and keeps the nodes under test on this machine.
 export ROS_PYTHON_CHECK_FIELDS := 1
@@ -35,13 +38,13 @@ $(BIN)/python:
 # hence the second installation of the package itself.
 $(INSTALLED): $(PACKAGING) | $(BIN)/python
 	@echo "[2/5] setuptools, wheel"
-	@$(PIP) install "setuptools>=77" wheel
+	@$(BIN)/$(PIP) install "setuptools>=77" wheel
 	@echo "[3/5] $(TORCH), 200 MB to 3 GB with what it needs"
-	@$(PIP) install $(TORCH)
+	@$(BIN)/$(PIP) install $(TORCH)
 	@echo "[4/5] the package in place, with ROS 2, tools and what else pyproject.toml names, about 400 MB"
-	@$(PIP) install --no-build-isolation --editable ".[ros,dev,train]"
+	@$(BIN)/$(PIP) install --no-build-isolation --editable ".[ros-kilted,dev,train]"
 	@echo "[5/5] the package's ROS messages, generated and compiled"
-	@$(PIP) install --no-build-isolation --no-deps --editable .
+	@$(BIN)/$(PIP) install --no-build-isolation --no-deps --editable .
 	@echo $(CURDIR) > $@
 	@echo "set up: $$(du -sh .venv | cut -f1) in $(CURDIR)/.venv"
 
@@ -49,7 +52,7 @@ demo: .venv
 	$(BIN)/xsvggt demo $(if $(INPUT),--input "$(INPUT)") --output "$(OUTPUT)"
 
 test: lint
-	$(BIN)/python -m pytest --quiet
+	$(BIN)/python $(PYTEST)
 
 lint: .venv
 	$(BIN)/python -m ruff check .
