@@ -21,9 +21,11 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
 export ROS_PYTHON_CHECK_FIELDS := 1
 export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 
-.PHONY: .venv demo test lint clean
+.PHONY: .venv .venv-jazzy demo test test-kilted test-jazzy lint clean
 
 .venv: $(INSTALLED)
+
+.venv-jazzy: .venv-jazzy/.installed
 
 # Moved with its folder, an environment still points to where it was.
 ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
@@ -42,22 +44,39 @@ $(INSTALLED): $(PACKAGING) | $(BIN)/python
 	@echo "[3/5] $(TORCH), 200 MB to 3 GB with what it needs"
 	@$(BIN)/$(PIP) install $(TORCH)
 	@echo "[4/5] the package in place, with ROS 2, tools and what else pyproject.toml names, about 400 MB"
-	@$(BIN)/$(PIP) install --no-build-isolation --editable ".[ros-kilted,dev,train]"
+	@$(BIN)/$(PIP) install --no-build-isolation --editable ".[ros-kilted,colcon,dev,train]"
 	@echo "[5/5] the package's ROS messages, generated and compiled"
 	@$(BIN)/$(PIP) install --no-build-isolation --no-deps --editable .
 	@echo $(CURDIR) > $@
 	@echo "set up: $$(du -sh .venv | cut -f1) in $(CURDIR)/.venv"
 
+# The wheels of both distributions have modules of the same names, so each has its own environment. What is not ROS's,
+# torch above all, is taken from .venv.
+.venv-jazzy/.installed: $(INSTALLED)
+	@echo "[1/2] virtual environment in $(CURDIR)/.venv-jazzy, with the package and ROS 2 Jazzy, about 150 MB"
+	@rm -rf .venv-jazzy
+	@$(BIN)/python -m venv --without-pip .venv-jazzy
+	@.venv-jazzy/bin/python test/support/borrow.py .venv
+	@.venv-jazzy/bin/$(PIP) install --no-build-isolation --editable ".[ros-jazzy,dev,train]"
+	@echo "[2/2] the package's ROS messages, generated and compiled"
+	@.venv-jazzy/bin/$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
+
 demo: .venv
 	$(BIN)/xsvggt demo $(if $(INPUT),--input "$(INPUT)") --output "$(OUTPUT)"
 
-test: lint
+test: lint test-kilted test-jazzy
+
+test-kilted: .venv
 	$(BIN)/python $(PYTEST)
+
+test-jazzy: .venv-jazzy
+	.venv-jazzy/bin/python $(PYTEST) -m ros
 
 lint: .venv
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
 clean:
-	rm -rf .venv build install log dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-jazzy build install log dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
