@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Every target does its own set-up in .venv. Needs Python >= 3.10 and a C++ compiler.
+# Every target does its own set-up in .venv, and test-jazzy in .venv-jazzy. Needs Python >= 3.10 and a C++ compiler.
 
 PYTHON ?= python3
 # Installed first and by itself, so that you choose the build: make .venv TORCH="torch --index-url URL"
