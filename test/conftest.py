@@ -1,17 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """The small models and arrays of the tests run fastest on one thread, and do not disturb each other there."""
 
+import os
+import re
+from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import torch
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)
+
+ROS = re.compile(r"\b(rclpy|ament_index_python|rosidl_adapter|xsvggt_ros\.(ros|msg))\b")
 
 
 def pytest_addoption(parser):
     parser.addoption("--endurance", action="store_true", help="run the tests of endurance and faults at full length")
     parser.addoption("--figures", type=Path, metavar="FILE", help="append what the tests measure to FILE, in Markdown")
+
+
+def pytest_report_header():
+    """Which ROS 2 the tests run on."""
+    if sourced := os.environ.get("ROS_DISTRO"):
+        return f"ROS 2: {sourced}, sourced"
+    names = " ".join(wheel.name or "" for wheel in distributions())
+    return f"ROS 2: {' '.join(re.findall(r'ros-([a-z]+)-rclpy', names)) or 'no distribution by name'}, as wheels"
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what names ROS, in its own file or its folder's conftest.py. What waits for other processes comes first."""
+    for item in items:
+        if names_ros(item.path) or names_ros(item.path.with_name("conftest.py")):
+            item.add_marker("ros")
+    items.sort(key=lambda item: item.path.parent.name != "ros")
+
+
+@cache
+def names_ros(path):
+    return path != Path(__file__) and path.is_file() and ROS.search(path.read_text()) is not None
 
 
 @pytest.fixture(scope="session")

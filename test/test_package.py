@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from itertools import chain
 from xml.etree import ElementTree
@@ -19,13 +20,13 @@ from support.without_ros import is_ros
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.messages.topics import TOPICS
 
-# Module: its name on the package index, its key in rosdep/python.yaml of github.com/ros/rosdistro ("": it has none).
+# Module: its name on the package index, its key in rosdep's lists ("": it has none), see support/rosdep_keys.yaml.
 PYTHON_PACKAGES = {
     "PIL": ("pillow", "python3-pil"),
     "av": ("av", ""),
     "cv2": ("opencv-python-headless", "python3-opencv"),
     "flash_attn": ("flash-attn", ""),
-    "huggingface_hub": ("huggingface_hub", ""),
+    "huggingface_hub": ("huggingface_hub", "python3-huggingface-hub-pip"),
     "hypothesis": ("hypothesis", "python3-hypothesis"),
     "jinja2": ("jinja2", "python3-jinja2"),
     "lz4": ("lz4", ""),
@@ -40,7 +41,7 @@ PYTHON_PACKAGES = {
     "ruamel.yaml": ("ruamel.yaml", "python3-ruamel.yaml"),
     "safetensors": ("safetensors", ""),
     "scipy": ("scipy", "python3-scipy"),
-    "skimage": ("scikit-image", ""),
+    "skimage": ("scikit-image", "python3-skimage"),
     "selenium": ("selenium", "python3-selenium"),
     "simplejpeg": ("simplejpeg", "python3-simplejpeg-pip"),
     "torch": ("torch", "python3-torch"),
@@ -52,6 +53,7 @@ PYTHON_PACKAGES = {
     "zstandard": ("zstandard", ""),
 }
 PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
+KEYS = yaml.safe_load((ROOT / "test" / "support" / "rosdep_keys.yaml").read_text())
 
 
 def test_version_is_the_same_for_pip_and_colcon():
@@ -63,6 +65,7 @@ def dependencies(*tags):
     return {depend.text for depend in PACKAGE.iter() if depend.tag in tags or (not tags and "depend" in depend.tag)}
 
 
+@cache
 def imported(*folders):
     """{dotted name: one place where it is imported}, of what is neither Python's nor ours."""
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*"))]
@@ -90,6 +93,11 @@ def pip_requirements():
     return [{re.match(r"[\w.-]+", requirement)[0] for requirement in requirements} for requirements in lists]
 
 
+def running_packages():
+    """Rows of PYTHON_PACKAGES that the package itself imports."""
+    return set(map(python_package, imported("xsvggt_ros", "launch", "scripts")))
+
+
 def test_ros_packages_in_use_are_dependencies_of_package_xml():
     needed = {name.partition(".")[0]: place for name, place in imported("xsvggt_ros", "launch", "scripts").items()}
     of_tests = {name.partition(".")[0]: place for name, place in imported("test").items()}
@@ -107,8 +115,8 @@ def test_every_python_package_in_use_is_known_here():
     places = imported("xsvggt_ros", "launch", "scripts", "test")
     unknown = {n: place for n, place in places.items() if not is_ros(n) and not python_package(n)}
     assert not unknown, (
-        f"{unknown} is declared nowhere: give it a row in PYTHON_PACKAGES, with its key in rosdep/python.yaml of "
-        "github.com/ros/rosdistro if there is one; the tests below then say which files it goes into"
+        f"{unknown} is declared nowhere: give it a row in PYTHON_PACKAGES, with its key in rosdep's lists "
+        "(support/rosdep_keys.yaml) if there is one; the tests below then say which files it goes into"
     )
     assert {python_package(name) for name in places} - {""} == set(PYTHON_PACKAGES), "a row that nothing imports"
 
@@ -117,7 +125,7 @@ def test_every_python_package_in_use_is_known_here():
 def test_a_python_package_is_declared_for_pip_and_for_rosdep_or_else_in_words(module):
     name, key = PYTHON_PACKAGES[module]
     required, optional = pip_requirements()
-    runs = module in map(python_package, imported("xsvggt_ros", "launch", "scripts"))
+    runs = module in running_packages()
     assert name in required | optional, f"add {name} to pyproject.toml, to the dependencies or to an extra"
     if runs and name in optional:  # it goes on without
         return
@@ -141,8 +149,25 @@ def is_named(distribution, file):
 
 
 def test_rosdep_keys_in_package_xml_are_in_use():
-    used = {key for _, key in PYTHON_PACKAGES.values()}
+    (_, optional), running = pip_requirements(), running_packages()
+    used = {key for module, (name, key) in PYTHON_PACKAGES.items() if module not in running or name not in optional}
     assert {name for name in dependencies() if name.startswith("python3-")} == used - {""}
+
+
+def test_rosdep_knows_what_package_xml_lists():
+    unknown = dependencies() - set(KEYS["ros"]) - set(KEYS["python"])
+    assert not unknown, f"{unknown}: look up in the lists that support/rosdep_keys.yaml names, and enter there"
+
+
+@pytest.mark.parametrize("module", PYTHON_PACKAGES)
+def test_rosdep_has_the_key_of_a_python_package_or_none(module):
+    name, key = PYTHON_PACKAGES[module]
+    if not key:
+        assert name in KEYS["without"], f"look {name} up as support/rosdep_keys.yaml says, and enter it there"
+        return
+    how, installs = KEYS["python"][key].split()
+    assert how == ("pip" if key.endswith("-pip") else "apt")
+    assert installs == (name if how == "pip" else key)
 
 
 @pytest.mark.parametrize("folder", ["xsvggt_ros", "scripts", "launch", "test"])

@@ -301,19 +301,16 @@ def test_a_frame_that_finds_no_memory_leaves_nothing_behind(policy, tokens, quan
     cut = replace(CUT[policy, tokens], key_bits=bits, value_bits=bits, quantizer=quantizer)
     before = replace(cut, policy=policy, budget_tokens=tokens or 1, camera_window=0)
 
-    def after_eight_frames() -> Twin:  # where a full cache, and the camera's without window, have to grow
-        twin = Twin(before, 25)
-        for _ in range(8):
-            twin.step()
-        return twin
-
-    twin, whole = after_eight_frames(), Shortage()
+    eight, whole = Twin(before, 25), Shortage()  # where a full cache, and the camera's without window, have to grow
+    for _ in range(8):
+        eight.step()
+    twin = deepcopy(eight)
     new = twin.draw(1)
     with whole:
         twin.feed(new)
     assert whole.calls > 100
     for at in range(0, whole.calls, whole.calls // 25):
-        twin = after_eight_frames()
+        twin = deepcopy(eight)
         if not twin.cut_off(Shortage(at), cut):
             assert quantizer == "channel"
             continue

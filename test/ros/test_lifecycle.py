@@ -2,15 +2,18 @@
 """The node's states, driven from outside as `ros2 lifecycle` and a lifecycle manager do."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("rclpy")
 
-from lifecycle_msgs.msg import State
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
 from support.lifecycle import Lifecycle
 
 from xsvggt_ros.messages.decode import stamp_ns
+from xsvggt_ros.ros.node import refuse_unknown_transitions
 
 MIB = 2**20
 CACHE_MIB = 200  # far more than weights, allocator and all else
@@ -50,6 +53,7 @@ def test_the_node_waits_for_transitions_where_it_is_told_to(lifecycle, node, cli
     assert lifecycle.state() == State.PRIMARY_STATE_UNCONFIGURED
     client.until(lambda: "/image" not in subscriptions(client))
     assert not lifecycle.change("ACTIVATE")
+    assert lifecycle.state() == State.PRIMARY_STATE_UNCONFIGURED
     assert lifecycle.change("CONFIGURE")
     assert lifecycle.state() == State.PRIMARY_STATE_INACTIVE
     assert "/image" not in subscriptions(client)
@@ -156,3 +160,19 @@ def test_the_node_starts_by_itself_says_what_runs_and_ends_when_shut_down(lifecy
     lifecycle.ask("ACTIVE_SHUTDOWN")
     assert node.exit_code() == 0, node.output()
     assert "Traceback" not in node.output()
+
+
+def test_a_transition_that_rclpy_raises_at_is_refused_with_its_reason():
+    """As Jazzy's does, where Kilted's says that it failed."""
+
+    def change(request, response):
+        raise RuntimeError(f"no transition {request.transition.id} in this state")
+
+    said = []
+    service = SimpleNamespace(srv_type=ChangeState, callback=change)
+    others = [SimpleNamespace(srv_type=GetState, callback=None)]
+    logger = SimpleNamespace(error=said.append)
+    refuse_unknown_transitions(SimpleNamespace(services=[service, *others], get_logger=lambda: logger))
+    request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_ACTIVATE))
+    assert not service.callback(request, ChangeState.Response(success=True)).success
+    assert said == ["transition 3 is refused: no transition 3 in this state"]

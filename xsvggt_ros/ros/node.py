@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
@@ -84,6 +85,24 @@ def log_failure(transition: Transition) -> Transition:
     return run
 
 
+def refuse_unknown_transitions(node: LifecycleNode) -> None:
+    """Answers a request for a transition that the node's state does not have: before Kilted, rclpy raises and answers
+    nothing.
+    """
+    (service,) = (service for service in node.services if service.srv_type is ChangeState)
+    change = service.callback
+
+    def answer(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+        try:
+            return change(request, response)
+        except RuntimeError as error:  # what rclpy raises in C++; what a transition raises does not come here
+            node.get_logger().error(f"transition {request.transition.id} is refused: {error}")
+            response.success = False
+            return response
+
+    service.callback = answer
+
+
 class StreamNode(LifecycleNode):
     """Camera images in; pose, depth, points and status out, each with its image's stamp.
 
@@ -94,6 +113,7 @@ class StreamNode(LifecycleNode):
 
     def __init__(self, stop: threading.Event) -> None:
         super().__init__("stream")
+        refuse_unknown_transitions(self)
         self.settings = Parameters(self)
         self.finished = False
         self._stop = stop
