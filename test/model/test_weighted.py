@@ -16,6 +16,13 @@ def interpreter():
         yield call
 
 
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("triton")
+    with interpreted.process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(folder)) as call:
+        yield call
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("sizes", [(1, 70, 331, 2, 64), (2, 5, 128, 3, 32), (1, 130, 30, 1, 16)], ids=str)
 def test_it_is_the_same(interpreter, sizes, dtype):
@@ -24,8 +31,7 @@ def test_it_is_the_same(interpreter, sizes, dtype):
 
 @pytest.mark.parametrize("d", [64, 128])
 @pytest.mark.parametrize("capability", [86, 90])
-def test_it_compiles(tmp_path, capability, d):
+def test_it_compiles(compiler, capability, d):
     tensors = {"*bf16": ["q", "k", "v", "out"], "*fp32": ["bias"], "fp32": ["scale"]}
     sizes = {"HEADS": 16, "D": d, "QUERIES": 64, "KEYS": 64}
-    with interpreted.process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)) as call:
-        call(interpreted.compile_for, capability, "xsvggt_ros.model.weighted", "_attend", tensors, sizes)
+    compiler(interpreted.compile_for, capability, "xsvggt_ros.model.weighted", "_attend", tensors, sizes)

@@ -36,9 +36,9 @@ HEADS = 3
 
 @contextmanager
 def process(**environment: str) -> Iterator[Callable]:
-    """call(function, *arguments) in one process with that environment."""
+    """call(function, *arguments, **keywords) in one process with that environment."""
     with patch.dict(os.environ, environment), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+        yield lambda function, *arguments, **keywords: pool.submit(function, *arguments, **keywords).result()
 
 
 def quantizer(bits: tuple[int, int], dtype: torch.dtype, lanes: int, d: int) -> rotated.Rotated:

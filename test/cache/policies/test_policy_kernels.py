@@ -23,6 +23,13 @@ def interpreter():
         yield call
 
 
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("triton")
+    with interpreted.process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(folder)) as call:
+        yield call
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("sizes", [(300, 2, 64, 1), (131, 3, 16, 1), (200, 2, 32, 2)], ids=str)
 def test_heirs_are_the_same(interpreter, sizes, dtype):
@@ -37,11 +44,10 @@ def test_the_attention_of_probes_is_the_same(interpreter, sizes, biased):
 
 @pytest.mark.parametrize(("capability", "dtype"), [(86, "*fp32"), (90, "*bf16")])
 @pytest.mark.parametrize(("kernel", "stages"), [("_nearest", 4), ("_levels", 3), ("_masses", 3)])
-def test_they_compile(tmp_path, kernel, stages, capability, dtype):
+def test_they_compile(compiler, kernel, stages, capability, dtype):
     """For GPUs with little shared memory too."""
     given = {kind: list(names) for kind, names in GIVEN.items()}
     given[dtype] = [*given.get(dtype, []), "keys", "mine", "q"]
     sizes = {"KEYS": 128, "OTHERS": 64, "CHANNELS": 64, "D": 64, "SEEN": 128, "QUERIES": 16, "BLOCKS": 64}
     stages = 2 if dtype == "*fp32" else stages
-    with interpreted.process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)) as call:
-        call(interpreted.compile_for, capability, FUSED, kernel, given, sizes, num_stages=stages)
+    compiler(interpreted.compile_for, capability, FUSED, kernel, given, sizes, num_stages=stages)
