@@ -14,11 +14,13 @@ from threading import Thread
 
 import pytest
 from support.batches import FLAGS, assert_same, replayed
+from support.full_disk import limited
 from support.paths import ROOT
 from support.recordings import image_bag, write_folder
 
 from xsvggt_ros.batch import command
 from xsvggt_ros.batch.fleet import connected
+from xsvggt_ros.batch.recordings import Record
 from xsvggt_ros.cli import main
 
 LONG = 24  # images: time enough to do something in the middle
@@ -161,7 +163,7 @@ def disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=600k", "none", folder], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=800k", "none", folder], capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"may not mount: {mounted.stderr}")
@@ -178,6 +180,16 @@ def test_on_a_full_disk_what_is_done_is_whole_and_no_more_is_begun(batch, disk, 
     assert sorted(path.name for path in disk.iterdir()) == ["room0", "summary.csv", "summary.html"]
     assert [row["state"] for row in table(disk).values()] == ["done", "failed", "not done"]
     assert_same(disk / "room0", replayed(recordings[0], tmp_path / "alone"))
+
+
+@pytest.fixture
+def done(tmp_path):
+    """Folder of outputs, of which that of one recording is there; neither name is UTF-8."""
+    recording, output = (Path(os.fsdecode(bytes(tmp_path) + name)) for name in (b"/room\xff", b"/out\xff"))
+    recording.mkdir()
+    (output / recording.name).mkdir(parents=True)
+    Record(str(recording), {}, 2, 0, 1, 1.0, 1000, 1, []).write(output / recording.name)
+    return recording, output
 
 
 class TestWithoutWork:
@@ -211,6 +223,29 @@ class TestWithoutWork:
         assert self.run(tmp_path / "a", "--output", tmp_path / "out") == 2
         assert "does not exist" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+    def test_a_name_that_is_no_utf_8_is_shown_escaped(self, done, capsys):
+        recording, output = done
+        assert self.run(recording, "--output", output) == 0
+        assert "out\\udcff/summary.html" in capsys.readouterr().out
+        assert list(table(output)) == ["room\\udcff"]
+        assert "<b>room\\udcff</b>" in (output / "summary.html").read_text()
+
+    def test_where_there_is_no_room_for_the_summary_what_is_done_is_said(self, done, capsys, caplog):
+        recording, output = done
+        with limited(0):
+            assert self.run(recording, "--output", output) == 1
+        assert capsys.readouterr().out.strip() == "1 of 1 recordings done, 1 before"
+        assert "summary.csv and summary.html could not be written (File too large)" in caplog.text
+        assert [path.name for path in output.iterdir()] == [recording.name]
+        assert self.run(recording, "--output", output) == 0 and len(table(output)) == 1
+
+    def test_with_other_threads_the_batch_does_not_go_on(self, tmp_path, capsys):
+        (tmp_path / "room").mkdir()
+        (tmp_path / "out" / "room").mkdir(parents=True)
+        Record(str(tmp_path / "room"), {}, 2, 0, 1, 1.0, 1000, 1, []).write(tmp_path / "out" / "room")
+        assert self.run(tmp_path / "room", "--output", tmp_path / "out", "--threads", 2) == 2
+        assert "was made with other settings (threads: the default, now 2)" in capsys.readouterr().err
 
     def test_without_ray_the_extra_is_named(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, "ray", None)

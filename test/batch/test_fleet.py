@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How recordings are shared out, with workers that are functions of this process; test_batch.py has real ones."""
 
+import sys
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -145,6 +146,21 @@ def test_workers_that_do_not_start_are_replaced_but_not_for_ever(tmp_path):
         run(tmp_path, {"a": [[record("a")]]}, starts=[[Lost]] * MOST_FAILED_STARTS)
 
 
+def test_where_workers_do_not_start_the_others_go_on(tmp_path, caplog):
+    starts = [[None], *[[Lost]] * MOST_FAILED_STARTS]
+    events, killed = run(tmp_path, {name: [[record(name)]] for name in "abcdef"}, count=2, starts=starts)
+    assert events == [(name, record(name)) for name in "abcdef"]
+    assert len(killed) == MOST_FAILED_STARTS + 1
+    assert "workers end as they start (its process ended" in caplog.text and "the others go on" in caplog.text
+
+
+def test_once_the_last_worker_is_lost_where_none_starts_all_ends(tmp_path):
+    starts = [[None], *[[Lost]] * (MOST_FAILED_STARTS + 1)]
+    replays = {name: [[record(name)]] for name in "abc"} | {"d": [[1, Lost], ["never"]], "e": [["never"]]}
+    with pytest.raises(OSError, match="workers end as they start: its process ended"):
+        run(tmp_path, replays, count=2, starts=starts)
+
+
 def test_a_worker_for_which_there_is_no_room_is_not_waited_for(tmp_path):
     events, killed = run(tmp_path, {name: [[record(name)]] for name in "ab"}, count=2, starts=[[], [None]])
     assert events == [("a", record("a")), ("b", record("b"))]
@@ -202,6 +218,12 @@ class TestShares:
         assert 4.5 * 2**30 < in_floats < 6 * 2**30
         assert in_8_bits < 0.5 * in_floats
         assert needed(**{"cache.budget_frames": 64.0}) > needed()
+
+
+def test_a_command_line_that_ray_cannot_note_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["xsvggt", "batch", "room\udcff"])
+    with pytest.raises(ValueError, match=r"no name that is not UTF-8: rename room\\udcff, or"), connected(None):
+        pass
 
 
 def test_an_address_of_rays_client_is_refused():

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
+import fcntl
 import re
+import shutil
 
 import pytest
 
-from xsvggt_ros.batch.recordings import RECORD, UNFINISHED, Record, output_of_one_batch, plan, settings_of
+from xsvggt_ros.batch import recordings as module
+from xsvggt_ros.batch.recordings import LOCK, RECORD, UNFINISHED, Record, output_of_one_batch, plan, settings_of
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.replay.sources import Reading
 from xsvggt_ros.settings import changed
@@ -83,6 +87,7 @@ def test_settings_that_count_are_those_that_are_not_at_their_default():
     config = changed(NodeConfig(), {"cache.key_bits": 4, "point_stride": NodeConfig().output.point_stride})
     assert settings_of(config, Reading(max_frames=3)) == {"cache.key_bits": 4, "max_frames": 3}
     assert settings_of(NodeConfig(), Reading()) == {}
+    assert settings_of(NodeConfig(), Reading(), threads=2) == {"threads": 2}
 
 
 def test_inputs_that_cannot_be_meant_are_refused(folders, output):
@@ -117,6 +122,47 @@ class TestOutputOfOneBatch:
                 pytest.fail("both are in")
             with pytest.raises(ValueError, match="another batch writes into"), output_of_one_batch(output):
                 pytest.fail("the refused one has let go of the lock")
+
+    def test_one_that_ends_between_open_and_lock_does_not_let_two_in(self, output, monkeypatch):
+        flock = fcntl.flock
+
+        def another_ends(file, operation):
+            monkeypatch.setattr(module.fcntl, "flock", flock)
+            (output / LOCK).unlink()
+            flock(file, operation)
+
+        monkeypatch.setattr(module.fcntl, "flock", another_ends)
+        with (
+            output_of_one_batch(output),
+            pytest.raises(ValueError, match="another batch writes into"),
+            output_of_one_batch(output),
+        ):
+            pytest.fail("both are in")
+
+    def test_a_disk_that_knows_no_locks_is_named(self, output, monkeypatch):
+        def fail(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(module.fcntl, "flock", fail)
+        with (
+            pytest.raises(ValueError, match=r"cannot write into .*No locks available; choose another"),
+            output_of_one_batch(output),
+        ):
+            pass
+
+    def test_what_a_process_writes_as_it_ends_is_removed_too(self, output, monkeypatch):
+        unfinished = output / UNFINISHED.format(name="room", attempt=0)
+        rmtree = shutil.rmtree
+
+        def still_written(path, **options):
+            monkeypatch.setattr(module.shutil, "rmtree", rmtree)
+            rmtree(path, **options)
+            path.mkdir()
+
+        with output_of_one_batch(output):
+            unfinished.mkdir()
+            monkeypatch.setattr(module.shutil, "rmtree", still_written)
+        assert not list(output.iterdir())
 
     def test_a_folder_that_nothing_was_written_into_is_gone(self, tmp_path):
         with pytest.raises(RuntimeError), output_of_one_batch(tmp_path / "new"):

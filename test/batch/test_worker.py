@@ -99,6 +99,23 @@ def test_a_file_that_cannot_grow_leaves_nothing(worker, images, output):
     assert last(worker, Job("a", images), 1).frames == 5
 
 
+@pytest.mark.parametrize(
+    ("code", "cause"), [(errno.ENOSPC, Cause.DISK), (errno.EROFS, Cause.PLACE), (errno.EACCES, Cause.PLACE)]
+)
+def test_a_disk_that_takes_nothing_is_not_blamed_on_the_recording(worker, images, output, monkeypatch, code, cause):
+    def fail(**_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("xsvggt_ros.replay.files.TemporaryFile", fail)
+    failure = last(worker, Job("a", images))
+    assert failure.cause is cause and os.strerror(code) in failure.reason and "choose another" in failure.reason
+
+
+def test_threads_are_noted_where_they_are_not_the_default(images, output):
+    worker = Worker(changed(NodeConfig(), SMALL), Reading(max_frames=1), output, threads=2)
+    assert last(worker, Job("a", images)).settings == SMALL | {"max_frames": 1, "threads": 2}
+
+
 def test_a_folder_that_is_there_is_not_replaced(worker, images, output):
     (output / "a").mkdir()
     (output / "a" / "mine.txt").write_text("mine")

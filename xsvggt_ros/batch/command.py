@@ -15,15 +15,23 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from xsvggt_ros.batch.fleet import Again, check_installed, connected, employed
-from xsvggt_ros.batch.recordings import PAGE, Job, Record, output_of_one_batch, plan, settings_of
-from xsvggt_ros.batch.summary import Outcome, write_summary
+from xsvggt_ros.batch.recordings import (
+    PAGE,
+    TABLE,
+    THREADS,
+    Job,
+    Record,
+    output_of_one_batch,
+    plan,
+    settings_of,
+)
+from xsvggt_ros.batch.summary import Outcome, readable, write_summary
 from xsvggt_ros.batch.worker import Failure
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.model.hub import HUB
 from xsvggt_ros.model.loading import RANDOM, weights_path
 from xsvggt_ros.replay.command import SETTINGS, say_what_the_model_knows
-from xsvggt_ros.replay.files import explained
 from xsvggt_ros.replay.signals import INTERRUPTED, stop_signals
 from xsvggt_ros.replay.sources import add_source_arguments, bag_topics, reading_of
 from xsvggt_ros.settings import changed
@@ -55,13 +63,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "every --threads cores where there is none, as far as there is memory)",
     )
     parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="processor threads of each process (default: 1)"
+        "--threads",
+        type=int,
+        default=THREADS,
+        metavar="N",
+        help=f"processor threads of each process (default: {THREADS})",
     )
     add_settings(parser, SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code: 0 if all recordings are done, 1 if some are not, 130 after SIGINT or SIGTERM.
+    """Exit code: 0 if all are done, 1 if some are not or there is no summary, 130 after SIGINT or SIGTERM.
 
     Raises ValueError or OSError with the reason where none can be done.
     """
@@ -74,16 +86,15 @@ def run(args: argparse.Namespace) -> int:
     bag_topics(config, reading.reference)
     output = args.output.absolute()
     with output_of_one_batch(output), stop_signals() as stop:
-        jobs, done = plan(args.inputs, output, settings_of(config, reading))
+        jobs, done = plan(args.inputs, output, settings_of(config, reading, args.threads))
         outcome = Outcome(jobs, done)
         if jobs:
             say_what_the_model_knows(config)
             with connected(args.address) as ray:
                 fleet, size = employed(ray, jobs, args.workers, args.threads, config, reading, output)
                 _follow(fleet.run(size, stop), outcome)
-        with explained(output):
-            write_summary(output, outcome)
-    return _end(output, outcome, stop)
+        summarized = _summarized(output, outcome)
+    return _end(outcome, summarized, stop)
 
 
 def _with_absolute_weights(config: NodeConfig) -> NodeConfig:
@@ -116,12 +127,24 @@ def _follow(events: Iterator[tuple[Job, int | Again | Record | Failure]], outcom
             bar.set_postfix_str(f"{frames.total()} frames")
 
 
-def _end(output: Path, outcome: Outcome, stop: Event) -> int:
-    """Says what was done; returns the exit code."""
+def _summarized(output: Path, outcome: Outcome) -> bool:
+    """Says what was done, and where that can be read; returns whether it can."""
     done, now = len(outcome.done), len(outcome.done_now)
     before, left = done - now, len(outcome.jobs) - now
-    print(f"{done} of {done + left} recordings done" + f", {before} before" * bool(before), output / PAGE, sep="\n")
+    print(f"{done} of {done + left} recordings done" + f", {before} before" * bool(before))
+    try:
+        write_summary(output, outcome)
+    except OSError as error:
+        unwritten = f"{TABLE} and {PAGE} could not be written ({error.strerror})"
+        log.error("%s: mend that, and the same command writes them", unwritten)
+        return False
+    print(readable(str(output / PAGE)))
+    return True
+
+
+def _end(outcome: Outcome, summarized: bool, stop: Event) -> int:
+    """The exit code."""
     if stop.is_set():
         log.warning("interrupted; the same command goes on with what is left")
         return INTERRUPTED
-    return 1 if left else 0
+    return 0 if summarized and len(outcome.done_now) == len(outcome.jobs) else 1

@@ -11,19 +11,21 @@ import math
 import os
 import secrets
 import signal
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from threading import Event
 from typing import Any
 
 import torch
 
-from xsvggt_ros.batch.recordings import Job, Record, read_record
+from xsvggt_ros.batch.recordings import Job, Record, read_record, remove
+from xsvggt_ros.batch.summary import readable
 from xsvggt_ros.batch.worker import Cause, Failure, Worker
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.memory import MIB
@@ -31,6 +33,8 @@ from xsvggt_ros.model.loading import weight_nbytes, without_numbers
 from xsvggt_ros.replay.sources import Reading
 from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.threads import POLICY
+
+log = logging.getLogger(__name__)
 
 # Of a Ray that is only for this command: it tells nobody of its use, listens on loopback alone (that is the variable of
 # other systems, obeyed on each), and only to who has the token.
@@ -60,19 +64,26 @@ def check_installed() -> None:
         raise ValueError('batch needs Ray: pip install "xsvggt_ros[batch]"')
 
 
+def _check_command_line() -> None:
+    """Ray notes it, and takes no bytes that are no UTF-8."""
+    for word in sys.argv:
+        if (name := readable(word)) != word:
+            raise ValueError(f"Ray takes no name that is not UTF-8: rename {name}, or give a link to it")
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[Any]:
     """Ray, at an address or, without one, of this command's own, of which nothing is left afterwards.
 
     Raises OSError or ValueError, with the reason, where that is not to be had.
     """
+    _check_command_line()
     with ExitStack() as stack:
         where: dict[str, Any] = {"address": address}
         if address is None:
             os.environ.update(ENVIRONMENT, RAY_AUTH_TOKEN=secrets.token_hex(32))  # read as Ray is imported
-            folder = stack.enter_context(
-                TemporaryDirectory(prefix="xsvggt_ray_", dir=FOLDERS, ignore_cleanup_errors=True)
-            )
+            folder = mkdtemp(prefix="xsvggt_ray_", dir=FOLDERS)
+            stack.callback(remove, Path(FOLDERS), Path(folder).name)
             where = dict(address="local", include_dashboard=False, object_store_memory=OBJECTS, _temp_dir=folder)
             where["num_gpus"] = torch.cuda.device_count()
         elif "://" in address:
@@ -144,7 +155,7 @@ def employed(
         scheduling_strategy="SPREAD",
         runtime_env={"env_vars": {POLICY: os.environ[POLICY], "OMP_NUM_THREADS": str(threads)}},
     )
-    fleet = Fleet(ray, lambda: actor.remote(config, reading, output), output, jobs)
+    fleet = Fleet(ray, lambda: actor.remote(config, reading, output, threads), output, jobs)
     return fleet, min(room(nodes, share), len(jobs), most or len(jobs))
 
 
@@ -202,11 +213,11 @@ class Fleet:
         del self._calls[call]
         if job:
             settled = self._settled(job, said)
-        else:
-            self._count_start(said)
+        elif not isinstance(said, Failure):
+            self._failed_starts = 0
         if isinstance(said, Failure) and said.cause is Cause.PLACE:
             self._ray.kill(worker)
-            if self._waiting:
+            if self._waiting and (job or self._may_start(said.reason)):
                 self._start()
         elif self._waiting:
             self._employ(worker, self._waiting.popleft())
@@ -219,10 +230,15 @@ class Fleet:
         call = worker.replay.options(num_returns="streaming").remote(job, self._tries[job.name])
         self._calls[call] = worker, job
 
-    def _count_start(self, failure: Failure | None) -> None:
-        self._failed_starts = self._failed_starts + 1 if failure else 0
-        if failure and self._failed_starts == MOST_FAILED_STARTS:
-            raise OSError(f"workers end as they start: {failure.reason}")
+    def _may_start(self, reason: str) -> bool:
+        """Whether another worker, after one that ended as it started. Raises OSError if none is left that works."""
+        self._failed_starts += 1
+        if self._failed_starts < MOST_FAILED_STARTS:
+            return True
+        if not any(job for _, job in self._calls.values()):
+            raise OSError(f"workers end as they start: {reason}")
+        log.warning("workers end as they start (%s): the others go on", reason)
+        return False
 
     def _settled(self, job: Job, said: Record | Failure) -> Again | Record | Failure:
         """What becomes of a recording after a worker's last word on it."""

@@ -10,12 +10,13 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.replay.sources import Reading
@@ -25,6 +26,8 @@ RECORD, PREVIEW = "batch.json", "preview.jpg"  # in a recording's folder, beside
 TABLE, PAGE = "summary.csv", "summary.html"
 UNFINISHED = ".{name}.{attempt}.unfinished"
 LOCK = ".batch.lock"
+THREADS = 1  # of a process, unless it is told otherwise
+ENDING_S = 1.0  # in which processes that were ended may still write
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,10 @@ def read_record(folder: Path) -> Record | None:
         raise ValueError(f"{folder / RECORD} is not as a batch writes it ({error}): remove {folder}") from error
 
 
-def settings_of(config: NodeConfig, reading: Reading) -> dict[str, Any]:
+def settings_of(config: NodeConfig, reading: Reading, threads: int = THREADS) -> dict[str, Any]:
     """What outputs depend on beside the recording, as far as it is not at its default."""
-    given, defaults = (values(c) | asdict(r) for c, r in ((config, reading), (NodeConfig(), Reading())))
+    both = (config, reading, threads), (NodeConfig(), Reading(), THREADS)
+    given, defaults = (values(c) | asdict(r) | {"threads": n} for c, r, n in both)
     return {name: value for name, value in given.items() if value != defaults[name]}
 
 
@@ -78,28 +82,43 @@ def output_of_one_batch(output: Path) -> Iterator[None]:
     made = not output.exists()
     try:
         output.mkdir(parents=True, exist_ok=True)
-        lock = (output / LOCK).open("w")
+        lock = _locked(output / LOCK)
+    except BlockingIOError:
+        raise ValueError(f"another batch writes into {output}: wait for it, or choose another folder") from None
     except OSError as error:
         raise ValueError(f"cannot write into {output}: {error.strerror}; choose another output folder") from error
+    unfinished = UNFINISHED.format(name="*", attempt="*")
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another batch writes into {output}: wait for it, or choose another folder") from None
-        try:
-            _remove_unfinished(output)  # of a batch that was killed
+            remove(output, unfinished)  # of a batch that was killed
             yield
         finally:
-            _remove_unfinished(output)
-            (output / LOCK).unlink()
+            remove(output, unfinished)
+            (output / LOCK).unlink(missing_ok=True)
             if made:
                 with suppress(OSError):  # something is in it
                     output.rmdir()
 
 
-def _remove_unfinished(output: Path) -> None:
-    for folder in output.glob(UNFINISHED.format(name="*", attempt="*")):
-        shutil.rmtree(folder, ignore_errors=True)
+def _locked(path: Path) -> TextIO:
+    """That file, which nobody else has while it is open. Raises BlockingIOError if somebody has it."""
+    while True:
+        with ExitStack() as stack:
+            file = stack.enter_context(path.open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samefile(path, file.fileno()):  # whoever had it has not removed it meanwhile
+                    stack.pop_all()
+                    return file
+
+
+def remove(folder: Path, pattern: str) -> None:
+    """Removes the folders of that name, even if a process that was just ended still writes there."""
+    end = time.monotonic() + ENDING_S
+    while (left := [*folder.glob(pattern)]) and time.monotonic() < end:
+        for path in left:
+            shutil.rmtree(path, ignore_errors=True)
+        time.sleep(0.02)
 
 
 def plan(inputs: list[Path], output: Path, settings: dict[str, Any]) -> tuple[list[Job], dict[str, Record]]:

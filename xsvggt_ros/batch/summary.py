@@ -57,10 +57,15 @@ class Row:
 
 
 def write_summary(output: Path, outcome: Outcome) -> None:
-    """Both files. Raises OSError, and leaves them as they were, if they cannot be written."""
+    """Both files. Raises OSError if one cannot be written, which is as it was then."""
     rows = list(_rows(outcome))
-    write_whole(output / TABLE, _csv(rows).encode())
-    write_whole(output / PAGE, _html(output, rows).encode())
+    write_whole(output / TABLE, readable(_csv(rows)).encode())
+    write_whole(output / PAGE, readable(_html(output, rows)).encode())
+
+
+def readable(text: str) -> str:
+    """What of a file's name is no UTF-8, escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _rows(outcome: Outcome) -> Iterator[Row]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xsvggt_ros.batch.recordings import PREVIEW, UNFINISHED, Job, Record, settings_of
+from xsvggt_ros.batch.recordings import PREVIEW, THREADS, UNFINISHED, Job, Record, settings_of
 from xsvggt_ros.config import NodeConfig, StreamConfig
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.memory import give_back
@@ -26,7 +26,7 @@ from xsvggt_ros.model import StreamVGGT, load_model
 from xsvggt_ros.pictures import DEPTH_COLOURS, false_colour, shown_range
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.replay.command import Replay, opened
-from xsvggt_ros.replay.files import DiskFull, explained
+from xsvggt_ros.replay.files import FULL
 from xsvggt_ros.replay.sources import Reading
 from xsvggt_ros.segments import SegmentedStream
 
@@ -58,10 +58,11 @@ class NoStream(Exception):
 class Worker:
     """Its model is loaded for the first recording, and stays."""
 
-    def __init__(self, config: NodeConfig, reading: Reading, output: Path) -> None:
+    def __init__(self, config: NodeConfig, reading: Reading, output: Path, threads: int = THREADS) -> None:
         self._config = config
         self._reading = reading
         self._output = output
+        self._threads = threads
         self._model: StreamVGGT | None = None
 
     def ready(self) -> None:
@@ -75,24 +76,27 @@ class Worker:
             yield from self._replay(job, folder)
         except NoStream as error:
             failure = Failure(Cause.SETTINGS, str(error))
-        except DiskFull as error:
-            said = getattr(error.__cause__, "strerror", "")
-            failure = Failure(
-                Cause.DISK, f"the disk of {self._output} is full ({said}): free space, and start it again"
-            )
-        except ValueError as error:
-            failure = Failure(Cause.RECORDING, str(error))
-        except (OSError, MemoryError) as error:
-            failure = Failure(Cause.PLACE, str(error))
+        except (ValueError, OSError, MemoryError) as error:
+            failure = self._failure(error)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             give_back()
         if failure:  # said last: it may be the end of this process
             yield failure
 
+    def _failure(self, error: Exception) -> Failure:
+        """An error of the system is to blame even where a ValueError puts it into words."""
+        systems = (e for e in (error, error.__cause__) if isinstance(e, OSError) and e.errno)
+        system = next(systems, None)
+        if system and system.errno in FULL:
+            said = f"the disk of {self._output} is full ({system.strerror}): free space, and start it again"
+            return Failure(Cause.DISK, str(error) if isinstance(error, ValueError) else said)
+        itself = isinstance(error, ValueError) and not system
+        return Failure(Cause.RECORDING if itself else Cause.PLACE, str(error))
+
     def _replay(self, job: Job, folder: Path) -> Iterator[int | Record]:
         preview = Preview()
-        with Warnings() as warnings, explained(self._output):
+        with Warnings() as warnings:
             with opened(job.recording, self._reading, folder, self._config, self._new_stream) as replay:
                 began = told = time.monotonic()
                 for answer in replay.answers(Event()):
@@ -117,7 +121,7 @@ class Worker:
     def _record(self, job: Job, replay: Replay, seconds: float, warnings: list[str]) -> Record:
         return Record(
             recording=str(job.recording),
-            settings=settings_of(self._config, self._reading),
+            settings=settings_of(self._config, self._reading, self._threads),
             frames=replay.files.frames,
             skipped=len(replay.skipped),
             worlds=replay.status.images.resets + 1,
