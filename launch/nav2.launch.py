@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stream node as Nav2's depth camera, started and stopped by a lifecycle manager of its own; docs/nav2.md.
 
-All arguments of stream.launch.py are arguments here too; some have other defaults.
+The arguments of stream.launch.py are arguments here too, but for MANAGERS; some have other defaults.
 """
 
 from pathlib import Path
@@ -24,6 +24,7 @@ DEFAULTS = {
     "publish_tf": ("false", "Whether to send the pose to /tf, where base_frame has a parent already."),
     "dense": ("subscribed", "When depth is computed."),
 }
+MANAGERS = {"autostart": "false", "respawn": "false"}  # without a bond it would not configure what started again
 MANAGED = {
     "autostart": True,
     "node_names": ["stream"],
@@ -36,7 +37,7 @@ def generate_launch_description() -> LaunchDescription:
     arguments = [
         DeclareLaunchArgument(name, default_value=d, description=about) for name, (d, about) in DEFAULTS.items()
     ]
-    stream = IncludeLaunchDescription(str(STREAM), launch_arguments={"autostart": "false"}.items())
+    stream = IncludeLaunchDescription(str(STREAM), launch_arguments=MANAGERS.items())
     manager = Node(
         package="nav2_lifecycle_manager",
         executable="lifecycle_manager",

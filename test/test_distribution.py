@@ -35,6 +35,13 @@ class CvBridge:
 
     imgmsg_to_cv2 = cv2_to_imgmsg
 """
+FOREIGN_BRIDGE = """
+import sys
+
+sys.stderr.write("A module that was compiled using NumPy 1.x cannot be run")
+raise SystemError("initialization of cv_bridge_boost raised unreported exception")
+"""
+WAITS = "import time; time.sleep(60)"
 DECODES = """
 from types import SimpleNamespace
 from xsvggt_ros.messages.decode import decode_image
@@ -101,12 +108,22 @@ def test_images_are_read_as_by_cv_bridge(encoding, channels):
     np.testing.assert_array_equal(image_to_cvimage(msg, "rgb8"), theirs)
 
 
-@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="needs numpy 2")
-def test_a_cv_bridge_that_ends_the_process_is_left_alone(tmp_path):
-    """As one does that was built for numpy 1: its first conversion is a segmentation fault."""
-    (tmp_path / "cv_bridge.py").write_text(BROKEN_BRIDGE)
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    subprocess.run([sys.executable, "-c", DECODES], env=os.environ | {"PYTHONPATH": path}, check=True)
+@pytest.mark.parametrize("bridge", [BROKEN_BRIDGE, FOREIGN_BRIDGE])
+def test_a_cv_bridge_for_another_numpy_is_left_alone(bridge, tmp_path):
+    """Built for numpy 1 it ends the process at its first conversion, or says so and fails as it is imported."""
+    (tmp_path / "cv_bridge.py").write_text(bridge)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    tried = subprocess.run([sys.executable, "-c", DECODES], env=environment, capture_output=True, text=True)
+    assert tried.returncode == 0, tried.stderr
+    assert "compiled" not in tried.stderr
+
+
+def test_a_cv_bridge_that_never_answers_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "cv_bridge.py").write_text(WAITS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(libraries, "PROBE_S", 0.5)
+    assert libraries._cv_bridge() is None
 
 
 # --- transforms -------------------------------------------------------------------------------------

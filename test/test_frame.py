@@ -2,6 +2,7 @@
 """Whose memory the arrays of a frame are, and how a frame shows itself."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,16 @@ def test_the_cloud_is_seen_from_the_right_and_above():
     row, column = np.argwhere((picture == (255, 0, 0)).all(-1)).mean(axis=0)
     assert row > 35 and column < 34
     assert (picture == 0).all(-1).sum() > 1000 and (picture == 255).all(-1).any()  # the wall, and what lies beside it
+
+
+def test_points_that_are_none_leave_the_others_in_the_cloud():
+    depth = np.full((40, 40), 2.0, np.float32)
+    whole = synthetic(depth=depth, image=np.zeros((40, 40, 3), np.uint8))
+    some = depth.copy()
+    some[:3, :3] = [np.nan, np.inf, -np.inf]
+    shown = [np.asarray(replace(whole, depth=d).cloud_image()) for d in (depth, some, depth * np.nan)]
+    black = [(picture == 0).all(-1).sum() for picture in shown]
+    assert 0.8 * black[0] < black[1] <= black[0] and black[2] == 0
 
 
 def test_a_notebook_shows_what_there_is(steps):

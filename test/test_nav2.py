@@ -54,6 +54,12 @@ def test_numbers_have_the_type_that_nav2_declares():
     assert type(constant("MANAGED")["bond_timeout"]) is float and type(constant("MANAGED")["service_timeout"]) is float
 
 
+def test_a_node_that_the_manager_starts_does_not_start_itself_nor_come_again():
+    assert constant("MANAGERS") == {"autostart": "false", "respawn": "false"}
+    launch_file = (ROOT / "launch" / "nav2.launch.py").read_text()
+    assert "IncludeLaunchDescription(str(STREAM), launch_arguments=MANAGERS.items())" in launch_file
+
+
 def test_the_launch_file_asks_for_all_that_obstacles_need():
     defaults = {name: default for name, (default, _) in constant("DEFAULTS").items()}
     known = {setting.name: setting for setting in settings(NodeConfig)}

@@ -11,7 +11,7 @@ from support.frames import frame
 
 from xsvggt_ros.config import NodeConfig, ObstacleConfig
 from xsvggt_ros.geometry import R_WORLD_OPTICAL, intrinsic_matrix, inverse, rigid, unproject
-from xsvggt_ros.obstacles import Pace, obstacle_points, sight_ends, why_no_obstacles
+from xsvggt_ros.obstacles import Pace, _voxels, obstacle_points, sight_ends, why_no_obstacles
 from xsvggt_ros.settings import changed
 
 HEIGHT, SIZE = 0.5, (96, 128)  # of the camera above the floor; of its image
@@ -84,6 +84,13 @@ def test_every_voxel_gives_one_of_its_points_whatever_the_resolution():
             counts.append(len(np.unique(cells, axis=0)))
             assert len(points) - counts[-1] <= 0.001 * len(points)  # float32 beside a voxel's edge
         assert counts[1] == pytest.approx(counts[0], rel=0.5)
+
+
+def test_voxels_are_told_apart_where_there_are_more_than_32_bits_count():
+    """The first two have numbers that are 2**32 apart, which numpy 1 does not count to unless it is asked to."""
+    cells = np.array([[0, 0, 0], [8, 0, 0], [0, 2**15 - 1, 2**14 - 1]], np.float32)
+    points = _voxels(cells.T / 2, np.eye(4), 0.5)
+    assert sorted(map(tuple, points)) == sorted(map(tuple, cells / 2))
 
 
 def test_a_post_as_wide_as_a_voxel_is_seen_at_the_greatest_range_in_a_large_image():

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from functools import cache
 from importlib import metadata
 from itertools import chain
@@ -149,8 +150,9 @@ def is_named(distribution, file):
 
 
 def test_rosdep_keys_in_package_xml_are_in_use():
-    (_, optional), running = pip_requirements(), running_packages()
-    used = {key for module, (name, key) in PYTHON_PACKAGES.items() if module not in running or name not in optional}
+    """Of all that the package needs, and of what the tests import, though the package goes on without."""
+    (required, _), tested = pip_requirements(), set(map(python_package, imported("test")))
+    used = {key for module, (name, key) in PYTHON_PACKAGES.items() if module in tested or name in required}
     assert {name for name in dependencies() if name.startswith("python3-")} == used - {""}
 
 
@@ -187,7 +189,7 @@ def test_rviz_shows_the_world_frame_and_opens_on_what_matters():
     shown = {display.get("Topic", {}).get("Value", "") for display in displays.values() if display["Enabled"]}
     opening = ("path", "odometry", "keyframes", "points", "rgb/image", "depth/image")
     assert shown == {"", *(f"/stream/{topic}" for topic in opening)}
-    assert displays["TF"]["Enabled"] and displays["Points"]["Decay Time"] > 0
+    assert displays["TF"]["Enabled"] and 0 < displays["Points"]["Decay Time"] <= 3  # seconds of clouds
     # Best effort, a cloud above 512 KiB never arrives: Fast DDS cuts it into datagrams and loses some.
     assert {d["Topic"]["Reliability Policy"] for d in displays.values() if "Topic" in d} == {"Reliable"}
     assert all(display["Value"] == display["Enabled"] for display in displays.values())
@@ -238,6 +240,12 @@ subscription = node.create_subscription(Image, "image", print, 1)
     environment = os.environ | {"ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF"}
     run = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
     assert "rcutils" not in run.stderr
+
+
+def test_what_git_ignores_is_kept_from_the_container_too():
+    ignored, kept = ((ROOT / name).read_text().split() for name in (".gitignore", ".dockerignore"))
+    patterns = [pattern.removeprefix("**/") for pattern in kept]
+    assert not [name for name in ignored if not any(fnmatch(name.rstrip("/"), pattern) for pattern in patterns)]
 
 
 def test_the_container_is_made_of_what_is_there():

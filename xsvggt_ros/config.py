@@ -542,7 +542,8 @@ class NodeConfig(Checked):
     )
     map_frame: str = setting(
         "map",
-        "Parent of world_frame: streams of segments say there what of the way is corrected when a place is seen again.",
+        "Parent of world_frame: there segments say what of the way is corrected when a place is seen again, and "
+        "continue_odom where a world began; with publish_map false the frame is another node's.",
         frame=True,
     )
     continue_odom: bool = setting(
@@ -560,7 +561,7 @@ class NodeConfig(Checked):
     publish_map: bool = setting(
         True,
         "Send map_frame -> world_frame there too, where segments or continue_odom make one; false: another node does "
-        "(AMCL, a SLAM), as a frame has one parent.",
+        "(AMCL, a SLAM), as a frame has one parent, and ~/keyframes, in our own map, are left out.",
         live=True,
     )
     invert_tf: bool = setting(

@@ -33,10 +33,10 @@ class Pace:
     """Says of which frames to make a cloud, so that there are `rate` of them in a second of their stamps."""
 
     def __init__(self) -> None:
-        self._newest_ns = self._last_ns = -math.inf  # of all frames; when the last cloud was due
+        self._newest_ns = self._last_ns = -math.inf  # of these frames; when the last cloud was due
 
     def due(self, stamp_ns: int, rate: float) -> bool:
-        """Whether it is time for one; asked once for each frame, in order. A stamp that goes back begins anew."""
+        """Whether it is time for one; asked of each frame with depth, in order. A stamp that goes back begins anew."""
         period_ns = 1e9 / rate
         if stamp_ns < self._newest_ns:
             self._last_ns = -math.inf
@@ -127,7 +127,7 @@ def _voxels(points_cam: Points, T_base_cam: Array, size: float) -> Points:
     corner = np.floor(points.min(1, initial=np.inf, keepdims=True) / size) * size
     cells = ((points - corner.astype(np.float32)) * np.float32(1 / size)).astype(np.int32)  # from 0 on
     sides = cells.max(1, initial=0).astype(np.int64) + 1
-    number = (cells[0] * sides[1] + cells[1]) * sides[2] + cells[2]
+    number = (cells[0].astype(np.int64) * sides[1] + cells[1]) * sides[2] + cells[2]  # numpy 1 would stay in 32 bits
     new = np.flatnonzero(np.diff(number, prepend=-1))  # neighbours mostly share one: that leaves little to sort
     _, first = np.unique(number[new], return_index=True)
     return np.ascontiguousarray(points[:, new[first]].T)

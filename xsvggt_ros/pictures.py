@@ -38,11 +38,12 @@ def false_colour(values: NDArray[np.floating], low: float, high: float, colours:
 def cloud(points: NDArray[np.float32], colours: NDArray[np.uint8], intrinsics: Array) -> NDArray[np.uint8]:
     """RGB [h, w, 3] of a camera's points [h, w, 3], in its optical frame, seen from beside and above it, on white.
 
-    colours: RGB uint8 [h, w, 3]; intrinsics [3, 3] in pixels of both pictures.
+    colours: RGB uint8 [h, w, 3]; intrinsics [3, 3] in pixels of both pictures. Points that are not finite are left out.
     """
     height, width = points.shape[:2]
-    flat = points.reshape(-1, 3)
-    middle = np.median(flat, axis=0)
+    finite = np.isfinite(points).all(-1)
+    flat, colours = points[finite], colours[finite]
+    middle = np.median(flat, axis=0) if len(flat) else np.zeros(3)
     turned = (flat - middle) @ Rotation.from_euler("yx", TURN_DEG, degrees=True).as_matrix().T
     seen = turned + FARTHER * middle
     order = np.argsort(-seen[:, 2])  # the nearest is drawn last
@@ -53,7 +54,7 @@ def cloud(points: NDArray[np.float32], colours: NDArray[np.uint8], intrinsics: A
     for offset in np.ndindex(DOT, DOT):
         column, row = (corner + offset).T
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        picture[row[inside].astype(int), column[inside].astype(int)] = colours.reshape(-1, 3)[order[inside]]
+        picture[row[inside].astype(int), column[inside].astype(int)] = colours[order[inside]]
     return picture
 
 

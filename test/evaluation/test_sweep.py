@@ -3,6 +3,7 @@
 
 import csv
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -164,6 +165,16 @@ def test_tables_and_picture(tmp_path):
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
 
 
+KINDS = ("--tracks", "--obstacles", "--enlarge", "--sweep", "--long lap")
+
+
+@pytest.mark.parametrize("flags", [*combinations(KINDS, 2)])
+def test_one_kind_of_evaluation_is_made_at_a_time(flags, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["eval", *" ".join(flags).split()])
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_command_with_processes(tmp_path, capsys):
     arguments = ["eval", "--sweep", "--seeds", "0:2", "--frames", "4", "--workers", "2", "--output", str(tmp_path)]
@@ -184,6 +195,10 @@ def test_command_with_processes(tmp_path, capsys):
         ("--sweep --output o --workers 0", "workers must be at least 1"),
         ("--frames 0", "frames, stride and workers must be at least 1"),
         ("tum", "give its folder as ROOT"),
+        ("--obstacles --points", "--obstacles does not go by all that is given: leave --points, --output, --align out"),
+        ("--tracks --track_groups 1 --output o", "--tracks does not go by all that is given: leave --points, --output"),
+        ("--enlarge --fov 90", "leave DATASET, ROOT, --stride, --points, --fov, --align, --output out"),
+        ("--long lap --output o --align none", "--long does not go by all that is given"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(arguments, message, capsys, tmp_path, monkeypatch):

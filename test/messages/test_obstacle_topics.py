@@ -12,6 +12,7 @@ from support.mounted import T_BASE_CAM
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.geometry import inverse
+from xsvggt_ros.messages import topics
 from xsvggt_ros.messages.decode import decode_depth, stamp_ns
 from xsvggt_ros.messages.topics import COMPRESSED, OBSTACLES, TOPICS, FrameMessages, outputs
 from xsvggt_ros.obstacles import obstacle_points, sight_ends
@@ -80,7 +81,9 @@ def test_they_come_at_their_own_rate_and_not_without_depth(message_class, frame)
     made = [clouds(messages, frame, config, stamp) for stamp in stamps]
     assert sum(map(bool, made)) == 10
     pose_only = replace(frame, status=replace(frame.status, dense=False))
-    assert not clouds(FrameMessages(message_class), pose_only, config)
+    messages = FrameMessages(message_class)
+    assert not clouds(messages, pose_only, config)
+    assert clouds(messages, frame, config, STAMP + 10**9 // 30)  # the turn was not taken by one without depth
 
 
 def test_both_libraries_write_the_same_clouds(frame):
@@ -142,6 +145,13 @@ def test_compressed_depth_is_what_its_transport_decodes(message_class, frame, en
     assert 0.4 < known.mean() < 1 and np.array_equal(np.isfinite(depth), known)
     step = frame.depth**2 / 10_100 if encoding == "32FC1" else 0.001  # half of one is the error
     assert (np.abs(depth - frame.depth)[known] <= 0.55 * np.broadcast_to(step, depth.shape)[known]).all()
+
+
+def test_depth_is_made_once_for_both_of_its_topics(message_class, frame, monkeypatch):
+    asked, make = [], topics.sure_depth
+    monkeypatch.setattr(topics, "sure_depth", lambda *args: asked.append(args) or make(*args))
+    made = convert(FrameMessages(message_class), frame, configured(compressed_depth=True))
+    assert {"~/depth/image", DEPTH_PNG} <= made.keys() and len(asked) == 1
 
 
 def test_compressed_depth_is_made_where_it_is_asked_for(message_class, frame):

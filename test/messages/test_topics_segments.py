@@ -49,6 +49,7 @@ def test_keyframes_are_listed_only_with_segments():
     assert outputs(NodeConfig()) == TOPICS
     assert outputs(on) == TOPICS | KEYFRAMES
     assert outputs(changed(on, {"track_groups": 1})) == TOPICS | TRACKS | KEYFRAMES
+    assert outputs(changed(on, {"publish_map": False})) == TOPICS
 
 
 def test_tf_has_map_to_odom_beside_the_pose_only_with_segments(message_class, frame):
@@ -75,8 +76,10 @@ def test_frames_are_named_as_the_settings_say_and_no_tf_is_none(message_class, f
     assert [names(each) for each in made["/tf"].transforms] == [("drift", "lens"), ("building", "drift")]
     assert made["~/keyframes"].header.frame_id == "building"
     assert made["~/odometry"].header.frame_id == made["~/path"].header.frame_id == "drift"
-    (alone,) = made_of(message_class, placed_of(frame), publish_map=False)["/tf"].transforms
+    made = made_of(message_class, placed_of(frame), publish_map=False)
+    (alone,) = made["/tf"].transforms
     assert names(alone) == ("odom", "lens")
+    assert "~/keyframes" not in made  # the map is another node's
     made = made_of(message_class, placed_of(frame), publish_tf=False)
     assert "/tf" not in made and "~/keyframes" in made
 

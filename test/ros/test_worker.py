@@ -15,11 +15,12 @@ from support.messages import SCALE, place, rclpy_class
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.frame import Frame
-from xsvggt_ros.messages.topics import DEPTH, IMAGE, TOPICS
+from xsvggt_ros.messages.topics import COMPRESSED, DEPTH, IMAGE, OBSTACLES, TOPICS, TRACKS
 from xsvggt_ros.pipeline import Answer, Arrival
 from xsvggt_ros.ros import worker as module
 from xsvggt_ros.ros.load_shedding import LEVELS, RECENT
 from xsvggt_ros.ros.worker import Worker
+from xsvggt_ros.settings import changed
 from xsvggt_ros.status import Status, StepStatus
 
 PATIENCE_S = 30.0
@@ -172,15 +173,21 @@ def test_a_frame_says_at_which_level_it_was_made_and_the_next_is_made_at_the_new
 
 def test_depth_is_asked_for_where_it_always_is_and_where_someone_listens(outside):
     outside.gate.set()
-    for number, (dense, topics) in enumerate(
-        [("always", {"/tf"}), ("subscribed", {"/tf", "~/depth/camera_info"}), ("subscribed", {"~/tracks"})]
-    ):
-        outside.settings.config = NodeConfig(queue="all", dense=dense)
+    cases = [
+        ("always", {"/tf"}, {}),
+        ("subscribed", {"/tf", "~/depth/camera_info"}, {}),
+        ("subscribed", {"~/tracks"}, {"track_groups": 1}),
+        ("subscribed", {"~/depth/image/compressedDepth"}, {"compressed_depth": True}),
+        ("subscribed", {*TRACKS, *COMPRESSED, *OBSTACLES}, {}),  # which are not published
+        ("subscribed", {"~/points"}, {}),
+    ]
+    for number, (dense, topics, changes) in enumerate(cases):
+        outside.settings.config = changed(NodeConfig(queue="all", dense=dense), changes)
         outside.listened.clear()
         outside.listened.update(topics)
         outside.put(number)
         until(lambda done=number: len(outside.statuses) > done)
-    assert outside.pipeline.dense == [True, False, True]
+    assert outside.pipeline.dense == [True, False, True, True, False, True]
 
 
 def test_other_messages_do_not_wait(outside):

@@ -40,3 +40,4 @@ class _Absent:
 
 def hide_ros() -> None:
     sys.meta_path.insert(0, _Absent())
+    sys.modules["cv_bridge"] = None  # what asks whether there is one, is told so

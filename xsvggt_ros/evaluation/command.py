@@ -79,6 +79,15 @@ POINTS: Columns = {
     "completeness": ("Comp", ".4f"),
     "normal_consistency": ("NC", ".4f"),
 }
+# What a kind of evaluation does not go by: a flag that would be ignored is refused.
+NOT_OF_OWN_ROOMS = ("dataset", "root", "stride", "points", "fov", "align")
+NOT_OF = {
+    "tracks": ("points", "output", "align"),
+    "obstacles": ("points", "output", "align"),
+    "enlarge": (*NOT_OF_OWN_ROOMS, "output"),
+    "sweep": NOT_OF_OWN_ROOMS,
+    "long": NOT_OF_OWN_ROOMS,
+}
 TRACKS = {"error": "error [px]", "delta_average": "delta average", "occlusion_accuracy": "occlusion accuracy"}
 COST: Columns = {"cache_mib": ("MiB", ".2f"), "step_ms": ("ms", ".1f")}
 
@@ -97,21 +106,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--points", action="store_true", help="errors of the point cloud too, which takes a while")
     parser.add_argument(
-        "--tracks",
-        action="store_true",
-        help="instead, how well points are followed, beside optical flow; needs track_groups above 0",
-    )
-    parser.add_argument(
-        "--obstacles",
-        action="store_true",
-        help="instead, how right the node's obstacles for a costmap are in rooms, with and without what filters them",
-    )
-    parser.add_argument(
         "--frames", type=int, metavar="N", help=f"most of a sequence (default: all; of synthetic rooms {ROOM_FRAMES})"
     )
     parser.add_argument("--stride", type=int, default=1, metavar="K", help="use every K-th frame (default: 1)")
+    _add_kinds(parser)
     _add_room_arguments(parser)
     add_settings(parser, SETTINGS)
+
+
+def _add_kinds(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_argument_group("instead of these errors, one of").add_mutually_exclusive_group()
+    kinds.add_argument(
+        "--tracks",
+        action="store_true",
+        help="how well points are followed, beside optical flow; needs track_groups above 0",
+    )
+    kinds.add_argument(
+        "--obstacles",
+        action="store_true",
+        help="how right the node's obstacles for a costmap are in rooms, with and without what filters them",
+    )
+    kinds.add_argument(
+        "--enlarge",
+        action="store_true",
+        help="what depth of the network's resolution loses on its way to that of images of 640x480, by the way of "
+        "output.resolution and by others, in synthetic rooms",
+    )
+    kinds.add_argument(
+        "--sweep",
+        action="store_true",
+        help="every policy, budget and number of bits on synthetic rooms, unaligned, into DIR; streams that are done "
+        "there are not made again",
+    )
+    kinds.add_argument(
+        "--long",
+        choices=KINDS,
+        help="streams of segments and one cache of the same bytes in synthetic rooms, into DIR: drift over many "
+        "frames; a lap that comes back to its start; a second room that looks like the first; endless: segments alone",
+    )
 
 
 def _add_room_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,27 +165,9 @@ def _add_room_arguments(parser: argparse.ArgumentParser) -> None:
     )
     rooms.add_argument("--motion", choices=MOTIONS, default="robot", help="of the camera (default: %(default)s)")
     rooms.add_argument(
-        "--enlarge",
-        action="store_true",
-        help="instead, what depth of the network's resolution loses on its way to that of images of 640x480, by the "
-        "way of output.resolution and by others",
-    )
-    rooms.add_argument(
-        "--sweep",
-        action="store_true",
-        help="compare every policy, budget and number of bits on these rooms, unaligned, into DIR; streams that are "
-        "done there are not made again",
-    )
-    rooms.add_argument(
         "--rows",
         metavar="REGEX",
         help="of a sweep, only rows whose name, budget and bits it is found in (default: all)",
-    )
-    rooms.add_argument(
-        "--long",
-        choices=KINDS,
-        help="compare streams of segments with one cache of the same bytes, into DIR: drift over many frames; a lap "
-        "that comes back to its start; a second room that looks like the first; endless: segments alone",
     )
     rooms.add_argument("--shape", choices=SHAPES, help="with --long: of the rooms (default: room)")
     rooms.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core; GPU: 1)")
@@ -176,6 +190,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--rows chooses rows of a sweep: add --sweep")
     if args.shape and not args.long:
         raise ValueError("--shape is for long streams: add --long")
+    _check_kind(args)
     if args.long:
         frames = args.frames or KINDS[args.long]
         _long(Long(config, args.long, frames, args.rate, args.motion, args.shape or "room"), args)
@@ -206,9 +221,15 @@ def _seeds(text: str) -> range:
     return seeds
 
 
+def _check_kind(args: argparse.Namespace) -> None:
+    """Raises ValueError for a flag that the kind of evaluation does not go by."""
+    for kind, foreign in NOT_OF.items():
+        if getattr(args, kind) and any(getattr(args, name) != args.parser.get_default(name) for name in foreign):
+            flags = (name.upper() if name in ("dataset", "root") else f"--{name}" for name in foreign)
+            raise ValueError(f"--{kind} does not go by all that is given: leave {', '.join(flags)} out")
+
+
 def _check_sweep(args: argparse.Namespace, given: dict[str, Any]) -> None:
-    if args.dataset != ROOMS or args.root or args.stride != 1 or args.points or args.fov != FIELD_OF_VIEW:
-        raise ValueError("a sweep is made on synthetic rooms: leave DATASET, ROOT, --stride, --points and --fov out")
     if args.output is None:
         raise ValueError("a sweep needs a folder to write into: add --output DIR")
     if set_by_sweep := [name for name in given if name.startswith("cache.")]:
@@ -223,10 +244,6 @@ def _sweep(sweep: Sweep, args: argparse.Namespace) -> None:
 
 
 def _long(long: Long, args: argparse.Namespace) -> None:
-    if args.dataset != ROOMS or args.root or args.stride != 1 or args.points or args.sweep or args.tracks:
-        raise ValueError(
-            "--long makes its own streams: leave DATASET, ROOT, --stride, --points, --sweep and --tracks out"
-        )
     if args.output is None:
         raise ValueError("long streams need a folder to write into: add --output DIR")
     found = run_long(long, args.seeds, args.output, args.workers)
@@ -326,19 +343,13 @@ def _evaluate_obstacles(args: argparse.Namespace, config: StreamConfig) -> None:
         raise ValueError("--obstacles is for rooms, whose floor is known: leave DATASET out, or give rooms and ROOT")
     sequences, count = _sequences(args)
     stream = SegmentedStream(config)
-    found = [
-        obstacle_shares(stream, each) for each in tqdm(sequences, total=count, unit="sequence", leave=False)
-    ]  # fmt: skip
+    progress = tqdm(sequences, total=count, unit="sequence", leave=False)
+    found = [obstacle_shares(stream, each) for each in progress]
     print(f"`{_command()}`: {len(found)} rooms.\n\n{obstacle_table(found)}")
 
 
 def _enlarge(args: argparse.Namespace, config: StreamConfig) -> None:
     """Prints a table."""
-    if args.dataset != ROOMS or args.root or args.stride != 1 or args.points or args.output or args.sweep:
-        raise ValueError(
-            "--enlarge renders its own rooms and prints a table: leave DATASET, ROOT, --stride, --points, --sweep and "
-            "--output out"
-        )
     width = config.image_width or MODELS[config.model].image_size
     found = losses(args.seeds, args.frames or ROOM_FRAMES, args.rate, args.motion, width)
     print(f"`{_command()}`\n\n{enlarging_table(found)}")

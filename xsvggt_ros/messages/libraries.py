@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import Any
-
-import numpy as np
 
 try:
     from sensor_msgs_py.point_cloud2 import create_cloud
@@ -20,18 +19,19 @@ from cv_bridge import CvBridge
 bridge = CvBridge()
 bridge.imgmsg_to_cv2(bridge.cv2_to_imgmsg(np.zeros((1, 1), np.uint8), "mono8"), "rgb8")
 """
+PROBE_S = 60.0  # that it may take
 
 
 def _cv_bridge() -> Any:
-    """A CvBridge that works: one that was built for numpy 1 may end the process under numpy 2, so another tries it."""
-    try:
-        from cv_bridge import CvBridge
-    except ImportError:
+    """A CvBridge that works: one that was built for another numpy may end the process, so another one tries it."""
+    if find_spec("cv_bridge") is None:
         return None
-    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
-        tried = subprocess.run([sys.executable, "-c", PROBE], capture_output=True)
-        if tried.returncode:
-            return None
+    try:
+        subprocess.run([sys.executable, "-c", PROBE], capture_output=True, check=True, timeout=PROBE_S)
+    except subprocess.SubprocessError:
+        return None
+    from cv_bridge import CvBridge
+
     return CvBridge()
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ NEED_DEPTH = (  # of the frames they are about
     *OBSTACLES,
 )
 TRACKS = {"~/tracks": "sensor_msgs/msg/PointCloud2"}  # as well, where points are followed
-KEYFRAMES = {"~/keyframes": "geometry_msgs/msg/PoseArray"}  # as well, of streams of segments
+KEYFRAMES = {"~/keyframes": "geometry_msgs/msg/PoseArray"}  # as well, of streams of segments whose map is published
 
 
 def outputs(config: NodeConfig) -> dict[str, str]:
@@ -68,7 +68,8 @@ def outputs(config: NodeConfig) -> dict[str, str]:
     tracks = TRACKS if config.stream.track_groups else {}
     obstacles = {} if why_no_obstacles(config) else OBSTACLES
     compressed = COMPRESSED if config.output.compressed_depth else {}
-    return TOPICS | tracks | compressed | obstacles | (KEYFRAMES if config.stream.segment.enabled else {})
+    keyframes = KEYFRAMES if config.stream.segment.enabled and config.publish_map else {}
+    return TOPICS | tracks | compressed | obstacles | keyframes
 
 
 def references(config: NodeConfig) -> list[str]:
@@ -91,14 +92,15 @@ class FrameMessages:
 
         Poses go from `config.world_frame` (x forward, y left, z up) to the placed frame's child; points and depth are
         in the camera's optical frame, and of one size with the colour image; obstacles are in the child's. Stamps are
-        the image's. /tf is left out unless `config.publish_tf`, those of NEED_DEPTH of a frame without depth, and
-        obstacles between two of their clouds.
+        the image's. /tf is left out unless `config.publish_tf`, ~/keyframes unless `config.publish_map`, those of
+        NEED_DEPTH of a frame without depth, and obstacles between two of their clouds.
         """
         encode, frame = self._encoder, placed.frame
         camera = encode.header(placed.stamp_ns, placed.camera)
         world = encode.header(placed.stamp_ns, config.world_frame)
         pose = encode.pose(placed.T_odom_child)
 
+        @cache
         def depth() -> np.ndarray:
             return _depth_image(placed.output, config.output)
 
@@ -117,12 +119,12 @@ class FrameMessages:
         }
         if frame.tracks is not None:
             topics |= dict.fromkeys(TRACKS, lambda: encode.tracks(camera, frame))
-        if frame.segment and placed.T_map_odom is not None:
+        if frame.segment and placed.T_map_odom is not None and config.publish_map:
             corrected = encode.header(placed.stamp_ns, config.map_frame)
             topics |= dict.fromkeys(KEYFRAMES, lambda: encode.pose_array(corrected, keyframe_poses(placed)))
         if config.output.compressed_depth:
             topics |= dict.fromkeys(COMPRESSED, lambda: encode.compressed_depth(camera, depth()))
-        if not why_no_obstacles(config) and self._obstacles.due(placed.stamp_ns, config.obstacles.rate):
+        if self._obstacles_due(placed, config):
             topics |= self._obstacle_clouds(placed, config)
         if not config.publish_tf:
             del topics["/tf"]
@@ -138,6 +140,11 @@ class FrameMessages:
             self._path.clear()
         self._path.append(pose)
         del self._path[:-length]
+
+    def _obstacles_due(self, placed: Placed, config: NodeConfig) -> bool:
+        """A frame without depth takes no cloud's turn."""
+        possible = placed.frame.status.dense and not why_no_obstacles(config)
+        return possible and self._obstacles.due(placed.stamp_ns, config.obstacles.rate)
 
     def _obstacle_clouds(self, placed: Placed, config: NodeConfig) -> dict[str, Callable[[], Any]]:
         header = self._encoder.header(placed.stamp_ns, placed.child)

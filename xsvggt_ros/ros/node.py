@@ -340,11 +340,15 @@ class StreamNode(LifecycleNode):
         self._silent_looks += 1
         return ""
 
-    def _explain_obstacles(self) -> None:
-        """Says to whoever waits for obstacles why none come, if that is by the settings."""
-        why = why_no_obstacles(self.settings.config)
+    def _explain_missing(self) -> None:
+        """Says to whoever waits for obstacles, or depth as PNG, why none come, if that is by the settings."""
+        config, log = self.settings.config, self.get_logger()
+        why = why_no_obstacles(config)
         if why and any(map(self._listens, topics.OBSTACLES)):
-            self.get_logger().warning(f"~/obstacles is not published: {why}", throttle_duration_sec=SILENCE_REPEAT)
+            log.warning(f"~/obstacles is not published: {why}", throttle_duration_sec=SILENCE_REPEAT)
+        (png,) = topics.COMPRESSED
+        if not config.output.compressed_depth and self._listens(png):
+            log.warning(f"{png} is not published: set compressed_depth to true", throttle_duration_sec=SILENCE_REPEAT)
 
     # Services and output
 
@@ -408,7 +412,7 @@ class StreamNode(LifecycleNode):
             idle = "not active" if self._worker else "not configured"
         status = self._worker.status() if self._worker else None
         calibrations = self._look_around(status) if status and not idle else ""
-        self._explain_obstacles()
+        self._explain_missing()
         name = self.get_fully_qualified_name()
         array = DiagnosticArray(status=[diagnostic(name, status, self._diagnosed, idle, calibrations)])
         self._diagnosed = status.images if status else ImageCounts()

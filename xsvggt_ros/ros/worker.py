@@ -11,7 +11,7 @@ from threading import Event
 from typing import Any
 
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.messages.topics import IMAGE, NEED_DEPTH
+from xsvggt_ros.messages.topics import IMAGE, NEED_DEPTH, outputs
 from xsvggt_ros.pipeline import Answer, Pipeline
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.ros.load_shedding import Level
@@ -104,8 +104,8 @@ class Worker:
             self._publishing.result()
 
     def _dense(self, config: NodeConfig) -> bool:
-        """Whether depth is asked for."""
-        return config.dense == "always" or any(self._listens(topic) for topic in NEED_DEPTH)
+        """Whether depth is asked for: always, or by who listens where something is published."""
+        return config.dense == "always" or any(map(self._listens, outputs(config).keys() & NEED_DEPTH))
 
     def _obey_load(self) -> None:
         """Brings the level of load shedding into the pipeline."""
