@@ -577,7 +577,7 @@ class NodeConfig(Checked):
     viewer: bool = setting(
         False, "Whether a page in the browser shows the stream (docs/live.md); needs the extra `live`."
     )
-    page: ViewerConfig = group(ViewerConfig, "viewer.")
+    page: ViewerConfig = group(ViewerConfig, "viewer_")
     stream: StreamConfig = group(StreamConfig)
     output: OutputConfig = group(OutputConfig)
     size: SizeConfig = group(SizeConfig, "output.")

@@ -11,7 +11,7 @@ from support.browser import browser
 from support.lifecycle import Lifecycle
 from websockets.exceptions import InvalidStatus
 
-START = dict(device="cpu", viewer=True, viewer__port=0, viewer__control=True, dense="subscribed")
+START = dict(device="cpu", viewer=True, viewer_port=0, viewer_control=True, dense="subscribed")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,6 @@ def test_the_page_is_there_while_the_node_is_configured(node, client):
 
 
 def test_a_page_that_cannot_be_served_is_said_and_ends_the_start(start_node):
-    node = start_node("other", viewer=True, viewer__host="192.0.2.1", device="cpu")
+    node = start_node("other", viewer=True, viewer_host="192.0.2.1", device="cpu")
     assert node.exit_code() == 1
-    assert "viewer.host '192.0.2.1' is no address of this machine" in node.output()
+    assert "viewer_host '192.0.2.1' is no address of this machine" in node.output()

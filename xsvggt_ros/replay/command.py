@@ -40,7 +40,7 @@ LIVE_ONLY = (
     "invert_tf",
     "dense",
     "loop.folder",
-    *("viewer", *(setting.name for setting in settings(ViewerConfig, "viewer."))),
+    *("viewer", *(setting.name for setting in settings(ViewerConfig, "viewer_"))),
 )
 SETTINGS = [setting for setting in settings(NodeConfig) if setting.name not in LIVE_ONLY]
 
@@ -100,9 +100,7 @@ def opened(
     topics = bag_topics(config, reading.reference)
     with (
         output_folder(output),
-        open_source(
-            recording, rate=reading.rate, topic=reading.topic, stride=reading.stride, references=topics
-        ) as source,
+        open_source(recording, reading, topics) as source,
     ):
         messages = usable(source, recording)
         pipeline = Pipeline(new_stream(config.stream), config, log)
