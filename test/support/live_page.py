@@ -90,5 +90,5 @@ def _packed(value) -> bytes:
     if isinstance(value, list):
         return bytes([0x90 | len(value)]) + b"".join(map(_packed, value))
     if isinstance(value, str):
-        return bytes([0xA0 | len(value)]) + value.encode()
+        return bytes([0xD9, len(value)]) + value.encode()
     return bytes([value]) if isinstance(value, int) else b"\xcb" + struct.pack(">d", value)

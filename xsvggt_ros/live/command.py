@@ -22,10 +22,10 @@ from xsvggt_ros.live.server import check_page
 from xsvggt_ros.live.viewer import Viewer, new_file
 from xsvggt_ros.messages.decode import stamp_ns
 from xsvggt_ros.messages.topics import IMAGE
-from xsvggt_ros.pipeline import Answer, Pipeline, Rejected
+from xsvggt_ros.pipeline import Pipeline, Rejected
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.replay.command import SETTINGS as OF_REPLAY
-from xsvggt_ros.replay.command import say_what_the_model_knows
+from xsvggt_ros.replay.command import answers, say_what_the_model_knows
 from xsvggt_ros.replay.signals import stop_signals
 from xsvggt_ros.replay.sources import (
     Messages,
@@ -75,9 +75,9 @@ def run(args: argparse.Namespace) -> int:
         say_what_the_model_knows(config)
         with closing(Viewer(show.owner(), log, record)) as viewer:
             print(f"live at {viewer.address}", flush=True)
-            ended = show.play(messages, viewer, reading.max_frames)
+            show.play(messages, viewer, reading.max_frames)
             if not stop.is_set():
-                print(f"{source.damage or ended}; the page stays until Ctrl-C", flush=True)
+                print(f"{source.damage or 'no more images'}; the page stays until Ctrl-C", flush=True)
             show.wait(math.inf)
     return 0
 
@@ -97,7 +97,6 @@ class Show:
         self._config = config
         self._stop = stop
         self._paused = False
-        self._taken = 0  # images
         self._wishes: SimpleQueue[tuple[Callable[[], str], Future[str]]] = SimpleQueue()
 
     def owner(self) -> Owner:
@@ -106,40 +105,32 @@ class Show:
         actions = {"Reset": self._reset, "Pause": self._pause, "Save map": self._save_map}
         return Owner(lambda: self._pipeline.status, lambda: self._config, live, self._change, actions, self._wish)
 
-    def play(self, messages: Messages, viewer: Viewer, most: int | None) -> str:
-        """Until they end, `most` images were taken in, or `stop` is set; why it ended."""
-        ended = "the recording has ended"
+    def play(self, messages: Messages, viewer: Viewer, most: int | None) -> None:
+        """Until they end, `most` images were taken in, or `stop` is set."""
+        for answer in answers(self._paced(messages), self._pipeline, lambda: self._config, most):
+            if isinstance(answer.result, Placed):
+                viewer.show(answer.result)
+            elif isinstance(answer.result, Rejected):
+                log.warning(complaint(answer.image.name, answer.result.reason))
+
+    def _paced(self, messages: Messages) -> Messages:
+        """Each image when it is due; what the page asks for is done meanwhile."""
         lag = -math.inf  # from the images' stamps to now
         for topic, message in messages:
-            if topic != IMAGE:
-                self._pipeline.receive(topic, message)
-                continue
-            stamp = stamp_ns(message.header) / 1e9
-            self._wait_for_image(stamp + lag - time.monotonic())
-            while self._paused and not self._stop.is_set():
-                self.wait(POLL_S)
-            if self._stop.is_set():
-                return "interrupted"
-            lag = time.monotonic() - stamp
-            self._show(self._pipeline.process(message, self._config), viewer)
-            if self._taken + self._pipeline.status.images.frames_waiting == most:
-                ended = f"{most} images were asked for"
-                break
-        self._show(self._pipeline.flush(), viewer)
-        return ended
+            if topic == IMAGE:
+                stamp = stamp_ns(message.header) / 1e9
+                self._wait_for_image(stamp + lag - time.monotonic())
+                while self._paused and not self._stop.is_set():
+                    self.wait(POLL_S)
+                if self._stop.is_set():
+                    return
+                lag = time.monotonic() - stamp
+            yield topic, message
 
     def _wait_for_image(self, seconds: float) -> None:
         if seconds > LONGEST_WAIT_S:
             log.warning(f"the next image comes {seconds:.0f} s after the last: it is shown in {LONGEST_WAIT_S:.0f} s")
         self.wait(min(seconds, LONGEST_WAIT_S))
-
-    def _show(self, answers: list[Answer], viewer: Viewer) -> None:
-        for answer in answers:
-            self._taken += not isinstance(answer.result, Rejected)
-            if isinstance(answer.result, Placed):
-                viewer.show(answer.result)
-            elif isinstance(answer.result, Rejected):
-                log.warning(complaint(answer.image.name, answer.result.reason))
 
     def wait(self, seconds: float) -> None:
         """Does what the page asks for until that much time is over, at least what it has asked for by now."""
