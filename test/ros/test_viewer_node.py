@@ -88,6 +88,7 @@ def test_a_page_that_cannot_be_served_is_said_and_ends_the_start(start_node):
 
 
 def test_where_the_node_writes_is_not_for_the_page():
-    owner = page_owner(SimpleNamespace(settings=SimpleNamespace(change=None), ask=None), SimpleNamespace(status=None))
+    node = SimpleNamespace(settings=SimpleNamespace(change=None), ask=print)
+    owner = page_owner(node, SimpleNamespace(status=None))
     names = {setting.name for setting in owner.settings}
     assert "loop.keyframes" in names and "loop.folder" not in names
