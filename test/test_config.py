@@ -22,6 +22,12 @@ def test_names_are_those_of_the_values():
     assert values(NodeConfig()) == {s.name: s.default for s in settings(NodeConfig)}
 
 
+def test_no_setting_is_also_the_group_of_others():
+    """Tools that write parameters as nested YAML, as `ros2 param dump`, could not say both."""
+    names = [s.name for s in settings(NodeConfig)]
+    assert not [(name, other) for name in names for other in names if other.startswith(f"{name}.")]
+
+
 def test_all_settings_of_cache_segments_and_loops_and_none_of_the_model_are_live():
     for s in settings(StreamConfig):
         assert s.live == s.name.startswith(("cache.", "segment.", "loop.")), s.name

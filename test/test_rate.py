@@ -9,7 +9,7 @@ from xsvggt_ros.cli import main
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.evaluation.sweep import Sweep
 from xsvggt_ros.rate import LEAST_RATE, MOST_RATE, check_rate
-from xsvggt_ros.replay.sources import open_source
+from xsvggt_ros.replay.sources import Reading, open_source
 
 SENSELESS = [0, -1, -30.0, 1e-9, 9e-4, 1_000_001, 1e12, math.inf, -math.inf, math.nan]
 COMMANDS = ["replay IMAGES --output OUT", "rooms --output OUT", "eval rooms", "eval --sweep --output OUT", "demo"]
@@ -23,7 +23,7 @@ def test_a_senseless_rate_is_refused_with_what_would_be_one(rate):
 
 @pytest.mark.parametrize("rate", [LEAST_RATE, MOST_RATE])
 def test_stamps_increase_at_both_ends_of_what_is_allowed(tmp_path, rate):
-    with open_source(write_folder(tmp_path, 12), rate=rate) as source:
+    with open_source(write_folder(tmp_path, 12), Reading(rate=rate)) as source:
         stamps = [message.header.stamp for _, message in source]
     seconds = [stamp.sec + stamp.nanosec * 1e-9 for stamp in stamps]
     assert all(b - a == pytest.approx(1 / rate, rel=1e-6) for a, b in itertools.pairwise(seconds))

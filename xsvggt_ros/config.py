@@ -486,7 +486,7 @@ class ViewerConfig(Checked):
     host: str = setting(
         "127.0.0.1",
         "Address the page is served at. The default: to this machine only (from another one by `ssh -L`). 0.0.0.0: on "
-        "all of the machine's; such pages are open to whoever has the token that the log says.",
+        "all of the machine's. Such pages, and those that control, are open to who has the token that the log says.",
     )
     port: int = setting(8080, "Port the page is served at, or the next that is free; 0: any.", minimum=0, maximum=65535)
     control: bool = setting(
@@ -578,7 +578,7 @@ class NodeConfig(Checked):
     viewer: bool = setting(
         False, "Whether a page in the browser shows the stream (docs/live.md); needs the extra `live`."
     )
-    page: ViewerConfig = group(ViewerConfig, "viewer.")
+    page: ViewerConfig = group(ViewerConfig, "viewer_")
     stream: StreamConfig = group(StreamConfig)
     output: OutputConfig = group(OutputConfig)
     size: SizeConfig = group(SizeConfig, "output.")

@@ -151,3 +151,26 @@ def test_the_table_has_every_setting_and_no_markup_of_others(stream):
     shown = table(stream.owner())
     assert shown.count("<tr><td>") == len(LIVE)
     assert "&lt;script&gt;" in shown and "<script>" not in shown
+
+
+def test_a_value_that_comes_while_others_are_read_is_asked_for_next(controls, stream, monkeypatch):
+    """The page's messages are handled in another thread: here, between two lines of this one."""
+    name = "cache.budget_frames"
+    move(controls, name, 8.0)
+
+    class Moving(dict):
+        def __getitem__(self, key):
+            made = super().__getitem__(key)
+            read = SimpleNamespace(value=made.value)
+            if made.value == 8.0:
+                move(SimpleNamespace(_inputs=inputs), key, 9.0)
+            return read
+
+    inputs = controls._inputs
+    monkeypatch.setattr(controls, "_inputs", Moving(inputs))
+    controls.update()
+    assert name in controls._touched
+    monkeypatch.setattr(controls, "_inputs", inputs)
+    controls.update()
+    controls.update()
+    assert stream.asked == [{name: 8.0}, {name: 9.0}]

@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("viser", reason="the extra `live` is not installed")
 
-from support.live_page import client
-from websockets.exceptions import InvalidStatus
+from support.live_page import client, send, wait_until
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from xsvggt_ros.config import ViewerConfig
 from xsvggt_ros.live import server as module
@@ -21,9 +21,9 @@ from xsvggt_ros.live.server import close_server, only_here, open_server
 
 
 @contextmanager
-def page(host="127.0.0.1"):
+def page(host="127.0.0.1", control=False):
     """(address as seen from this machine, token) of a page."""
-    server, address = open_server(ViewerConfig(host=host, port=0))
+    server, address = open_server(ViewerConfig(host=host, port=0, control=control))
     server.gui.add_html("what the robot sees")
     try:
         yield f"http://127.0.0.1:{server.get_port()}/", urlsplit(address).query.removeprefix("token=")
@@ -107,6 +107,49 @@ def test_the_address_with_the_token_opens_the_page_and_its_connection(anywhere):
     assert refused(address, Cookie="=".join(cookie), Origin="http://strangers.example")
 
 
+def test_other_programs_cookies_of_any_form_do_not_lock_out(anywhere):
+    address, token = anywhere
+    ours = f"xsvggt_{token[:6]}={token}"
+    for other in ("a=[1, 2]", "b", "=", "{}", 'c="d'):
+        assert not refused(address, Cookie=f"{other}; {ours}; {other}"), other
+        assert refused(address, Cookie=other), other
+
+
+def test_who_may_change_something_needs_the_token_on_this_machine_too():
+    with page(control=True) as (address, token):
+        assert len(token) > 20
+        assert status(address)[0] == 403 and refused(address)
+        assert status(f"{address}?token={token}")[0] == 200
+
+
+def test_of_what_browsers_send_only_values_of_inputs_are_taken():
+    server, address = open_server(ViewerConfig(port=0))
+    try:
+        made = server.gui.add_slider("rate", 0.0, 9.0, 1.0, 1.0)
+        uuid = made._impl.uuid
+        with client(address) as connection:
+            for updates in (dict(removed=1), dict(value=5.0, removed=1)):
+                send(connection, "GuiUpdateMessage", uuid=uuid, updates=updates)
+            names = dict(source_component_uuid=uuid, transfer_uuid="mine")
+            send(
+                connection, "FileTransferStartUpload", filename="a", mime_type="b", part_count=9, size_bytes=9, **names
+            )
+            send(connection, "GuiUpdateMessage", uuid=uuid, updates=dict(value=3.0))
+            wait_until(lambda: made.value != 1.0)
+            assert made.value == 3.0 and not made._impl.removed
+            assert not server.gui._current_file_upload_states
+    finally:
+        close_server(server)
+
+
+def test_a_message_too_large_for_any_input_ends_its_connection(here):
+    with client(here) as connection:
+        connection.send(bytes(module.MOST_BYTES + 1))
+        with pytest.raises(ConnectionClosedError, match="1009"):
+            while connection.recv(timeout=10):
+                pass
+
+
 def test_no_client_can_have_a_tunnel_made_to_the_outside():
     server, _ = open_server(ViewerConfig(port=0))
     try:
@@ -117,7 +160,7 @@ def test_no_client_can_have_a_tunnel_made_to_the_outside():
 
 @pytest.mark.parametrize("host", ["", "192.0.2.1", "no.such.host.invalid"])
 def test_an_address_that_is_not_ours_is_refused(host):
-    with pytest.raises(ValueError, match=r"viewer.host .* is no address of this machine"):
+    with pytest.raises(ValueError, match=r"viewer_host .* is no address of this machine"):
         open_server(ViewerConfig(host=host, port=0))
 
 
@@ -134,6 +177,16 @@ def test_a_port_in_use_leaves_the_next():
         server, address = open_server(ViewerConfig(port=port))
         close_server(server)
     assert urlsplit(address).port > port
+
+
+def test_where_no_later_port_is_free_it_is_said(monkeypatch):
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(module, "LAST_PORT", port)
+        with pytest.raises(ValueError, match=f"no port from viewer_port {port} on is free: give viewer_port 0"):
+            open_server(ViewerConfig(port=port))
 
 
 def test_without_viser_the_error_names_the_extra(monkeypatch):

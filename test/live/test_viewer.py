@@ -3,7 +3,7 @@
 
 import time
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -11,14 +11,18 @@ import pytest
 
 pytest.importorskip("viser", reason="the extra `live` is not installed")
 
+from scipy.spatial.transform import Rotation
 from support.frames import frame, place
 from support.live_page import client, look, wait_until
 
 from xsvggt_ros.config import NodeConfig, ViewerConfig
+from xsvggt_ros.geometry import rigid
 from xsvggt_ros.live import viewer as module
 from xsvggt_ros.live.owner import Owner, done
-from xsvggt_ros.live.panel import cloud_file, way_file
-from xsvggt_ros.live.viewer import Viewer
+from xsvggt_ros.live.panel import DOWNLOADS, cloud_file, way_file
+from xsvggt_ros.live.scene import BLOCK
+from xsvggt_ros.live.server import close_server
+from xsvggt_ros.live.viewer import Viewer, new_file
 from xsvggt_ros.status import Status, StepStatus
 
 SIZE = (60, 80)
@@ -48,11 +52,12 @@ def owner(**page):
 @contextmanager
 def page(record=None, **settings):
     log = Log()
-    viewer = Viewer(owner(**settings), log, record)
-    try:
-        yield viewer, log
-    finally:
-        viewer.close()
+    with new_file(record) if record else nullcontext() as file:
+        viewer = Viewer(owner(**settings), log, file)
+        try:
+            yield viewer, log
+        finally:
+            viewer.close()
 
 
 def frames(count, first=0):
@@ -115,6 +120,50 @@ def test_a_new_world_begins_with_nothing():
         wait_until(lambda: len(viewer._scene.way) == 1)
 
 
+def test_a_new_world_is_not_missed_with_its_first_frame():
+    with page(refresh=1.0) as (viewer, _):
+        viewer.show(frames(1, 1)[0])
+        wait_until(lambda: len(viewer._scene.way) == 1)
+        for placed in frames(3):  # of another world, in less than a second: the first is passed over
+            viewer.show(placed)
+        wait_until(lambda: viewer._newest is None)
+        wait_until(lambda: viewer._scene.way[-1].stamp_ns == 2)
+        assert len(viewer._scene.way) == 1 and viewer._passed_over == 2
+
+
+def test_a_world_is_looked_at_from_where_it_begins():
+    first, later = frames(2)
+    T_odom_cam = rigid(Rotation.from_euler("z", 90, degrees=True).as_matrix(), [10.0, 20, 3]) @ first.T_odom_cam
+    with page() as (viewer, _):
+        looks = []
+        for placed in (first, replace(first, T_odom_cam=T_odom_cam), later):
+            viewer._scene.add(placed, viewer._owner.config())
+            camera = viewer._server.initial_camera
+            looks.append((np.array(camera.position), np.array(camera.look_at)))
+    (eye, target), (moved_eye, moved_target), after = looks
+    d = np.median(first.frame.depth)
+    assert np.allclose(eye, [-2.5 * d, 0, 3.2 * d]) and np.allclose(target, [0.8 * d, -0.8 * d, 0])
+    assert np.allclose(moved_eye, [10, 20 - 2.5 * d, 3 + 3.2 * d])
+    assert np.allclose(moved_target, [10 + 0.8 * d, 20 + 0.8 * d, 3])
+    assert np.array_equal(after, looks[1])
+
+
+def test_what_stands_still_is_not_sent_again():
+    with page() as (viewer, _):
+        scene, config = viewer._scene, viewer._owner.config()
+        (placed,) = frames(1)
+        scene.add(placed, config)
+        scene.draw()
+        everything = scene.sent
+        scene.draw()
+        assert scene.sent == everything > scene.cloud.points.nbytes + scene.cloud.colors.nbytes
+        assert len(scene.cloud.points) % BLOCK > 100  # the last block is not full
+        scene.add(replace(placed, starts=False), config)  # a pose, and no new point
+        scene.draw()
+        image = len(scene._scene.get_handle_by_name("/camera")._image_data)
+        assert image < scene.sent - everything < image + 1000
+
+
 def test_frames_without_depth_move_the_camera_only():
     with page() as (viewer, log):
         nothing = np.full(SIZE, np.nan, np.float32)
@@ -145,7 +194,36 @@ def test_what_fails_in_drawing_is_said_and_the_stream_goes_on(monkeypatch):
         viewer.show(frames(1)[0])
         wait_until(lambda: log.lines)
         viewer.show(frames(1)[0])
+        monkeypatch.setattr(viewer._server, "get_clients", lambda: {0: None})
+        wait_until(lambda: not viewer.watched)
     assert "the live page stands still" in log.lines[0] and "ZeroDivisionError" in log.lines[0]
+
+
+@pytest.mark.parametrize("part", ["Panel", "Recording"])
+def test_what_fails_at_the_start_leaves_no_server(monkeypatch, tmp_path, part):
+    closed = []
+    monkeypatch.setattr(module, part, lambda *_: 1 / 0)
+    monkeypatch.setattr(module, "close_server", lambda server: (closed.append(server), close_server(server)))
+    path = tmp_path / "scene.html"
+    with pytest.raises(ZeroDivisionError), page(path):
+        pass
+    assert closed and not path.exists()
+
+
+def test_a_download_that_cannot_be_made_is_said_and_the_page_goes_on(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(DOWNLOADS, "Cloud", full)
+    with page() as (viewer, log):
+        viewer.show(frames(1)[0])
+        wait_until(lambda: viewer._scene.way)
+        viewer._panel._wanted.append((None, "Cloud"))
+        wait_until(lambda: "refused: Cloud" in viewer._panel._said.content)
+        assert "No space left on device" in viewer._panel._said.content
+        viewer.show(frames(1, 1)[0])
+        wait_until(lambda: len(viewer._scene.way) == 2)
+    assert not log.lines
 
 
 def test_a_recording_is_a_page_of_its_own_and_never_overwrites(tmp_path):
@@ -159,7 +237,7 @@ def test_a_recording_is_a_page_of_its_own_and_never_overwrites(tmp_path):
     assert text.startswith("<!doctype html>") and "__VISER_EMBED_DATA__" in text
     for bad in (path, tmp_path / "no" / "folder.html"):
         with pytest.raises(ValueError, match=r"cannot record to .*choose another file"):
-            Viewer(owner(), Log(), bad)
+            new_file(bad).__enter__()
     assert path.read_text() == text
 
 
@@ -171,4 +249,8 @@ def test_a_recording_ends_where_a_browser_could_not_open_it(tmp_path, monkeypatc
         wait_until(lambda: log.lines)
         viewer.show(frames(1, 1)[0])
         wait_until(lambda: viewer._newest is None)
-    assert "ends here" in log.lines[0] and "__VISER_EMBED_DATA__" in path.read_text()
+        kept = len(viewer._recording._serializer._messages)
+        viewer.show(frames(1, 2)[0])
+        wait_until(lambda: len(viewer._scene.way) == 3)
+        assert len(viewer._recording._serializer._messages) == kept
+    assert len(log.lines) == 1 and "ends here" in log.lines[0] and "__VISER_EMBED_DATA__" in path.read_text()

@@ -21,7 +21,7 @@ from support.recordings import (
 )
 
 from xsvggt_ros.cli import main
-from xsvggt_ros.replay.sources import Images, open_source
+from xsvggt_ros.replay.sources import Images, Reading, open_source
 
 K = np.array([[50.0, 0, 31.5], [0, 51.0, 23.5], [0, 0, 1]])
 DEPTH = np.full((48, 64), 1500, np.uint16)
@@ -123,7 +123,7 @@ def test_only_depth(tmp_path, make):
     said = r"no colour or mono images; image topics in it: /a \(2, depth\), /b \(3, depth\); depth is no picture"
     with pytest.raises(ValueError, match=said), open_source(bag):
         pass
-    with open_source(bag, topic="/b") as source:
+    with open_source(bag, Reading(topic="/b")) as source:
         assert source.length == 3
 
 
@@ -141,7 +141,7 @@ def test_first_image_is_damaged(tmp_path):
 def test_chosen_topic_without_messages(tmp_path):
     bag = bag_of(tmp_path / "bag", [("/a", colour, 0), ("/b", colour, 3)], "db3")
     said = r"/a of .* has no messages; image topics in it: /a \(0\), /b \(3\)$"
-    with pytest.raises(ValueError, match=said), open_source(bag, topic="/a"):
+    with pytest.raises(ValueError, match=said), open_source(bag, Reading(topic="/a")):
         pass
 
 

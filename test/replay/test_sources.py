@@ -17,14 +17,14 @@ from support.recordings import (
     write_folder,
 )
 
-from xsvggt_ros.replay.sources import Images, open_source
+from xsvggt_ros.replay.sources import Images, Reading, open_source
 
 K = np.array([[50.0, 0, 31.5], [0, 51.0, 23.5], [0, 0, 1]])
 
 
 def read(path, **options):
     """All images of a source that can be used; what is said of it and of the others after its end."""
-    with open_source(path, **options) as source:
+    with open_source(path, Reading(**options)) as source:
         images = Images(source)
         found = list(images)
         return found, SimpleNamespace(length=source.length, damage=source.damage, skipped=images.skipped)

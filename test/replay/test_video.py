@@ -13,7 +13,7 @@ import pytest
 from av.video.reformatter import ColorRange
 from support.recordings import SECOND, encoded, picture
 
-from xsvggt_ros.replay.sources import Images, open_source, usable, video
+from xsvggt_ros.replay.sources import Images, Reading, open_source, usable, video
 
 COUNT = 20
 RATE = 10
@@ -21,7 +21,7 @@ RATE = 10
 
 def read(path, **options):
     """All images of a video; its source and what is said of images that cannot be used, after its end."""
-    with open_source(path, **options) as source:
+    with open_source(path, Reading(**options)) as source:
         images = Images(source)
         return list(images), source, images.skipped
 

@@ -98,7 +98,7 @@ def test_what_a_page_costs_the_steps_of_a_node(watcher, start_node, start_client
         pytest.skip("measures, for minutes: --endurance")
     rendered = [frame.rgb for frame in stream(0, 60, 320, 240)]
     images = [*rendered, *reversed(rendered)]
-    nodes = {"plain": {}, "shown": dict(viewer=True, viewer__port=0)}
+    nodes = {"plain": {}, "shown": dict(viewer=True, viewer_port=0)}
     robots = {
         name: Robot(f"{name}_{watcher.__name__}", start_node, start_client, **parameters)
         for name, parameters in nodes.items()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node with its live page: what a user asks for in the browser is what parameters and services do."""
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("rclpy")
@@ -11,7 +13,9 @@ from support.browser import browser
 from support.lifecycle import Lifecycle
 from websockets.exceptions import InvalidStatus
 
-START = dict(device="cpu", viewer=True, viewer__port=0, viewer__control=True, dense="subscribed")
+from xsvggt_ros.ros.viewer import page_owner
+
+START = dict(device="cpu", viewer=True, viewer_port=0, viewer_control=True, dense="subscribed")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +82,13 @@ def test_the_page_is_there_while_the_node_is_configured(node, client):
 
 
 def test_a_page_that_cannot_be_served_is_said_and_ends_the_start(start_node):
-    node = start_node("other", viewer=True, viewer__host="192.0.2.1", device="cpu")
+    node = start_node("other", viewer=True, viewer_host="192.0.2.1", device="cpu", weights="no/such/file")
     assert node.exit_code() == 1
-    assert "viewer.host '192.0.2.1' is no address of this machine" in node.output()
+    assert "viewer_host '192.0.2.1' is no address of this machine" in node.output()  # not the weights
+
+
+def test_where_the_node_writes_is_not_for_the_page():
+    node = SimpleNamespace(settings=SimpleNamespace(change=None), ask=print)
+    owner = page_owner(node, SimpleNamespace(status=None))
+    names = {setting.name for setting in owner.settings}
+    assert "loop.keyframes" in names and "loop.folder" not in names

@@ -72,6 +72,11 @@ class Browser:
         self.until(lambda: self.chrome.execute_script(script, text))
         self.chrome.execute_script(script, text).click()
 
+    def buttons(self) -> set[str]:
+        """What stands on those that there are."""
+        script = "return [...document.querySelectorAll('button')].map(b => b.innerText.trim())"
+        return set(self.chrome.execute_script(script))
+
     def slider(self, label: str):
         """The handle of the slider beside that label."""
         script = """let e = [...document.querySelectorAll("label")].find(l => l.innerText == arguments[0]);

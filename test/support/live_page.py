@@ -59,9 +59,11 @@ def client(address: str, **headers: str):
     """A connection to the page at that address, as viser's browsers have; headers with _ for the hyphen."""
     import viser
 
-    extra = {name.replace("_", "-"): value for name, value in headers.items()}
+    page, _, token = address.partition("?token=")
+    cookie = {"Cookie": f"xsvggt_{token[:6]}={token}"} if token else {}  # as a browser that opened the page has
+    extra = cookie | {name.replace("_", "-"): value for name, value in headers.items()}
     with connect(
-        address.replace("http", "ws", 1),
+        page.replace("http", "ws", 1),
         subprotocols=[f"viser-v{viser.__version__}"],
         additional_headers=extra,
         close_timeout=1,
@@ -72,8 +74,13 @@ def client(address: str, **headers: str):
 def look(connection) -> None:
     """Says where a client looks from, as browsers do first: with it, it counts as one that looks."""
     flat, up = [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]
-    message = dict(type="ViewerCameraMessage", wxyz=[1.0, 0.0, 0.0, 0.0], position=flat, fov=1.0, near=0.1, far=9.0)
-    connection.send(_packed(message | dict(image_height=100, image_width=100, look_at=up, up_direction=up)))
+    message = dict(wxyz=[1.0, 0.0, 0.0, 0.0], position=flat, fov=1.0, near=0.1, far=9.0, look_at=up, up_direction=up)
+    send(connection, "ViewerCameraMessage", **message, image_height=100, image_width=100)
+
+
+def send(connection, kind: str, **values) -> None:
+    """A small message of that type."""
+    connection.send(_packed(dict(type=kind, **values)))
 
 
 def _packed(value) -> bytes:
@@ -83,5 +90,5 @@ def _packed(value) -> bytes:
     if isinstance(value, list):
         return bytes([0x90 | len(value)]) + b"".join(map(_packed, value))
     if isinstance(value, str):
-        return bytes([0xA0 | len(value)]) + value.encode()
+        return bytes([0xD9, len(value)]) + value.encode()
     return bytes([value]) if isinstance(value, int) else b"\xcb" + struct.pack(">d", value)

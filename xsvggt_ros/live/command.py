@@ -9,22 +9,23 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any
 
-from xsvggt_ros.config import NodeConfig, ViewerConfig
+from xsvggt_ros.config import NodeConfig, StreamConfig, ViewerConfig
 from xsvggt_ros.flags import add_settings, given_settings
-from xsvggt_ros.live.owner import Owner, done
-from xsvggt_ros.live.viewer import Viewer
+from xsvggt_ros.live.owner import Owner, done, for_page
+from xsvggt_ros.live.server import check_page
+from xsvggt_ros.live.viewer import Viewer, new_file
 from xsvggt_ros.messages.decode import stamp_ns
 from xsvggt_ros.messages.topics import IMAGE
-from xsvggt_ros.pipeline import Answer, Pipeline, Rejected
+from xsvggt_ros.pipeline import Pipeline, Rejected
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.replay.command import SETTINGS as OF_REPLAY
-from xsvggt_ros.replay.command import say_what_the_model_knows
+from xsvggt_ros.replay.command import answers, say_what_the_model_knows
 from xsvggt_ros.replay.signals import stop_signals
 from xsvggt_ros.replay.sources import (
     Messages,
@@ -40,13 +41,14 @@ from xsvggt_ros.settings import changed, settings
 
 PAGE = settings(ViewerConfig)
 SETTINGS = [*OF_REPLAY, *(setting for setting in settings(NodeConfig) if setting.name == "loop.folder")]
+LONGEST_WAIT_S = 5.0  # between two images, whatever their stamps say
 POLL_S = 0.05  # between two looks at what the page asks for
 
 log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the command, one for every setting, and those of the page without `viewer.`."""
+    """Flags of the command, one for every setting, and those of the page without `viewer_`."""
     add_source_arguments(parser)
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="HTML file to write the scene to as it grew, for any browser"
@@ -57,23 +59,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code: 0 once SIGINT or SIGTERM has ended the page. Raises ValueError or OSError with the reason."""
-    given = {f"viewer.{name}": value for name, value in given_settings(args, PAGE).items()}
+    given = {f"viewer_{name}": value for name, value in given_settings(args, PAGE).items()}
     config = changed(NodeConfig(), given_settings(args, SETTINGS) | given)
     reading = reading_of(args)
     topics = bag_topics(config, reading.reference)
+    check_page(config.page)
     with (
-        open_source(
-            args.input, rate=reading.rate, topic=reading.topic, stride=reading.stride, references=topics
-        ) as source,
+        open_source(args.input, reading, topics) as source,
+        new_file(args.record) if args.record else nullcontext() as record,
         stop_signals() as stop,
     ):
         messages = usable(source, args.input)
-        show = Show(Pipeline(SegmentedStream(config.stream), config, log), config, stop)
+        stream = SegmentedStream(config.stream)
+        show = Show(Pipeline(stream, config, log), config, stop, stream.check_all)
         say_what_the_model_knows(config)
-        with closing(Viewer(show.owner(), log, args.record)) as viewer:
+        with closing(Viewer(show.owner(), log, record)) as viewer:
             print(f"live at {viewer.address}", flush=True)
             show.play(messages, viewer, reading.max_frames)
-            print(f"{source.damage or 'the recording has ended'}; the page stays until Ctrl-C", flush=True)
+            if not stop.is_set():
+                print(f"{source.damage or 'no more images'}; the page stays until Ctrl-C", flush=True)
             show.wait(math.inf)
     return 0
 
@@ -81,49 +85,52 @@ def run(args: argparse.Namespace) -> int:
 class Show:
     """Plays messages to a page, at their own pace where the machine keeps up, and does what the page asks for.
 
-    All of it in one thread, the page's wishes between two images.
+    All of it in one thread, the page's wishes between two images. check: raises ValueError for what the stream could
+    not change to.
     """
 
-    def __init__(self, pipeline: Pipeline, config: NodeConfig, stop: Event) -> None:
+    def __init__(
+        self, pipeline: Pipeline, config: NodeConfig, stop: Event, check: Callable[[StreamConfig], None]
+    ) -> None:
         self._pipeline = pipeline
+        self._check = check
         self._config = config
         self._stop = stop
         self._paused = False
-        self._taken = 0  # images
         self._wishes: SimpleQueue[tuple[Callable[[], str], Future[str]]] = SimpleQueue()
 
     def owner(self) -> Owner:
         """As the page knows it."""
-        live = [s for s in (*SETTINGS, *settings(ViewerConfig, "viewer.")) if s.live]
+        live = for_page((*SETTINGS, *settings(ViewerConfig, "viewer_")))
         actions = {"Reset": self._reset, "Pause": self._pause, "Save map": self._save_map}
         return Owner(lambda: self._pipeline.status, lambda: self._config, live, self._change, actions, self._wish)
 
     def play(self, messages: Messages, viewer: Viewer, most: int | None) -> None:
         """Until they end, `most` images were taken in, or `stop` is set."""
-        lag = -math.inf  # from the images' stamps to now
-        for topic, message in messages:
-            if topic != IMAGE:
-                self._pipeline.receive(topic, message)
-                continue
-            stamp = stamp_ns(message.header) / 1e9
-            self.wait(stamp + lag - time.monotonic())
-            while self._paused and not self._stop.is_set():
-                self.wait(POLL_S)
-            if self._stop.is_set():
-                return
-            lag = time.monotonic() - stamp
-            self._show(self._pipeline.process(message, self._config), viewer)
-            if self._taken + self._pipeline.status.images.frames_waiting == most:
-                break
-        self._show(self._pipeline.flush(), viewer)
-
-    def _show(self, answers: list[Answer], viewer: Viewer) -> None:
-        for answer in answers:
-            self._taken += not isinstance(answer.result, Rejected)
+        for answer in answers(self._paced(messages), self._pipeline, lambda: self._config, most):
             if isinstance(answer.result, Placed):
                 viewer.show(answer.result)
             elif isinstance(answer.result, Rejected):
                 log.warning(complaint(answer.image.name, answer.result.reason))
+
+    def _paced(self, messages: Messages) -> Messages:
+        """Each image when it is due; what the page asks for is done meanwhile."""
+        lag = -math.inf  # from the images' stamps to now
+        for topic, message in messages:
+            if topic == IMAGE:
+                stamp = stamp_ns(message.header) / 1e9
+                self._wait_for_image(stamp + lag - time.monotonic())
+                while self._paused and not self._stop.is_set():
+                    self.wait(POLL_S)
+                if self._stop.is_set():
+                    return
+                lag = time.monotonic() - stamp
+            yield topic, message
+
+    def _wait_for_image(self, seconds: float) -> None:
+        if seconds > LONGEST_WAIT_S:
+            log.warning(f"the next image comes {seconds:.0f} s after the last: it is shown in {LONGEST_WAIT_S:.0f} s")
+        self.wait(min(seconds, LONGEST_WAIT_S))
 
     def wait(self, seconds: float) -> None:
         """Does what the page asks for until that much time is over, at least what it has asked for by now."""
@@ -141,7 +148,9 @@ class Show:
         return future
 
     def _change(self, changes: dict[str, Any]) -> str:
-        self._config = changed(self._config, changes)
+        new = changed(self._config, changes)
+        self._check(new.stream)
+        self._config = new
         return "from the next image on"
 
     def _reset(self) -> str:

@@ -60,9 +60,9 @@ class Controls:
         self._follow()
         settled = [name for name, when in self._touched.copy().items() if time.monotonic() - when > SETTLED_S]
         if settled and not self._asked:
-            wanted = {name: self._inputs[name].value for name in settled}
             for name in settled:
-                self._touched.pop(name, None)
+                self._touched.pop(name)  # before the value is read: one that comes meanwhile is asked for next
+            wanted = {name: self._inputs[name].value for name in settled}
             self._asked = wanted, self._owner.run(lambda: self._change(wanted))
 
     def _change(self, wanted: dict[str, Any]) -> str:

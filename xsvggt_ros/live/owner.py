@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -24,10 +24,15 @@ class Owner:
 
     status: Callable[[], Status]
     config: Callable[[], NodeConfig]  # in force
-    settings: Sequence[Setting]  # that may change while it runs
+    settings: Sequence[Setting]  # of `for_page`
     change: Callable[[dict[str, Any]], str]  # of settings, all of them or none
     actions: Mapping[str, Callable[[], str]]  # by what stands on their buttons
     run: Callable[[Callable[[], str]], Future[str]]
+
+
+def for_page(settings: Iterable[Setting]) -> list[Setting]:
+    """Those that may change while the stream runs, but for where it writes: a browser would choose the place."""
+    return [setting for setting in settings if setting.live and setting.name != "loop.folder"]
 
 
 def done(action: Callable[[], str], future: Future[str]) -> None:

@@ -82,8 +82,12 @@ class Panel:
         while self._wanted:
             browser, what = self._wanted.popleft()
             if what in DOWNLOADS and self._scene.way:
-                name, data = DOWNLOADS[what](self._scene, self._owner)
-                browser.send_file_download(name, data, save_immediately=True)
+                try:
+                    name, data = DOWNLOADS[what](self._scene, self._owner)
+                except OSError as error:  # no space for it, say
+                    self._say(f"refused: {what}: {error}")
+                else:
+                    browser.send_file_download(name, data, save_immediately=True)
 
     def draw(self, placed: Placed | None) -> None:
         """Sends what there is to say now; placed: a frame that is new."""

@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.geometry import Array, quaternion_xyzw, transform
@@ -37,7 +38,8 @@ class Pose:
 class Scene:
     """A viser scene of the world that the frames are in; x forward, y left, z up.
 
-    `add` takes frames in, `draw` sends what has changed; all in one thread. sent: bytes of points, so far.
+    `add` takes frames in, `draw` sends what has changed; all in one thread. sent: bytes of points, lines and images, so
+    far.
     """
 
     def __init__(self, server: Any) -> None:
@@ -52,7 +54,7 @@ class Scene:
     def _start(self) -> None:
         self.cloud.clear()
         self.way = []
-        self._newest: Placed | None = None
+        self._newest: Placed | None = None  # that is not drawn yet
         self._distance = 0.0  # median depth of the first frame that has one
         self._changed = 0  # index of the first point that is not sent yet
         self._every, self._count = 1, 0  # of how many frames one is on the way; how many there were
@@ -70,14 +72,16 @@ class Scene:
         if placed.frame.status.dense:
             if not self._distance:
                 self._distance = float(np.median(placed.frame.depth))
-                self._look_over_the_shoulder()
+                self._look_over_the_shoulder(placed.T_odom_cam)
             self._add_points(placed, config)
 
-    def _look_over_the_shoulder(self) -> None:
-        """Of the first camera, in a world that begins; from far, and past the panel on the right."""
+    def _look_over_the_shoulder(self, T_odom_cam: Array) -> None:
+        """Of the first camera, wherever a world begins; from far, and past the panel on the right."""
+        place, (x, y) = T_odom_cam[:3, 3], T_odom_cam[:2, 2]  # which way it looks
+        turned = Rotation.from_euler("z", math.atan2(y, x))
         for view in (self._server.initial_camera, *(each.camera for each in self._server.get_clients().values())):
-            view.position = self._distance * np.array([-2.5, 0.0, 3.2])
-            view.look_at = self._distance * np.array([0.8, -0.8, 0.0])
+            view.position = place + self._distance * turned.apply([-2.5, 0.0, 3.2])
+            view.look_at = place + self._distance * turned.apply([0.8, -0.8, 0.0])
 
     def _add_points(self, placed: Placed, config: NodeConfig) -> None:
         frame = placed.frame
@@ -93,9 +97,12 @@ class Scene:
         if self._newest is None:
             return
         with self._server.atomic():
-            self._draw_cloud()
-            self._draw_way()
+            if self._changed < len(self.cloud.points):
+                self._draw_cloud()
+            self._forget_blocks(-(-len(self.cloud.points) // BLOCK))
+            self._draw_way(self._newest)
             self._draw_camera(self._newest)
+        self._newest = None
 
     def _draw_cloud(self) -> None:
         points, colors = self.cloud.points, self.cloud.colors
@@ -112,7 +119,6 @@ class Scene:
             )
             self.sent += points[block].nbytes + colors[block].nbytes
         self._changed = len(points)
-        self._forget_blocks(-(-len(points) // BLOCK))
 
     def _forget_blocks(self, number: int) -> None:
         """Takes those away that there were more of before."""
@@ -120,19 +126,19 @@ class Scene:
             self._scene.remove_by_name(f"/cloud/{number}")
             number += 1
 
-    def _draw_way(self) -> None:
+    def _draw_way(self, newest: Placed) -> None:
         poses = np.stack([pose.T_odom_cam for pose in self.way])
         lines = np.stack([poses[:-1, :3, 3], poses[1:, :3, 3]], 1)
         self._lines("/way", lines, LINE)
         some = poses[:: math.ceil(len(poses) / MOST_CAMERAS)]
-        assert self._newest
-        self._lines("/cameras", frustums(some, self._newest, CAMERA_SIZE / 2 * self._distance), OLD_CAMERA)
+        self._lines("/cameras", frustums(some, newest, CAMERA_SIZE / 2 * self._distance), OLD_CAMERA)
 
     def _lines(self, name: str, lines: NDArray[np.float64], color: tuple[int, int, int]) -> None:
         if there := self._scene.get_handle_by_name(name):
             there.points = lines
         else:
             self._scene.add_line_segments(name, lines, color, thickness=2.0, thickness_units="screen")
+        self.sent += 4 * lines.size  # as float32
 
     def _draw_camera(self, placed: Placed) -> None:
         camera = self._scene.get_handle_by_name("/camera")
@@ -144,6 +150,7 @@ class Scene:
         camera.position = placed.T_odom_cam[:3, 3]
         camera.wxyz = np.roll(quaternion_xyzw(placed.T_odom_cam[:3, :3]), 1)
         camera.image = small(placed.frame.image)
+        self.sent += len(camera._image_data)
 
 
 def frustums(T_odom_cam: Array, placed: Placed, size: float) -> NDArray[np.float64]:

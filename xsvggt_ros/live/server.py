@@ -8,7 +8,6 @@ import secrets
 import socket
 from contextlib import redirect_stdout
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
 from io import StringIO
 from ipaddress import ip_address
 from typing import Any
@@ -17,37 +16,82 @@ from urllib.parse import parse_qs, urlsplit
 from xsvggt_ros.config import ViewerConfig
 
 REFUSED = "This page is open to who has its whole address, with the token: the log of the stream says it.\n"
+LAST_PORT = 65535
+MOST_BYTES = 65536  # of a message from a browser
 
 
 def open_server(config: ViewerConfig) -> tuple[Any, str]:
     """A viser.ViserServer that sends nothing to whom its `Door` refuses; and the address to open in a browser.
 
-    Raises ValueError, with the fix, where viser is missing or the address cannot be served at.
+    Raises ValueError as `check_page`.
     """
-    try:
-        import viser
-        from websockets.asyncio import server as websockets
-    except ModuleNotFoundError as error:
-        raise ValueError(f'the live page needs {error.name}: pip install "xsvggt_ros[live]"') from error
-    door = Door("" if only_here(config.host) else secrets.token_urlsafe(16))
+    port = check_page(config)
+    import viser
+    from websockets.asyncio import server as websockets
+
+    door = Door("" if only_here(config.host) and not config.control else secrets.token_urlsafe(16))
     serve = websockets.serve
 
     def guarded(*args: Any, process_request: Any, **options: Any) -> Any:
         door.there = True
+        options["max_size"] = MOST_BYTES
         return serve(*args, process_request=lambda c, r: door.refusal(c, r) or process_request(c, r), **options)
 
     # viser has no way to say who may connect. The library below it has, before a byte is sent.
     websockets.serve = guarded  # type: ignore[misc, assignment]
     try:
         with redirect_stdout(StringIO()):  # its banner
-            server = viser.ViserServer(config.host, config.port, label="xsvggt_ros", verbose=False)
+            server = viser.ViserServer(config.host, port, label="xsvggt_ros", verbose=False)
     finally:
         websockets.serve = serve  # type: ignore[misc]
     if not door.there:
         server.stop()
         raise ValueError(f"viser {viser.__version__} serves without asking who may come in: pip install 'viser<1.2'")
     server.request_share_url = lambda verbose=True: None  # type: ignore[method-assign]  # a client could ask for a tunnel to the outside
+    _take_values_only(server)
     return server, door.address(config.host, server.get_port())
+
+
+def check_page(config: ViewerConfig) -> int:
+    """The port that a page would be served at; 0: any. To be asked before a model is loaded.
+
+    Raises ValueError, with the fix, where viser is missing or the address cannot be served at.
+    """
+    try:
+        import viser  # noqa: F401
+        from websockets.asyncio import server  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError(f'the live page needs {error.name}: pip install "xsvggt_ros[live]"') from error
+    only_here(config.host)
+    # viser looks for a free one too, but waits for ever where there is none.
+    for port in range(config.port, LAST_PORT + 1):
+        if _is_free(config.host, port):
+            return port
+    raise ValueError(f"no port from viewer_port {config.port} on is free: give viewer_port 0, for any that is")
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            socket.create_server(address, family=family).close()
+    except OSError:
+        return False
+    return True
+
+
+def _take_values_only(server: Any) -> None:
+    """Has it take values for its inputs only. viser would also take uploads, and whatever else an input is."""
+    from viser._messages import GuiUpdateMessage
+
+    handlers = server._websock_server._incoming_handlers
+    (update,) = handlers[GuiUpdateMessage]
+
+    async def values_only(client_id: int, message: Any) -> None:
+        if message.updates.keys() == {"value"}:
+            await update(client_id, message)
+
+    handlers.clear()
+    handlers[GuiUpdateMessage] = [values_only]
 
 
 def close_server(server: Any) -> None:
@@ -67,7 +111,7 @@ def only_here(host: str) -> bool:
                 probe.bind(address)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"viewer.host {host!r} is no address of this machine ({error}): give 127.0.0.1, one of its own, or 0.0.0.0 "
+            f"viewer_host {host!r} is no address of this machine ({error}): give 127.0.0.1, one of its own, or 0.0.0.0 "
             "for all of them"
         ) from error
     return all(ip_address(address[0]).is_loopback for *_, address in found)
@@ -76,8 +120,8 @@ def only_here(host: str) -> bool:
 class Door:
     """Who may see a page: with a token who has it; without one who is on this machine.
 
-    token: empty where the server listens to this machine only. Browsers of this machine do also what strangers' pages
-    tell them: those are told by the origin that a browser names.
+    token: empty where the server listens to this machine only, and only shows. Browsers of this machine do also what
+    strangers' pages tell them: those are told by the origin that a browser names.
     """
 
     def __init__(self, token: str) -> None:
@@ -100,7 +144,7 @@ class Door:
                 return None
             if not self._matches(parse_qs(urlsplit(request.path).query).get("token", [])):
                 return connection.respond(HTTPStatus.FORBIDDEN, REFUSED)
-        except (ValueError, LookupError, CookieError):  # what is no URL, two origins, what is no cookie
+        except (ValueError, LookupError):  # what is no URL, two origins, what is no text
             return connection.respond(HTTPStatus.FORBIDDEN, REFUSED)
         # A cookie, since the page's own connection would not have what stands in the address.
         response = connection.respond(HTTPStatus.SEE_OTHER, "")
@@ -109,9 +153,9 @@ class Door:
         return response
 
     def _cookies(self, headers: Any) -> list[str]:
-        """The token that comes as a cookie, if one does."""
-        jar = SimpleCookie("; ".join(headers.get_all("Cookie")))
-        return [jar[self._cookie].value] if self._cookie in jar else []
+        """What comes as our cookie. Other programs of that machine have theirs, of any form, beside it."""
+        pairs = (each.strip().partition("=") for each in ";".join(headers.get_all("Cookie")).split(";"))
+        return [value for name, _, value in pairs if name == self._cookie]
 
     def _matches(self, given: list[str]) -> bool:
         return any(hmac.compare_digest(each.encode(), self._token.encode()) for each in given)

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Any
+from typing import IO, Any
 
 from xsvggt_ros.live.owner import Owner
 from xsvggt_ros.live.panel import Panel
@@ -24,36 +27,38 @@ class Viewer:
 
     `show` may be called by any thread and waits for nothing: the newest frame replaces one that is not drawn yet, and
     is drawn at the next update. Browsers get what is newest when they are ready for it, each at its own pace.
-    record: HTML file that shows the scene as it grew; it is written by `close`.
+    record: `new_file` for HTML that shows the scene as it grew; `close` writes it.
     Raises ValueError, with the fix, where the page cannot be served.
     """
 
-    def __init__(self, owner: Owner, log: Any, record: Path | None = None) -> None:
+    def __init__(self, owner: Owner, log: Any, record: IO[str] | None = None) -> None:
         self._owner, self._log = owner, log
         self._newest: Placed | None = None
         self._passed_over = 0
         self._lock = Lock()
         self._closing = Event()
         self._server, self.address = open_server(owner.config().page)
-        self._scene = Scene(self._server)
-        self._panel = Panel(self._server, owner, self._scene, lambda: self._passed_over)
         try:
+            self._scene = Scene(self._server)
+            self._panel = Panel(self._server, owner, self._scene, lambda: self._passed_over)
             self._recording = Recording(self._server, record, log) if record else None
-        except ValueError:
+            self._thread = Thread(target=self._run, name="viewer", daemon=True)
+            self._thread.start()
+        except BaseException:
             close_server(self._server)
             raise
-        self._thread = Thread(target=self._run, name="viewer", daemon=True)
-        self._thread.start()
 
     @property
     def watched(self) -> bool:
         """Whether someone looks."""
-        return bool(self._recording or self._server.get_clients())
+        return self._thread.is_alive() and bool(self._recording or self._server.get_clients())
 
     def show(self, placed: Placed) -> None:
         """Gives the page a frame."""
         with self._lock:
-            self._passed_over += self._newest is not None
+            if self._newest:
+                self._passed_over += 1
+                placed = replace(placed, starts=placed.starts or self._newest.starts)
             self._newest = placed
 
     def close(self) -> None:
@@ -91,30 +96,44 @@ class Viewer:
 
 
 class Recording:
-    """The scene as it grew, in an HTML file that needs no server. Raises ValueError if it cannot be written."""
+    """The scene as it grew, in an HTML file that needs no server."""
 
-    def __init__(self, server: Any, path: Path, log: Any) -> None:
-        try:
-            self._file = path.open("x", encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f"cannot record to {path}: {error.strerror}; choose another file") from error
-        self._log = log
+    def __init__(self, server: Any, file: IO[str], log: Any) -> None:
+        self._file, self._log = file, log
         self._serializer = server.get_scene_serializer()
         self._before = time.monotonic()
+        self._full = False
 
     def next(self, sent: int) -> None:
-        """What comes now comes later than what is there; sent: bytes of points so far."""
-        if self._file.closed:
+        """What comes now comes later than what is there; sent: bytes so far."""
+        if self._full:
             return
         now = time.monotonic()
         self._serializer.insert_sleep(now - self._before)
         self._before = now
         if sent > RECORDED_BYTES:
             self._log.warning(f"{self._file.name} ends here: it has all that a browser opens")
-            self.write()
+            self._full = True
+            self._serializer._filter = lambda message: False
 
     def write(self) -> None:
-        """Writes it, if it is not written yet."""
-        if not self._file.closed:
-            with self._file:
-                self._file.write(self._serializer.as_html())
+        """Writes it. That takes all cores for a while: no stream should run. Raises OSError if it cannot."""
+        self._file.write(self._serializer.as_html())
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[str]]:
+    """A text file that was not there; it is gone at the end where nothing was written.
+
+    Raises ValueError, with the fix, if there can be none.
+    """
+    try:
+        file = path.open("x", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot record to {path}: {error.strerror}; choose another file") from error
+    try:
+        with file:
+            yield file
+    finally:
+        if path.exists() and not path.stat().st_size:
+            path.unlink()

@@ -7,6 +7,7 @@ import argparse
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import takewhile
 from pathlib import Path
 from threading import Event
 
@@ -40,7 +41,7 @@ LIVE_ONLY = (
     "invert_tf",
     "dense",
     "loop.folder",
-    *("viewer", *(setting.name for setting in settings(ViewerConfig, "viewer."))),
+    *("viewer", *(setting.name for setting in settings(ViewerConfig, "viewer_"))),
 )
 SETTINGS = [setting for setting in settings(NodeConfig) if setting.name not in LIVE_ONLY]
 
@@ -100,9 +101,7 @@ def opened(
     topics = bag_topics(config, reading.reference)
     with (
         output_folder(output),
-        open_source(
-            recording, rate=reading.rate, topic=reading.topic, stride=reading.stride, references=topics
-        ) as source,
+        open_source(recording, reading, topics) as source,
     ):
         messages = usable(source, recording)
         pipeline = Pipeline(new_stream(config.stream), config, log)
@@ -134,7 +133,6 @@ class Replay:
         self._messages = messages
         self._pipeline = pipeline
         self._most = most
-        self._taken = 0
 
     @property
     def status(self) -> Status:
@@ -146,20 +144,30 @@ class Replay:
 
         Each answer is written before it is given.
         """
-        for topic, message in self._messages:
-            if topic != IMAGE:
-                self._pipeline.receive(topic, message)
-                continue
-            yield from self._written(self._pipeline.process(message, self.files.config))
-            if stop.is_set() or self._taken + self.status.images.frames_waiting == self._most:
-                break
-        yield from self._written(self._pipeline.flush())
-
-    def _written(self, answers: list[Answer]) -> Iterator[Answer]:
-        for answer in answers:
+        messages = takewhile(lambda _: not stop.is_set(), self._messages)
+        for answer in answers(messages, self._pipeline, lambda: self.files.config, self._most):
             if isinstance(answer.result, Placed):
                 self.files.write(answer.result, answer.status)
             else:
                 self.skipped.append(complaint(answer.image.name, answer.result.reason))
-            self._taken += not isinstance(answer.result, Rejected)
             yield answer
+
+
+def answers(
+    messages: Messages, pipeline: Pipeline, config: Callable[[], NodeConfig], most: int | None
+) -> Iterator[Answer]:
+    """What becomes of the images among the messages, until these end or `most` images were taken in.
+
+    config: in force for the next image.
+    """
+    taken = 0
+    for topic, message in messages:
+        if topic != IMAGE:
+            pipeline.receive(topic, message)
+            continue
+        for answer in pipeline.process(message, config()):
+            taken += not isinstance(answer.result, Rejected)
+            yield answer
+        if taken + pipeline.status.images.frames_waiting == most:
+            break
+    yield from pipeline.flush()

@@ -32,6 +32,7 @@ from rclpy.subscription import Subscription
 from rclpy.utilities import remove_ros_args
 from std_srvs.srv import SetBool, Trigger
 
+from xsvggt_ros.live.server import check_page
 from xsvggt_ros.live.viewer import Viewer
 from xsvggt_ros.memory import give_back, keep_one_heap
 from xsvggt_ros.messages import topics
@@ -165,6 +166,8 @@ class StreamNode(LifecycleNode):
     @log_failure
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         config = self.settings.settled()
+        if config.viewer:
+            check_page(config.page)  # before the weights are loaded
         pool = ThreadPoolExecutor(max_workers=1)
         loading = pool.submit(SegmentedStream, config.stream)
         while not loading.done():

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.live.owner import Owner, done
+from xsvggt_ros.live.owner import Owner, done, for_page
 from xsvggt_ros.ros.worker import Worker
 from xsvggt_ros.settings import settings
 
@@ -27,7 +27,7 @@ def page_owner(node: Any, worker: Worker) -> Owner:
     return Owner(
         status=worker.status,
         config=lambda: node.settings.config,
-        settings=[setting for setting in settings(NodeConfig) if setting.live],
+        settings=for_page(settings(NodeConfig)),
         change=node.settings.change,
         actions={button: partial(node.ask, service) for button, service in ACTIONS.items()},
         run=run,

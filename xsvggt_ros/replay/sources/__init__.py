@@ -42,7 +42,10 @@ class Reading:
     max_frames: int | None = None
 
     def __post_init__(self) -> None:
-        _check(self.rate, self.stride)
+        if self.stride < 1:
+            raise ValueError(f"stride must be at least 1, got {self.stride}")
+        if self.rate is not None:
+            check_rate(self.rate)
         if self.max_frames is not None and self.max_frames < 1:
             raise ValueError(f"max-frames must be at least 1, got {self.max_frames}")
 
@@ -73,27 +76,15 @@ def reading_of(args: argparse.Namespace) -> Reading:
     return Reading(**{field.name: getattr(args, field.name) for field in fields(Reading)})
 
 
-def _check(rate: float | None, stride: int) -> None:
-    if stride < 1:
-        raise ValueError(f"stride must be at least 1, got {stride}")
-    if rate is not None:
-        check_rate(rate)
-
-
 def open_source(
-    path: Path,
-    *,
-    rate: float | None = None,
-    topic: str = "",
-    stride: int = 1,
-    references: Mapping[str, str] | None = None,
+    path: Path, reading: Reading | None = None, references: Mapping[str, str] | None = None
 ) -> AbstractContextManager[Source]:
     """What a folder, a video file, or a rosbag2 (folder, .mcap or .db3) holds.
 
     A folder is read in natural order of its file names; of one that has `*.color.*` files, as RGB-D
     recordings do, only those. Image i is stamped i / rate seconds; a video's own rate is the default,
-    and 30 a second in a folder. A bag's images keep their stamps, frame and CameraInfo; `topic` is its
-    image topic, by default that with the most colour or mono images.
+    and 30 a second in a folder. A bag's images keep their stamps, frame and CameraInfo.
+    reading: what is read of it; how many images, and of which reference, is the caller's.
     references: topic of messages.topics.REFERENCES -> topic of the bag that is read along under that name; one of its
     messages that cannot be decoded is ignored, with a warning.
 
@@ -101,12 +92,12 @@ def open_source(
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a folder of images, a video file or a rosbag2")
-    _check(rate, stride)
+    reading = reading or Reading()
     if is_bag(path):
-        if rate is not None:
+        if reading.rate is not None:
             raise ValueError(f"{path} is a bag, whose images have stamps: leave the rate out")
-        return open_recording(path, topic, stride, references or {})
-    if topic:
+        return open_recording(path, reading.topic, reading.stride, references or {})
+    if reading.topic:
         raise ValueError(f"{path} is not a bag: leave the topic out")
     if references:
         raise ValueError(
@@ -114,10 +105,10 @@ def open_source(
             "leave out the settings that need it"
         )
     if path.is_dir():
-        return open_folder(path, rate, stride)
+        return open_folder(path, reading.rate, reading.stride)
     from xsvggt_ros.replay.sources.video import open_video  # its libraries are large: loaded where there is a video
 
-    return open_video(path, rate, stride)
+    return open_video(path, reading.rate, reading.stride)
 
 
 def bag_topics(config: NodeConfig, reference: str) -> dict[str, str]:
