@@ -15,7 +15,7 @@ PACKAGING := setup.py build_messages.py pyproject.toml package.xml \
 INSTALLED := .venv/.installed
 # Two processes of one thread each; the tests of a file share one. A test that hangs is ended, and its stack printed.
 PYTEST := -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
-          --max-worker-restart 0 -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
+          --max-worker-restart 0 --durations 12 -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
 # Checks the type of every message field, and keeps the nodes under test on this machine.
 export ROS_PYTHON_CHECK_FIELDS := 1
