@@ -120,3 +120,8 @@ def test_a_frame_without_depth_shows_its_image_and_says_why_there_is_no_more(tmp
         with pytest.raises(ValueError, match="set dense to always"):
             ask()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cloud_needs_a_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"clouds is no folder: make it first, for c\.ply"):
+        synthetic(size=(84, 112)).save_ply(tmp_path / "clouds" / "c.ply")

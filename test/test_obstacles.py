@@ -195,9 +195,9 @@ def test_a_frame_without_depth_says_so():
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({}, "base_frame, which is empty"),
-        ({"scale.source": "odometry"}, "base_frame, which is empty"),
-        ({"base_frame": "base_link"}, "scale.source is none"),
+        ({}, "set base_frame, now empty (the robot's base, whose TF has the camera) and scale.source, now none (where"),
+        ({"scale.source": "odometry"}, "set base_frame, now empty (the robot's base, whose TF has the camera); see"),
+        ({"base_frame": "base_link"}, "set scale.source, now none (where metres come from, for example odometry); see"),
         ({"base_frame": "base_link", "scale.source": "odometry"}, ""),
     ],
 )

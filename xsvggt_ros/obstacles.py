@@ -22,11 +22,12 @@ SAMPLES = 10_000  # of an image's confidences, at most, that tell the least of t
 
 def why_no_obstacles(config: NodeConfig) -> str:
     """What the settings lack for obstacles, and the remedy; empty: nothing."""
+    lacking = []
     if not config.base_frame:
-        return "their heights are above base_frame, which is empty: set it to the robot's base, whose TF has the camera"
+        lacking.append("base_frame, now empty (the robot's base, whose TF has the camera)")
     if config.scale.source == "none":
-        return "they are in metres, and scale.source is none: set it to what the robot has, for example odometry"
-    return ""
+        lacking.append("scale.source, now none (where metres come from, for example odometry)")
+    return f"set {' and '.join(lacking)}; see docs/nav2.md" if lacking else ""
 
 
 class Pace:

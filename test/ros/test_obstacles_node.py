@@ -78,5 +78,5 @@ def test_depth_in_millimetres_and_as_png_while_the_node_runs(user):
 def test_a_node_that_cannot_make_them_tells_who_subscribes_why(user, bare):
     user.listen(PointCloud2, "/bare/stream/obstacles")
     user.listen(CompressedImage, "/bare/stream/depth/image/compressedDepth")
-    user.until(lambda: "~/obstacles is not published: their heights are above base_frame" in bare.output())
+    user.until(lambda: "~/obstacles is not published: set base_frame, now empty" in bare.output())
     user.until(lambda: "compressedDepth is not published: set compressed_depth to true" in bare.output())

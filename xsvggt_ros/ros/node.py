@@ -446,7 +446,8 @@ def _check_arguments() -> None:
     passed_over = " ".join(remove_ros_args()[1:])
     if passed_over:
         raise ValueError(
-            f"arguments that mean nothing here: {passed_over}; give parameters as --ros-args -p NAME:=VALUE"
+            f"arguments that mean nothing here: {passed_over}; give parameters as --ros-args -p NAME:=VALUE (all of "
+            "them: `xsvggt parameters`), topics as -r image:=/camera/image_raw"
         )
 
 
