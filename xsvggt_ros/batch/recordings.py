@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.replay.sources import Reading
+from xsvggt_ros.replay.sources import Reading, check_alone
 from xsvggt_ros.settings import values
 
 RECORD, PREVIEW = "batch.json", "preview.jpg"  # in a recording's folder, beside what a replay writes
@@ -132,6 +132,7 @@ def plan(inputs: list[Path], output: Path, settings: dict[str, Any]) -> tuple[li
             raise FileNotFoundError(f"{path} does not exist; give folders of images, video files or rosbag2s")
         if path.is_relative_to(output):
             raise ValueError(f"{path} lies in the output folder: choose another")
+        check_alone(path)
     found = {record.recording: (folder, record) for folder in output.iterdir() if (record := read_record(folder))}
     for folder, record in (found[str(path)] for path in recordings if str(path) in found):
         if other := _differences(record.settings, settings):
