@@ -109,6 +109,7 @@ def opened(
             lengths = [n for n in (source.length, reading.max_frames) if n is not None]
             replay = Replay(messages, pipeline, files, min(lengths, default=None), reading.max_frames)
             yield replay
+            replay.damage = source.damage
     if source.damage:
         log.warning("%s; what could be read is written", source.damage)
     if skipped := replay.skipped:
@@ -121,7 +122,8 @@ def opened(
 class Replay:
     """A recording on its way through the pipeline into files.
 
-    length: images to come, where known beforehand; skipped: why images were not used.
+    length: images to come, where known beforehand; skipped: why images were not used; damage: why the
+    recording breaks off, once it is read.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Replay:
         self.files = files
         self.length = length
         self.skipped: list[str] = []
+        self.damage = ""
         self._messages = messages
         self._pipeline = pipeline
         self._most = most
