@@ -274,7 +274,7 @@ class TestWithoutWork:
         ]
         outcome = Outcome(jobs, {})
         command._follow(iter(zip(jobs, records, strict=True)), outcome)
-        assert [r.message for r in caplog.records] == ["cut is incomplete: it ends; what could be read is done"]
+        assert [r.message for r in caplog.records] == ["cut: it ends; what could be read is done"]
         assert outcome.settled == 2 and not outcome.failed
 
     def test_a_folder_of_recordings_is_refused_at_once(self, tmp_path, capsys):

@@ -125,7 +125,7 @@ def _follow(events: Iterator[tuple[Job, int | Again | Record | Failure]], outcom
                 settled = f"[{outcome.settled}/{len(outcome.jobs)}]"
                 bar.write(f"{settled} {job.name}: {event.frames} frames in {event.seconds:.1f} s", file=sys.stderr)
                 if event.damage:
-                    log.warning("%s is incomplete: %s; what could be read is done", job.name, event.damage)
+                    log.warning("%s: %s; what could be read is done", job.name, event.damage)
             bar.n = outcome.settled
             bar.set_postfix_str(f"{frames.total()} frames")
 
