@@ -20,7 +20,8 @@ from support.recordings import image_bag, write_folder
 
 from xsvggt_ros.batch import command
 from xsvggt_ros.batch.fleet import connected
-from xsvggt_ros.batch.recordings import Record
+from xsvggt_ros.batch.recordings import Job, Record
+from xsvggt_ros.batch.summary import Outcome
 from xsvggt_ros.cli import main
 
 LONG = 24  # images: time enough to do something in the middle
@@ -251,3 +252,34 @@ class TestWithoutWork:
         monkeypatch.setitem(sys.modules, "ray", None)
         assert self.run(tmp_path, "--output", tmp_path / "out") == 2
         assert capsys.readouterr().err.strip() == 'xsvggt batch: batch needs Ray: pip install "xsvggt_ros[batch]"'
+
+    def test_a_recording_that_breaks_off_is_told_from_whole_ones(self, done, capsys):
+        recording, output = done
+        self.run(recording, "--output", output)
+        assert "incomplete</" not in (output / "summary.html").read_text()
+        (output / "cut").mkdir()
+        Record("/cut.mcap", {}, 2, 0, 1, 1.0, 1000, 1, [], "it ends early").write(output / "cut")
+        capsys.readouterr()
+        assert self.run(recording, "--output", output) == 0
+        assert capsys.readouterr().out.startswith("1 of 1 recordings done, 1 before; 1 more in the folder\n")
+        assert [row["state"] for row in table(output).values()] == ["incomplete", "done"]
+        page = (output / "summary.html").read_text()
+        assert '<b>cut</b> <b class="amber">incomplete</b>' in page
+        assert '<dt>of them incomplete</dt><dd class="amber">1</dd>' in page and "2 of 2" in page
+
+    def test_a_recording_that_breaks_off_is_warned_of(self, caplog):
+        jobs = [Job(name, Path("/", name)) for name in ("cut", "whole")]
+        records = [
+            Record(str(job.recording), {}, 2, 0, 1, 1.0, 1000, 1, [], "it ends" * (job.name == "cut")) for job in jobs
+        ]
+        outcome = Outcome(jobs, {})
+        command._follow(iter(zip(jobs, records, strict=True)), outcome)
+        assert [r.message for r in caplog.records] == ["cut: it ends; what could be read is done"]
+        assert outcome.settled == 2 and not outcome.failed
+
+    def test_a_folder_of_recordings_is_refused_at_once(self, tmp_path, capsys):
+        for name in ("a", "b"):
+            image_bag(tmp_path / "recs" / name, 1)
+        assert self.run(tmp_path / "recs", "--output", tmp_path / "out") == 2
+        assert f"recs holds recordings (a, b): give one of them, or {tmp_path}/recs/* to" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

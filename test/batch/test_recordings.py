@@ -176,3 +176,11 @@ class TestOutputOfOneBatch:
             output_of_one_batch(tmp_path / "file"),
         ):
             pass
+
+
+@pytest.mark.parametrize("inside", [["a/0.jpg", "b/0.jpg"], ["a/x.mcap", "b.mp4"], ["a.mp4", "b.mp4"]])
+def test_a_folder_of_recordings_is_refused_before_anything_is_begun(folders, output, inside):
+    several = folders(*(f"in/{name}" for name in inside))[0].parents[inside[0].count("/")]
+    names = "a, b" if "/" in inside[1] else f"{inside[0].partition('/')[0]}, b.mp4"
+    with pytest.raises(ValueError, match=re.escape(f"{several} holds recordings ({names})")):
+        plan([several], output, {})

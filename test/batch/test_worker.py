@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.batches import SMALL, assert_same, files, replayed
 from support.full_disk import limited
-from support.recordings import encoded, picture, write_folder
+from support.recordings import encoded, image_bag, picture, write_folder
 
 from xsvggt_ros.batch import worker as module
 from xsvggt_ros.batch.recordings import Job, read_record
@@ -153,3 +153,12 @@ def test_images_of_another_size_start_a_world(worker, images, output):
     for i in (3, 4, 5):
         (images / f"frame-{i}.png").write_bytes(encoded(picture(i, (64, 48)), ".png"))
     assert last(worker, Job("a", images)).worlds == 2
+
+
+def test_a_recording_that_breaks_off_is_noted_as_such(worker, images, output, tmp_path):
+    file = image_bag(tmp_path / "bag", 150) / "bag.mcap"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 9 // 10])
+    cut = Worker(changed(NodeConfig(), SMALL), Reading(stride=50), output)
+    record = last(cut, Job("cut", tmp_path / "bag"))
+    assert record.frames == 3 and record.damage and f"{record.damage}; what could be read is written" in record.warnings
+    assert not last(worker, Job("whole", images)).damage

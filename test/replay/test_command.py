@@ -403,6 +403,27 @@ def test_mounting_that_is_not_in_the_bag(room, tmp_path, capsys):
     assert "no image of" in capsys.readouterr().err
 
 
+def test_images_that_cannot_be_placed_are_said_at_the_first_and_leave_nothing(room, tmp_path, caplog, monkeypatch):
+    at_work = []
+    answers = replay.Replay.answers
+
+    def noted(itself, stop):
+        for answer in answers(itself, stop):
+            at_work.append(caplog.text)
+            yield answer
+
+    monkeypatch.setattr(replay.Replay, "answers", noted)
+    flags = ("--base_frame", "nowhere", "--max-frames", "3")
+    assert run(room[0], tmp_path / "new", *flags) == 2
+    assert not (tmp_path / "new").exists()
+    assert [text.count("cannot be placed") for text in at_work] == [1, 1, 1] and "no frame 'nowhere'" in at_work[0]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes").write_text("")
+    assert run(room[0], tmp_path / "out", *flags) == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes"]
+    assert run(room[0], tmp_path / "out", "--max-frames", "3") == 0
+
+
 def test_images_that_the_stream_refuses_are_no_success(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(encoded(picture(0, (2, 64)), ".png"))

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
+import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -190,3 +192,42 @@ def test_real_images():
     images, sequence = read(folder, stride=40)
     assert sequence.length == 3 and [item.image.shape for item in images] == [(480, 640, 3)] * 3
     assert encoded(images[0].image, ".png") != encoded(images[1].image, ".png")
+
+
+def recordings(folder):
+    """A folder of recordings of all kinds, one of them loose."""
+    for name in ("b", "a"):
+        image_bag(folder / name, 1)
+    write_folder(folder / "folder", 1)
+    shutil.copy(next((folder / "a").glob("*.mcap")), folder / "cut.mcap")
+    return folder
+
+
+class TestSeveral:
+    """A folder of recordings is none: nothing in it is silently taken for it."""
+
+    def refused(self, folder, names):
+        with pytest.raises(ValueError, match=re.escape(f"{folder} holds recordings ({names}): give one")):
+            read(folder)
+
+    def test_a_loose_file_is_not_taken_for_the_bag(self, tmp_path):
+        folder = recordings(tmp_path / "in")
+        self.refused(folder, "a, b, folder, cut.mcap")
+        (folder / "metadata.yaml").write_text("a: [")  # it says that it is a bag
+        assert len(read(folder)[0]) == 1
+
+    @pytest.mark.parametrize("other", ["video.mp4", "image.png"])
+    def test_media_of_several_kinds(self, tmp_path, other):
+        bag = image_bag(tmp_path / "in", 1)
+        (bag / "metadata.yaml").unlink()
+        assert len(read(bag)[0]) == 1
+        (bag / other).write_bytes(b"")
+        self.refused(bag, f"{next(bag.glob('*.mcap')).name}, {other}")
+
+    def test_images_among_which_bags_lie(self, tmp_path):
+        folder = write_folder(tmp_path / "in", 3)
+        image_bag(folder / "bag", 1)  # as of a replay into that folder
+        write_folder(folder / "depth", 3)
+        assert len(read(folder)[0]) == 3
+        image_bag(folder / "other", 1)
+        self.refused(folder, "bag, depth, other, frame-0.png, frame-1.png, ...")

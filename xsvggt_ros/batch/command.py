@@ -21,6 +21,7 @@ from xsvggt_ros.batch.recordings import (
     THREADS,
     Job,
     Record,
+    asked_for,
     output_of_one_batch,
     plan,
     settings_of,
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             with connected(args.address) as ray:
                 fleet, size = employed(ray, jobs, args.workers, args.threads, config, reading, output)
                 _follow(fleet.run(size, stop), outcome)
-        summarized = _summarized(output, outcome)
+        summarized = _summarized(output, outcome, len(asked_for(args.inputs)))
     return _end(outcome, summarized, stop)
 
 
@@ -123,15 +124,18 @@ def _follow(events: Iterator[tuple[Job, int | Again | Record | Failure]], outcom
                 frames[job.name] = event.frames
                 settled = f"[{outcome.settled}/{len(outcome.jobs)}]"
                 bar.write(f"{settled} {job.name}: {event.frames} frames in {event.seconds:.1f} s", file=sys.stderr)
+                if event.damage:
+                    log.warning("%s: %s; what could be read is done", job.name, event.damage)
             bar.n = outcome.settled
             bar.set_postfix_str(f"{frames.total()} frames")
 
 
-def _summarized(output: Path, outcome: Outcome) -> bool:
-    """Says what was done, and where that can be read; returns whether it can."""
-    done, now = len(outcome.done), len(outcome.done_now)
-    before, left = done - now, len(outcome.jobs) - now
-    print(f"{done} of {done + left} recordings done" + f", {before} before" * bool(before))
+def _summarized(output: Path, outcome: Outcome, asked: int) -> bool:
+    """Says what was done of so many recordings, and where that can be read; returns whether it can."""
+    now, before = len(outcome.done_now), asked - len(outcome.jobs)
+    others = len(outcome.done) - now - before
+    said = f"{now + before} of {asked} recordings done" + f", {before} before" * bool(before)
+    print(said + f"; {others} more in the folder" * bool(others))
     try:
         write_summary(output, outcome)
     except OSError as error:

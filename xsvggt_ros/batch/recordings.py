@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.replay.sources import Reading
+from xsvggt_ros.replay.sources import Reading, check_alone
 from xsvggt_ros.settings import values
 
 RECORD, PREVIEW = "batch.json", "preview.jpg"  # in a recording's folder, beside what a replay writes
@@ -51,6 +51,7 @@ class Record:
     cache_bytes: int
     threads: int
     warnings: list[str]
+    damage: str = ""  # why the recording breaks off; empty: it is whole
 
     def write(self, folder: Path) -> None:
         (folder / RECORD).write_text(json.dumps(asdict(self), indent=1))
@@ -121,17 +122,23 @@ def remove(folder: Path, pattern: str) -> None:
         time.sleep(0.02)
 
 
+def asked_for(inputs: list[Path]) -> list[Path]:
+    """The recordings, absolute, each once."""
+    return list(dict.fromkeys(Path(os.path.abspath(path)) for path in inputs))
+
+
 def plan(inputs: list[Path], output: Path, settings: dict[str, Any]) -> tuple[list[Job], dict[str, Record]]:
     """What is to be done, and {name: record} of all that was done into that folder already.
 
     Raises FileNotFoundError or ValueError where one of the inputs cannot be meant, or was done with other settings.
     """
-    recordings = list(dict.fromkeys(Path(os.path.abspath(path)) for path in inputs))
+    recordings = asked_for(inputs)
     for path in recordings:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; give folders of images, video files or rosbag2s")
         if path.is_relative_to(output):
             raise ValueError(f"{path} lies in the output folder: choose another")
+        check_alone(path)
     found = {record.recording: (folder, record) for folder in output.iterdir() if (record := read_record(folder))}
     for folder, record in (found[str(path)] for path in recordings if str(path) in found):
         if other := _differences(record.settings, settings):

@@ -17,7 +17,7 @@ from xsvggt_ros.memory import MIB
 from xsvggt_ros.natural_order import naturally_sorted
 from xsvggt_ros.whole_file import write_whole
 
-DONE, FAILED, LEFT = "done", "failed", "not done"
+DONE, INCOMPLETE, FAILED, LEFT = "done", "incomplete", "failed", "not done"  # incomplete: done, as far as it goes
 
 
 @dataclass
@@ -75,7 +75,7 @@ def _rows(outcome: Outcome) -> Iterator[Row]:
         if record := outcome.done.get(name):
             yield Row(
                 name,
-                DONE,
+                INCOMPLETE if record.damage else DONE,
                 record.recording,
                 record.frames,
                 record.skipped,
@@ -107,10 +107,11 @@ def _html(output: Path, rows: list[Row]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    done = [row for row in rows if row.state == DONE]
+    done = [row for row in rows if row.state in (DONE, INCOMPLETE)]
     return templates.get_template("summary.html.j2").render(
         rows=rows,
         done=done,
+        incomplete=sum(row.state == INCOMPLETE for row in done),
         output=output,
         pictures={row.name: _picture(output / row.name / PREVIEW) for row in done},
         frames=sum(row.frames or 0 for row in done),

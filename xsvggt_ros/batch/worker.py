@@ -129,6 +129,7 @@ class Worker:
             cache_bytes=replay.status.step.cache_bytes,
             threads=torch.get_num_threads(),
             warnings=warnings,
+            damage=replay.damage,
         )
 
 

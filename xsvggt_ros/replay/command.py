@@ -17,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from xsvggt_ros.config import NodeConfig, StreamConfig, ViewerConfig
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.messages.topics import IMAGE
-from xsvggt_ros.pipeline import Answer, Pipeline, Rejected
+from xsvggt_ros.pipeline import Answer, Pipeline, Rejected, Unplaced
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.replay.files import ReplayFiles, explained, output_folder
 from xsvggt_ros.replay.signals import INTERRUPTED, stop_signals
@@ -109,6 +109,7 @@ def opened(
             lengths = [n for n in (source.length, reading.max_frames) if n is not None]
             replay = Replay(messages, pipeline, files, min(lengths, default=None), reading.max_frames)
             yield replay
+            replay.damage = source.damage
     if source.damage:
         log.warning("%s; what could be read is written", source.damage)
     if skipped := replay.skipped:
@@ -121,7 +122,8 @@ def opened(
 class Replay:
     """A recording on its way through the pipeline into files.
 
-    length: images to come, where known beforehand; skipped: why images were not used.
+    length: images to come, where known beforehand; skipped: why images were not used; damage: why the
+    recording breaks off, once it is read.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Replay:
         self.files = files
         self.length = length
         self.skipped: list[str] = []
+        self.damage = ""
         self._messages = messages
         self._pipeline = pipeline
         self._most = most
@@ -142,7 +145,8 @@ class Replay:
     def answers(self, stop: Event) -> Iterator[Answer]:
         """Serves the messages until they end, `max_frames` images were taken in, or `stop` is set.
 
-        Each answer is written before it is given.
+        Each answer is written before it is given. Of the images that cannot be placed the first is said at once: all
+        may be like it.
         """
         messages = takewhile(lambda _: not stop.is_set(), self._messages)
         for answer in answers(messages, self._pipeline, lambda: self.files.config, self._most):
@@ -150,6 +154,8 @@ class Replay:
                 self.files.write(answer.result, answer.status)
             else:
                 self.skipped.append(complaint(answer.image.name, answer.result.reason))
+                if isinstance(answer.result, Unplaced) and answer.status.images.frames_unplaced == 1:
+                    log.warning("an image cannot be placed, nothing is written of it: %s", answer.result.reason)
             yield answer
 
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryFile
 
 import cv2
@@ -60,7 +61,8 @@ class ReplayFiles:
         self._way: CorrectedWay | None = None  # of the world, where it is a stream of segments
         self._depth = folder / "depth"
         self._depth.mkdir()
-        self._bag = TopicBag(folder / "bag", config)
+        self._topics = folder / "bag"
+        self._bag = TopicBag(self._topics, config)
 
     def write(self, placed: Placed, status: Status) -> None:
         """Adds a frame, and the status after it."""
@@ -86,9 +88,12 @@ class ReplayFiles:
         return "\n".join([figures, *map(str, written_files(self._folder))])
 
     def close(self) -> None:
-        """Finishes every file, even if one of them cannot be."""
+        """Finishes every file, even if one of them cannot be; without a frame they hold nothing, and are removed."""
         with closing(self._bag):
             self._close_world()
+        if not self._worlds:
+            for path in (self._depth, self._topics):
+                rmtree(path)
 
     def _start_world(self) -> None:
         self._close_world()

@@ -14,7 +14,7 @@ from xsvggt_ros.messages.bag import is_bag
 from xsvggt_ros.messages.topics import references
 from xsvggt_ros.rate import check_rate
 from xsvggt_ros.replay.sources.bag import open_recording
-from xsvggt_ros.replay.sources.folder import open_folder
+from xsvggt_ros.replay.sources.folder import check_alone, open_folder
 from xsvggt_ros.replay.sources.source import Images, Messages, Source, complaint, usable
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Source",
     "add_source_arguments",
     "bag_topics",
+    "check_alone",
     "complaint",
     "open_source",
     "reading_of",
@@ -88,12 +89,14 @@ def open_source(
     references: topic of messages.topics.REFERENCES -> topic of the bag that is read along under that name; one of its
     messages that cannot be decoded is ignored, with a warning.
 
-    Raises FileNotFoundError or ValueError, with the fix, where there are no images to be read.
+    Raises FileNotFoundError or ValueError, with the fix, where there are no images to be read,
+    or those of several recordings.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a folder of images, a video file or a rosbag2")
     reading = reading or Reading()
     if is_bag(path):
+        check_alone(path)
         if reading.rate is not None:
             raise ValueError(f"{path} is a bag, whose images have stamps: leave the rate out")
         return open_recording(path, reading.topic, reading.stride, references or {})

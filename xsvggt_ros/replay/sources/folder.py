@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.ExifTags import Base
 
-from xsvggt_ros.messages.bag import bags_below
+from xsvggt_ros.messages.bag import bags_below, is_bag
 from xsvggt_ros.messages.decode import Damaged, decode_samples
+from xsvggt_ros.messages.storage import is_storage
+from xsvggt_ros.messages.storage.folder import METADATA
 from xsvggt_ros.messages.topics import IMAGE
 from xsvggt_ros.natural_order import NUMBER, naturally_sorted
 from xsvggt_ros.preprocess import eight_bits, rgb
@@ -32,6 +34,7 @@ EXIF_MARKS = b"Exif", b"eXIf", b"EXIF"  # of JPEG, PNG and WebP
 # Images too, but of kinds that are not read.
 OTHER_SUFFIXES = (".avif", ".gif", ".jxl", ".jp2", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow makes of bytes
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts")  # of the usual ones
 FOLDER_RATE = 30.0  # images per second
 DEPTH_TO_LOOK = 3  # levels of folders in which images are looked for, to name where they are
 # EXIF orientation -> whether rows and columns change places, and the steps in which rows and columns are then read.
@@ -100,6 +103,7 @@ def open_folder(path: Path, rate: float | None, stride: int) -> Iterator[Source]
     files = [file for file in files if ".color." in file.name] or files
     if not files:
         raise ValueError(f"{path} has no images ({' '.join(READ_SUFFIXES)}) and is no rosbag2" + _elsewhere(path))
+    check_alone(path)
     _tell_series(path, files)
     step = 1e9 / (rate or FOLDER_RATE)
     images = ((IMAGE, _image_message(files[i], round(i * step))) for i in range(0, len(files), stride))
@@ -170,6 +174,48 @@ def _elsewhere(folder: Path) -> str:
     kinds = Counter(path.suffix.lower() or "without suffix" for path in folder.iterdir() if path.is_file())
     there = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3))
     return f"; there are {there}" if there else ""
+
+
+def recordings_in(folder: Path) -> list[Path]:
+    """What lies in a folder that is not one recording but holds several; nothing: it is one, or none.
+
+    It is one where it has metadata.yaml, where it has a bag's files and nothing else that could be meant, and where it
+    has images and not several bags: a replay's own bag may lie among its images.
+    """
+    if not folder.is_dir() or (folder / METADATA).exists():
+        return []
+    entries = naturally_sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    folders = [path for path in entries if path.is_dir() and _may_be_meant(path)]
+    storage, videos, images = ([p for p in entries if kind(p) and p.is_file()] for kind in (is_storage, _video, _image))
+    if storage:
+        several = bool(folders or videos or images)
+    elif images:
+        several = sum(map(is_bag, folders)) > 1
+    else:
+        several = len(folders) + len(videos) > 1
+    return [*folders, *storage, *videos, *images] if several else []
+
+
+def check_alone(folder: Path) -> None:
+    """Raises ValueError where a folder holds several recordings."""
+    if found := recordings_in(folder):
+        names = _listed(path.name for path in found)
+        raise ValueError(f"{folder} holds recordings ({names}): give one of them, or {folder}/* to xsvggt batch")
+
+
+def _may_be_meant(folder: Path) -> bool:
+    try:
+        return is_bag(folder) or any(map(_image, folder.iterdir()))
+    except OSError:  # it may not be read
+        return False
+
+
+def _image(path: Path) -> bool:
+    return path.suffix.lower() in READ_SUFFIXES
+
+
+def _video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def _listed(names: Iterable[str], most: int = 5) -> str:
