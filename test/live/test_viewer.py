@@ -19,10 +19,11 @@ from xsvggt_ros.config import NodeConfig, ViewerConfig
 from xsvggt_ros.geometry import rigid
 from xsvggt_ros.live import viewer as module
 from xsvggt_ros.live.owner import Owner, done
-from xsvggt_ros.live.panel import DOWNLOADS, cloud_file, way_file
+from xsvggt_ros.live.panel import DOWNLOADS, cloud_file, coloured, way_file
 from xsvggt_ros.live.scene import BLOCK
 from xsvggt_ros.live.server import close_server
 from xsvggt_ros.live.viewer import Viewer, new_file
+from xsvggt_ros.pictures import CONFIDENCE_COLOURS, DEPTH_COLOURS
 from xsvggt_ros.status import Status, StepStatus
 
 SIZE = (60, 80)
@@ -75,6 +76,16 @@ def test_frames_become_a_cloud_a_way_and_files():
         assert name == "cloud.ply" and f"element vertex {len(viewer._scene.cloud.points):012d}".encode() in ply
         name, text = way_file(viewer._scene, viewer._owner)
         assert name == "trajectory.txt" and len(text.splitlines()) == 6
+
+
+def test_the_page_has_the_colours_of_reports_and_notebooks():
+    slope = np.tile(np.linspace(1, 9, SIZE[1], dtype=np.float32), (SIZE[0], 1))
+    shown = coloured(slope, DEPTH_COLOURS)
+    assert np.array_equal(shown, np.asarray(frame(size=SIZE, depth=slope, status=STEP).depth_image()))
+    near, far = shown[0, 8].astype(int), shown[0, -8].astype(int)
+    assert near[2] > near[0] and far[0] > far[2]
+    unsure, sure = (coloured(slope, CONFIDENCE_COLOURS)[0, column].sum(dtype=int) for column in (0, -1))
+    assert sure > 1.5 * unsure
 
 
 def test_giving_frames_waits_for_nothing_and_those_passed_over_are_counted(monkeypatch):

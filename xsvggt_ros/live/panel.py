@@ -12,7 +12,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,13 +19,14 @@ from xsvggt_ros.live.controls import Controls, table
 from xsvggt_ros.live.owner import Owner
 from xsvggt_ros.live.scene import Scene, small
 from xsvggt_ros.memory import MIB
+from xsvggt_ros.pictures import CONFIDENCE_COLOURS, DEPTH_COLOURS, false_colour, shown_range
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.ply import vertices
 from xsvggt_ros.status import Status
 
-SPREAD = (2, 98)  # percentiles of depth and confidence that the colours go over
 STEPS_SHOWN = 200  # steps in the chart
 MOST_DOWNLOADS = 4  # that wait
+CAPTION = "image; depth (blue near, red far); confidence (bright = sure)"
 GREY = 128  # of images that have not come yet
 
 
@@ -61,7 +61,7 @@ class Panel:
     def _add_figures(self) -> None:
         self._figures = self._gui.add_html("")
         none = np.full((100, 400, 3), GREY, np.uint8)
-        self._images = self._gui.add_image(none, label="image, depth, confidence", format="jpeg")
+        self._images = self._gui.add_image(none, label=CAPTION, format="jpeg")
         self._chart = self._gui.add_uplot(
             tuple(np.zeros(1) for _ in range(3)),
             (
@@ -108,7 +108,7 @@ class Panel:
         frame = placed.frame
         images = [small(frame.image)]
         if frame.status.dense:
-            images += [coloured(frame.depth, cv2.COLORMAP_TURBO), coloured(1 / frame.confidence, cv2.COLORMAP_VIRIDIS)]
+            images += [coloured(frame.depth, DEPTH_COLOURS), coloured(frame.confidence, CONFIDENCE_COLOURS)]
         self._images.image = np.hstack(images)
 
     def serve(self) -> None:
@@ -155,12 +155,9 @@ def _rate(status: Status) -> str:
     return f", {rate:.1f} images a second" if rate else ""
 
 
-def coloured(values: NDArray, colors: int) -> NDArray[np.uint8]:
-    """Positive values [h, w] as an image on a logarithmic scale; the colour map's last is that of the least."""
-    logs = small(np.log(values))
-    low, high = np.percentile(logs, SPREAD)
-    levels = np.clip((high - logs) / max(high - low, 1e-6), 0, 1)
-    return cv2.cvtColor(cv2.applyColorMap((255 * levels).astype(np.uint8), colors), cv2.COLOR_BGR2RGB)
+def coloured(values: NDArray[np.floating], colours: str) -> NDArray[np.uint8]:
+    """Values [h, w] in false colours, RGB and small; the colours are those of reports and notebooks."""
+    return false_colour(small(values), *shown_range(values), colours)[..., :3]
 
 
 def cloud_file(scene: Scene, owner: Owner) -> tuple[str, bytes]:
