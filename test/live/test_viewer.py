@@ -65,6 +65,14 @@ def frames(count, first=0):
     return [place(frame(index, SIZE, status=STEP), stamp_ns=index) for index in range(first, first + count)]
 
 
+def test_a_port_that_is_taken_is_said_beside_the_address():
+    with page() as (viewer, _):
+        assert viewer.where == f"live at {viewer.address}"  # any port was asked for
+        port = viewer._server.get_port()
+        with page(port=port) as (other, _):
+            assert other.where == f"live at {other.address} ({port} is taken)"
+
+
 def test_frames_become_a_cloud_a_way_and_files():
     with page() as (viewer, log):
         for placed in frames(5):

@@ -46,9 +46,9 @@ class Panel:
         control = owner.config().page.control
         self._gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
         self._said = self._gui.add_html("")
-        if control:
-            actions = self._gui.add_button_group("stream", tuple(owner.actions))
-            actions.on_click(lambda event: self._ask(event.target.value))
+        self._buttons = self._gui.add_button_group("stream", owner.buttons()) if control else None
+        if self._buttons:
+            self._buttons.on_click(lambda event: self._ask(event.target.value))
         downloads = self._gui.add_button_group("download", tuple(DOWNLOADS))
         downloads.on_click(lambda event: self._wanted.append((event.client, event.target.value)))
         tabs = self._gui.add_tab_group()
@@ -91,7 +91,6 @@ class Panel:
 
     def draw(self, placed: Placed | None) -> None:
         """Sends what there is to say now; placed: a frame that is new."""
-        status = self._owner.status()
         if placed:
             self._drawn += 1
             self._show_images(placed)
@@ -100,7 +99,7 @@ class Panel:
             self._chart.data = tuple(np.array(self._steps, float).T)
         page = f"{self._drawn} drawn, {self._passed_over()} passed over"
         page += f"; {len(self._scene.cloud.points)} points; {len(self._server.get_clients())} browsers"
-        self._figures.content = figures(status, page)
+        self._figures.content = figures(self._owner, page)
         if self._table:
             self._table.content = table(self._owner)
 
@@ -118,6 +117,8 @@ class Panel:
             if self._controls.said:
                 self._say(self._controls.said)
                 self._controls.said = ""
+        if self._buttons and self._buttons.options != (now := self._owner.buttons()):
+            self._buttons.options = now
         self._download()
         for action, answer in [asked for asked in self._asked if asked[1].done()]:
             self._asked.remove((action, answer))
@@ -129,11 +130,14 @@ class Panel:
         self._said.content = f"<div style='color:{color};padding:0 1em;font-size:0.85em'>{escape(text)}</div>"
 
 
-def figures(status: Status, page: str) -> str:
+def figures(owner: Owner, page: str) -> str:
     """The status as an HTML table."""
+    status = owner.status()
     step, images, scale = status.step, status.images, status.scale
     budget = f"of {step.budget_tokens}" if step.budget_tokens else "without limit"
     rows = {
+        "recording": owner.recording(),
+        "paused": owner.paused(),
         "step": f"{1000 * step.seconds.get('step', 0):.0f} ms" + _rate(status),
         "cache": f"{step.cache_bytes / MIB:.2f} MiB, {step.tokens} tokens a layer {budget}",
         "policy": f"{step.policy}, {step.key_bits} and {step.value_bits} bits",
