@@ -110,6 +110,12 @@ def test_a_page_that_only_shows_has_nothing_to_set(user, images, tmp_path):
         user.until(lambda: user.figure("budget_frames") == "16.0")
         assert labels(user) == set()
         assert "Cloud" in user.buttons() and not BUTTONS & user.buttons()
+        user.press("Now")
+        user.until(lambda: user.figure("page").endswith("; 1 browser"))
+        for view in ("From above", "Fit"):
+            user.press(view)
+            user.until(lambda: user.drawn() > 0.01)
+        assert "refused" not in user.text()
 
 
 def test_a_page_for_others_opens_with_its_token_only(user, images, tmp_path):

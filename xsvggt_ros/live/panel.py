@@ -25,7 +25,9 @@ from xsvggt_ros.ply import vertices
 from xsvggt_ros.status import Status
 
 STEPS_SHOWN = 200  # steps in the chart
-MOST_DOWNLOADS = 4  # that wait
+MOST_WANTED = 4  # views and downloads that wait
+VIEWS = {"Fit": None, "From above": (0.0, 0.0, 1.0)}  # from which side; None: from where a browser is
+FRAME = "frame of this world"
 CAPTION = "image; depth (blue near, red far); confidence (bright = sure)"
 GREY = 128  # of images that have not come yet
 
@@ -41,7 +43,7 @@ class Panel:
         self._passed_over = passed_over
         self._drawn = 0
         self._asked: list[tuple[str, Future[str]]] = []  # what was pressed, and what comes of it
-        self._wanted: deque[tuple[Any, str]] = deque(maxlen=MOST_DOWNLOADS)  # by which browser, and what
+        self._wanted: deque[tuple[Any, str]] = deque(maxlen=MOST_WANTED)  # by which browser, and what
         self._steps: deque[tuple[int, float, float]] = deque(maxlen=STEPS_SHOWN)
         control = owner.config().page.control
         self._gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
@@ -49,8 +51,9 @@ class Panel:
         self._buttons = self._gui.add_button_group("stream", owner.buttons()) if control else None
         if self._buttons:
             self._buttons.on_click(lambda event: self._ask(event.target.value))
-        downloads = self._gui.add_button_group("download", tuple(DOWNLOADS))
-        downloads.on_click(lambda event: self._wanted.append((event.client, event.target.value)))
+        for title, buttons in (("view", VIEWS), ("download", DOWNLOADS)):
+            group = self._gui.add_button_group(title, tuple(buttons))
+            group.on_click(lambda event: self._wanted.append((event.client, event.target.value)))
         tabs = self._gui.add_tab_group()
         with tabs.add_tab("Now"):
             self._add_figures()
@@ -65,12 +68,16 @@ class Panel:
         self._chart = self._gui.add_uplot(
             tuple(np.zeros(1) for _ in range(3)),
             (
-                {"label": "frame"},
+                {"label": FRAME},
                 {"label": "step [ms]", "stroke": "#2858d8", "scale": "ms"},
                 {"label": "cache [MiB]", "stroke": "#d85818", "scale": "MiB"},
             ),
             scales={"x": {"time": False}, "ms": {"auto": True}, "MiB": {"auto": True}},
-            axes=({}, {"scale": "ms"}, {"scale": "MiB", "side": 1, "grid": {"show": False}}),
+            axes=(
+                {"label": FRAME},
+                {"scale": "ms", "label": "ms"},
+                {"scale": "MiB", "label": "MiB", "side": 1, "grid": {"show": False}},
+            ),
             aspect=2.0,
         )
 
@@ -78,16 +85,18 @@ class Panel:
         if action in self._owner.actions:  # what comes from a browser may be anything
             self._asked.append((action, self._owner.run(self._owner.actions[action])))
 
-    def _download(self) -> None:
+    def _give(self) -> None:
+        """Views and downloads that browsers want, each to its own."""
         while self._wanted:
             browser, what = self._wanted.popleft()
-            if what in DOWNLOADS and self._scene.way:
-                try:
+            try:
+                if what in DOWNLOADS and self._scene.way:
                     name, data = DOWNLOADS[what](self._scene, self._owner)
-                except OSError as error:  # no space for it, say
-                    self._say(f"refused: {what}: {error}")
-                else:
                     browser.send_file_download(name, data, save_immediately=True)
+                elif what in VIEWS:
+                    self._scene.fit(browser.camera, VIEWS[what])
+            except (OSError, TypeError, ValueError) as error:  # no space for it, or a browser's camera that is none
+                self._say(f"refused: {what}: {error}")
 
     def draw(self, placed: Placed | None) -> None:
         """Sends what there is to say now; placed: a frame that is new."""
@@ -95,10 +104,13 @@ class Panel:
             self._drawn += 1
             self._show_images(placed)
             step = placed.frame.status
-            self._steps.append((self._drawn, 1000 * step.seconds["step"], step.cache_bytes / MIB))
+            if placed.starts:
+                self._steps.clear()
+            self._steps.append((placed.frame.index, 1000 * step.seconds["step"], step.cache_bytes / MIB))
             self._chart.data = tuple(np.array(self._steps, float).T)
         page = f"{self._drawn} drawn, {self._passed_over()} passed over"
-        page += f"; {len(self._scene.cloud.points)} points; {len(self._server.get_clients())} browsers"
+        browsers = len(self._server.get_clients())
+        page += f"; {len(self._scene.cloud.points)} points; {browsers} browser{'s' * (browsers != 1)}"
         self._figures.content = figures(self._owner, page)
         if self._table:
             self._table.content = table(self._owner)
@@ -119,7 +131,7 @@ class Panel:
                 self._controls.said = ""
         if self._buttons and self._buttons.options != (now := self._owner.buttons()):
             self._buttons.options = now
-        self._download()
+        self._give()
         for action, answer in [asked for asked in self._asked if asked[1].done()]:
             self._asked.remove((action, answer))
             error = answer.exception()
