@@ -12,7 +12,8 @@ from scipy.spatial.transform import Rotation
 
 from xsvggt_ros.geometry import Array
 
-DEPTH_COLOURS = "turbo"
+DEPTH_COLOURS = "turbo"  # blue is near, red is far
+CONFIDENCE_COLOURS = "viridis"  # bright is sure
 SHOWN_PERCENTILES = (2, 98)  # of the values, from one end of a colour scale to the other
 TURN_DEG = [25, 25]  # of a cloud about y and x through its middle: it is then seen from the right and from above
 FARTHER = 1.3  # times as far away as it is, so that what is turned stays in the picture
@@ -29,7 +30,7 @@ def shown_range(values: NDArray[np.floating]) -> tuple[float, float]:
 
 def false_colour(values: NDArray[np.floating], low: float, high: float, colours: str) -> NDArray[np.uint8]:
     """RGBA [H, W, 4] of values [H, W] between two, in one of matplotlib's scales; what is not finite is transparent."""
-    import matplotlib  # large, and no node makes such pictures
+    import matplotlib  # large, and a node without a page makes no such pictures
 
     scaled = (values - low) / max(high - low, 1e-9)
     return matplotlib.colormaps[colours](np.ma.masked_invalid(scaled), bytes=True)

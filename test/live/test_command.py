@@ -3,6 +3,7 @@
 
 import time
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,6 +37,7 @@ def test_max_frames_end_it_and_the_page_stays(tmp_path):
     wait_until(lambda: "no more images; the page stays" in process.output(), process.output)
     assert process.end() == 0
     assert "__VISER_EMBED_DATA__" in (tmp_path / "scene.html").read_text()
+    assert f"scene.html: {(tmp_path / 'scene.html').stat().st_size / 1e6:.1f} MB" in process.output()
 
 
 def test_what_ctrl_c_ends_has_not_ended_by_itself(tmp_path):
@@ -78,6 +80,29 @@ def test_what_the_stream_could_not_change_to_is_refused_and_not_kept():
     with pytest.raises(ValueError, match=r"no memory for 64\.0 frames"):
         shown.owner().change({"cache.budget_frames": 64.0})
     assert shown.owner().config() == before
+
+
+def test_what_is_asked_for_after_the_end_is_refused():
+    shown = show()
+    shown._pipeline = SimpleNamespace(flush=lambda: ())
+    shown.play(iter(()), None, None)
+    owner = shown.owner()
+    assert owner.recording() == "ended, 0 images"
+    before = owner.config()
+    for ask in (owner.actions["Reset"], owner.actions["Pause"], lambda: owner.change({"cache.budget_frames": 8.0})):
+        with pytest.raises(ValueError, match="the recording has ended"):
+            ask()
+    assert owner.config() == before and not owner.paused()
+
+
+def test_of_pause_and_continue_there_is_the_one_that_is_of_use():
+    owner = show().owner()
+    assert owner.buttons() == ("Reset", "Pause", "Save map") and not owner.paused()
+    for _ in range(2):  # of two browsers
+        owner.actions["Pause"]()
+    assert owner.buttons() == ("Reset", "Continue", "Save map") and owner.paused() == "images wait"
+    owner.actions["Continue"]()
+    assert owner.buttons() == ("Reset", "Pause", "Save map") and not owner.paused()
 
 
 def test_where_the_stream_writes_is_not_for_the_page():

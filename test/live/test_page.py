@@ -82,12 +82,24 @@ def test_a_user_sees_the_stream_and_controls_it(user, images, tmp_path):
         user.press("Reset")
         user.until(lambda: "1 resets" in user.figure("images"))
         user.press("Pause")
-        user.until(lambda: "images wait until it is pressed again" in user.text())
+        user.until(lambda: "images wait until Continue is pressed" in user.text())
+        user.until(lambda: "Continue" in user.buttons() and "Pause" not in user.buttons())
+        user.until(lambda: user.figure("paused") == "images wait")
+        assert re.fullmatch(r"\d+ of 600 images", user.figure("recording"))
         user.press("Save map")
         user.until(lambda: "refused: Save map: no folder is set for maps" in user.text())
     assert record.stat().st_size > MIB // 2
     user.open(record.as_uri())
     user.until(lambda: user.drawn() > 0.01)
+
+
+def test_a_page_says_that_the_recording_has_ended(user, images, tmp_path):
+    with live(images, tmp_path, "--control", "--max-frames", "3") as process:
+        user.open(process.address)
+        user.until(lambda: user.figure("recording") == "ended, 3 of 3 images")
+        user.press("Pause")
+        user.until(lambda: "refused: Pause: the recording has ended" in user.text())
+        assert not user.figure("paused")
 
 
 def test_a_page_that_only_shows_has_nothing_to_set(user, images, tmp_path):
@@ -98,6 +110,12 @@ def test_a_page_that_only_shows_has_nothing_to_set(user, images, tmp_path):
         user.until(lambda: user.figure("budget_frames") == "16.0")
         assert labels(user) == set()
         assert "Cloud" in user.buttons() and not BUTTONS & user.buttons()
+        user.press("Now")
+        user.until(lambda: user.figure("page").endswith("; 1 browser"))
+        for view in ("From above", "Fit"):
+            user.press(view)
+            user.until(lambda: user.drawn() > 0.01)
+        assert "refused" not in user.text()
 
 
 def test_a_page_for_others_opens_with_its_token_only(user, images, tmp_path):

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from xsvggt_ros.config import NodeConfig, ViewerConfig
 from xsvggt_ros.geometry import rigid
 from xsvggt_ros.live import viewer as module
 from xsvggt_ros.live.owner import Owner, done
-from xsvggt_ros.live.panel import DOWNLOADS, cloud_file, way_file
+from xsvggt_ros.live.panel import DOWNLOADS, VIEWS, cloud_file, coloured, way_file
 from xsvggt_ros.live.scene import BLOCK
 from xsvggt_ros.live.server import close_server
 from xsvggt_ros.live.viewer import Viewer, new_file
+from xsvggt_ros.pictures import CONFIDENCE_COLOURS, DEPTH_COLOURS
 from xsvggt_ros.status import Status, StepStatus
 
 SIZE = (60, 80)
@@ -64,6 +66,14 @@ def frames(count, first=0):
     return [place(frame(index, SIZE, status=STEP), stamp_ns=index) for index in range(first, first + count)]
 
 
+def test_a_port_that_is_taken_is_said_beside_the_address():
+    with page() as (viewer, _):
+        assert viewer.where == f"live at {viewer.address}"  # any port was asked for
+        port = viewer._server.get_port()
+        with page(port=port) as (other, _):
+            assert other.where == f"live at {other.address} ({port} is taken)"
+
+
 def test_frames_become_a_cloud_a_way_and_files():
     with page() as (viewer, log):
         for placed in frames(5):
@@ -75,6 +85,16 @@ def test_frames_become_a_cloud_a_way_and_files():
         assert name == "cloud.ply" and f"element vertex {len(viewer._scene.cloud.points):012d}".encode() in ply
         name, text = way_file(viewer._scene, viewer._owner)
         assert name == "trajectory.txt" and len(text.splitlines()) == 6
+
+
+def test_the_page_has_the_colours_of_reports_and_notebooks():
+    slope = np.tile(np.linspace(1, 9, SIZE[1], dtype=np.float32), (SIZE[0], 1))
+    shown = coloured(slope, DEPTH_COLOURS)
+    assert np.array_equal(shown, np.asarray(frame(size=SIZE, depth=slope, status=STEP).depth_image()))
+    near, far = shown[0, 8].astype(int), shown[0, -8].astype(int)
+    assert near[2] > near[0] and far[0] > far[2]
+    unsure, sure = (coloured(slope, CONFIDENCE_COLOURS)[0, column].sum(dtype=int) for column in (0, -1))
+    assert sure > 1.5 * unsure
 
 
 def test_giving_frames_waits_for_nothing_and_those_passed_over_are_counted(monkeypatch):
@@ -146,6 +166,47 @@ def test_a_world_is_looked_at_from_where_it_begins():
     assert np.allclose(moved_eye, [10, 20 - 2.5 * d, 3 + 3.2 * d])
     assert np.allclose(moved_target, [10 + 0.8 * d, 20 + 0.8 * d, 3])
     assert np.array_equal(after, looks[1])
+
+
+@pytest.mark.parametrize("aspect", [0.5, 1.6])
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_whole_cloud_comes_into_view(view, aspect):
+    away = np.array([3.0, 4.0, 0.0])
+    camera = SimpleNamespace(position=away, look_at=np.zeros(3), fov=1.0, aspect=aspect)
+    camera.client = SimpleNamespace(atomic=nullcontext)
+    browser = SimpleNamespace(camera=camera)
+    with page() as (viewer, log):
+        viewer._panel._wanted.append((browser, view))  # before there is a cloud
+        wait_until(lambda: not viewer._panel._wanted)
+        for placed in frames(3):
+            viewer.show(placed)
+            wait_until(lambda: viewer._newest is None)
+        wait_until(lambda: len(viewer._scene.way) == 3)
+        assert camera.position is away
+        viewer._panel._wanted.append((browser, view))
+        wait_until(lambda: camera.look_at.any())
+        looks = (camera.look_at - camera.position) / np.linalg.norm(camera.look_at - camera.position)
+        assert np.allclose(looks, [0, 0, -1] if view == "From above" else [-0.6, -0.8, 0])
+        seen = viewer._scene.cloud.points - camera.position
+        ahead = seen @ looks
+        off = np.linalg.norm(seen - ahead[:, None] * looks, axis=1)
+        assert np.mean(off / ahead < min(1, aspect) * np.tan(0.5)) > 0.9
+        camera.look_at = camera.position  # looks nowhere
+        camera.fov = 0.0
+        viewer._panel._wanted.append((browser, view))
+        wait_until(lambda: f"refused: {view}" in viewer._panel._said.content)
+    assert not log.lines
+
+
+def test_the_chart_counts_frames_of_the_world_as_the_stream_does():
+    with page() as (viewer, _):
+        panel = viewer._panel
+        for placed in frames(2) + frames(1, 7):
+            panel.draw(placed)
+        assert panel._chart.data[0].tolist() == [0, 1, 7]
+        panel.draw(frames(1)[0])  # of another world
+        assert panel._chart.data[0].tolist() == [0]
+        assert "0 browsers" in panel._figures.content
 
 
 def test_what_stands_still_is_not_sent_again():

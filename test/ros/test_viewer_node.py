@@ -59,10 +59,13 @@ def test_the_page_of_a_node_controls_it(user, node, client):
     user.wait(lambda: status().resets == 1)
     user.press("Pause")
     user.wait(lambda: "images are ignored" in user.text())
+    user.wait(lambda: user.figure("paused") == "images are ignored")
     user.press("Save map")
     user.wait(lambda: "refused: Save map: no folder is set for maps" in user.text())
-    user.press("Pause")
+    user.press("Continue")
     user.wait(lambda: "images are used" in user.text())
+    user.wait(lambda: "Pause" in user.buttons() and "Continue" not in user.buttons())
+    user.wait(lambda: not user.figure("paused"))
     assert node.running()
 
 

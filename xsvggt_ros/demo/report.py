@@ -19,7 +19,7 @@ from xsvggt_ros.demo.errors import relative_error
 from xsvggt_ros.demo.recording import Answer, Check, Recording
 from xsvggt_ros.memory import MIB
 from xsvggt_ros.model.loading import RANDOM
-from xsvggt_ros.pictures import DEPTH_COLOURS, false_colour, png, shown_range
+from xsvggt_ros.pictures import CONFIDENCE_COLOURS, DEPTH_COLOURS, false_colour, png, shown_range
 from xsvggt_ros.settings import values
 
 COLUMNS = 5  # frames shown
@@ -161,7 +161,7 @@ def _pictures(r: Recording) -> list[Row]:
         rows += [_false_colour_row("Error", "share of the depth", off, "magma", 0, SHOWN_ERROR), _errors_row(r, chosen)]
     confidence = [a.confidence for a in shown]
     ends = shown_range(np.array(confidence))
-    return [*rows, _false_colour_row("Confidence", "at least 1", confidence, "viridis", *ends)]
+    return [*rows, _false_colour_row("Confidence", "at least 1", confidence, CONFIDENCE_COLOURS, *ends)]
 
 
 def _caption(a: Answer) -> Cell:

@@ -17,7 +17,7 @@ from typing import Any
 
 from xsvggt_ros.config import NodeConfig, StreamConfig, ViewerConfig
 from xsvggt_ros.flags import add_settings, given_settings
-from xsvggt_ros.live.owner import Owner, done, for_page
+from xsvggt_ros.live.owner import CONTINUE, PAUSE, Owner, done, for_page
 from xsvggt_ros.live.server import check_page
 from xsvggt_ros.live.viewer import Viewer, new_file
 from xsvggt_ros.messages.decode import stamp_ns
@@ -71,14 +71,17 @@ def run(args: argparse.Namespace) -> int:
     ):
         messages = usable(source, args.input)
         stream = SegmentedStream(config.stream)
-        show = Show(Pipeline(stream, config, log), config, stop, stream.check_all)
+        length = reading.length(source.length)
+        show = Show(Pipeline(stream, config, log), config, stop, stream.check_all, length)
         say_what_the_model_knows(config)
         with closing(Viewer(show.owner(), log, record)) as viewer:
-            print(f"live at {viewer.address}", flush=True)
+            print(viewer.where, flush=True)
             show.play(messages, viewer, reading.max_frames)
             if not stop.is_set():
                 print(f"{source.damage or 'no more images'}; the page stays until Ctrl-C", flush=True)
             show.wait(math.inf)
+    if args.record:
+        print(f"{args.record}: {args.record.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
@@ -86,32 +89,54 @@ class Show:
     """Plays messages to a page, at their own pace where the machine keeps up, and does what the page asks for.
 
     All of it in one thread, the page's wishes between two images. check: raises ValueError for what the stream could
-    not change to.
+    not change to; length: images to come, where known beforehand.
     """
 
     def __init__(
-        self, pipeline: Pipeline, config: NodeConfig, stop: Event, check: Callable[[StreamConfig], None]
+        self,
+        pipeline: Pipeline,
+        config: NodeConfig,
+        stop: Event,
+        check: Callable[[StreamConfig], None],
+        length: int | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._check = check
         self._config = config
         self._stop = stop
-        self._paused = False
+        self._length = length
+        self._taken = 0  # images
+        self._paused = self._ended = False
         self._wishes: SimpleQueue[tuple[Callable[[], str], Future[str]]] = SimpleQueue()
 
     def owner(self) -> Owner:
         """As the page knows it."""
         live = for_page((*SETTINGS, *settings(ViewerConfig, "viewer_")))
-        actions = {"Reset": self._reset, "Pause": self._pause, "Save map": self._save_map}
-        return Owner(lambda: self._pipeline.status, lambda: self._config, live, self._change, actions, self._wish)
+        actions = {"Reset": self._reset, PAUSE: self._pause, CONTINUE: self._continue, "Save map": self._save_map}
+        return Owner(
+            lambda: self._pipeline.status,
+            lambda: self._config,
+            live,
+            self._change,
+            actions,
+            self._wish,
+            lambda: "images wait" if self._paused else "",
+            self._so_far,
+        )
+
+    def _so_far(self) -> str:
+        of = "" if self._length is None else f" of {self._length}"
+        return f"{'ended, ' if self._ended else ''}{self._taken}{of} images"
 
     def play(self, messages: Messages, viewer: Viewer, most: int | None) -> None:
         """Until they end, `most` images were taken in, or `stop` is set."""
         for answer in answers(self._paced(messages), self._pipeline, lambda: self._config, most):
+            self._taken += not isinstance(answer.result, Rejected)
             if isinstance(answer.result, Placed):
                 viewer.show(answer.result)
             elif isinstance(answer.result, Rejected):
                 log.warning(complaint(answer.image.name, answer.result.reason))
+        self._ended, self._paused = True, False
 
     def _paced(self, messages: Messages) -> Messages:
         """Each image when it is due; what the page asks for is done meanwhile."""
@@ -147,19 +172,32 @@ class Show:
         self._wishes.put((action, future))
         return future
 
+    def _check_goes_on(self) -> None:
+        """Raises ValueError where no image comes that what is asked for could have to do with."""
+        if self._ended:
+            raise ValueError("the recording has ended")
+
     def _change(self, changes: dict[str, Any]) -> str:
+        self._check_goes_on()
         new = changed(self._config, changes)
         self._check(new.stream)
         self._config = new
         return "from the next image on"
 
     def _reset(self) -> str:
+        self._check_goes_on()
         self._pipeline.reset()
         return "the next image starts a new world"
 
     def _pause(self) -> str:
-        self._paused = not self._paused
-        return "images wait until it is pressed again" if self._paused else "images go on"
+        self._check_goes_on()
+        self._paused = True
+        return f"images wait until {CONTINUE} is pressed"
+
+    def _continue(self) -> str:
+        self._check_goes_on()
+        self._paused = False
+        return "images go on"
 
     def _save_map(self) -> str:
         return self._pipeline.save_map(self._config.stream.loop.folder)

@@ -12,7 +12,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,13 +19,16 @@ from xsvggt_ros.live.controls import Controls, table
 from xsvggt_ros.live.owner import Owner
 from xsvggt_ros.live.scene import Scene, small
 from xsvggt_ros.memory import MIB
+from xsvggt_ros.pictures import CONFIDENCE_COLOURS, DEPTH_COLOURS, false_colour, shown_range
 from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.ply import vertices
 from xsvggt_ros.status import Status
 
-SPREAD = (2, 98)  # percentiles of depth and confidence that the colours go over
 STEPS_SHOWN = 200  # steps in the chart
-MOST_DOWNLOADS = 4  # that wait
+MOST_WANTED = 4  # views and downloads that wait
+VIEWS = {"Fit": None, "From above": (0.0, 0.0, 1.0)}  # from which side; None: from where a browser is
+FRAME = "frame of this world"
+CAPTION = "image; depth (blue near, red far); confidence (bright = sure)"
 GREY = 128  # of images that have not come yet
 
 
@@ -41,16 +43,17 @@ class Panel:
         self._passed_over = passed_over
         self._drawn = 0
         self._asked: list[tuple[str, Future[str]]] = []  # what was pressed, and what comes of it
-        self._wanted: deque[tuple[Any, str]] = deque(maxlen=MOST_DOWNLOADS)  # by which browser, and what
+        self._wanted: deque[tuple[Any, str]] = deque(maxlen=MOST_WANTED)  # by which browser, and what
         self._steps: deque[tuple[int, float, float]] = deque(maxlen=STEPS_SHOWN)
         control = owner.config().page.control
         self._gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
         self._said = self._gui.add_html("")
-        if control:
-            actions = self._gui.add_button_group("stream", tuple(owner.actions))
-            actions.on_click(lambda event: self._ask(event.target.value))
-        downloads = self._gui.add_button_group("download", tuple(DOWNLOADS))
-        downloads.on_click(lambda event: self._wanted.append((event.client, event.target.value)))
+        self._buttons = self._gui.add_button_group("stream", owner.buttons()) if control else None
+        if self._buttons:
+            self._buttons.on_click(lambda event: self._ask(event.target.value))
+        for title, buttons in (("view", VIEWS), ("download", DOWNLOADS)):
+            group = self._gui.add_button_group(title, tuple(buttons))
+            group.on_click(lambda event: self._wanted.append((event.client, event.target.value)))
         tabs = self._gui.add_tab_group()
         with tabs.add_tab("Now"):
             self._add_figures()
@@ -61,16 +64,20 @@ class Panel:
     def _add_figures(self) -> None:
         self._figures = self._gui.add_html("")
         none = np.full((100, 400, 3), GREY, np.uint8)
-        self._images = self._gui.add_image(none, label="image, depth, confidence", format="jpeg")
+        self._images = self._gui.add_image(none, label=CAPTION, format="jpeg")
         self._chart = self._gui.add_uplot(
             tuple(np.zeros(1) for _ in range(3)),
             (
-                {"label": "frame"},
+                {"label": FRAME},
                 {"label": "step [ms]", "stroke": "#2858d8", "scale": "ms"},
                 {"label": "cache [MiB]", "stroke": "#d85818", "scale": "MiB"},
             ),
             scales={"x": {"time": False}, "ms": {"auto": True}, "MiB": {"auto": True}},
-            axes=({}, {"scale": "ms"}, {"scale": "MiB", "side": 1, "grid": {"show": False}}),
+            axes=(
+                {"label": FRAME},
+                {"scale": "ms", "label": "ms"},
+                {"scale": "MiB", "label": "MiB", "side": 1, "grid": {"show": False}},
+            ),
             aspect=2.0,
         )
 
@@ -78,29 +85,33 @@ class Panel:
         if action in self._owner.actions:  # what comes from a browser may be anything
             self._asked.append((action, self._owner.run(self._owner.actions[action])))
 
-    def _download(self) -> None:
+    def _give(self) -> None:
+        """Views and downloads that browsers want, each to its own."""
         while self._wanted:
             browser, what = self._wanted.popleft()
-            if what in DOWNLOADS and self._scene.way:
-                try:
+            try:
+                if what in DOWNLOADS and self._scene.way:
                     name, data = DOWNLOADS[what](self._scene, self._owner)
-                except OSError as error:  # no space for it, say
-                    self._say(f"refused: {what}: {error}")
-                else:
                     browser.send_file_download(name, data, save_immediately=True)
+                elif what in VIEWS:
+                    self._scene.fit(browser.camera, VIEWS[what])
+            except (OSError, TypeError, ValueError) as error:  # no space for it, or a browser's camera that is none
+                self._say(f"refused: {what}: {error}")
 
     def draw(self, placed: Placed | None) -> None:
         """Sends what there is to say now; placed: a frame that is new."""
-        status = self._owner.status()
         if placed:
             self._drawn += 1
             self._show_images(placed)
             step = placed.frame.status
-            self._steps.append((self._drawn, 1000 * step.seconds["step"], step.cache_bytes / MIB))
+            if placed.starts:
+                self._steps.clear()
+            self._steps.append((placed.frame.index, 1000 * step.seconds["step"], step.cache_bytes / MIB))
             self._chart.data = tuple(np.array(self._steps, float).T)
         page = f"{self._drawn} drawn, {self._passed_over()} passed over"
-        page += f"; {len(self._scene.cloud.points)} points; {len(self._server.get_clients())} browsers"
-        self._figures.content = figures(status, page)
+        browsers = len(self._server.get_clients())
+        page += f"; {len(self._scene.cloud.points)} points; {browsers} browser{'s' * (browsers != 1)}"
+        self._figures.content = figures(self._owner, page)
         if self._table:
             self._table.content = table(self._owner)
 
@@ -108,7 +119,7 @@ class Panel:
         frame = placed.frame
         images = [small(frame.image)]
         if frame.status.dense:
-            images += [coloured(frame.depth, cv2.COLORMAP_TURBO), coloured(1 / frame.confidence, cv2.COLORMAP_VIRIDIS)]
+            images += [coloured(frame.depth, DEPTH_COLOURS), coloured(frame.confidence, CONFIDENCE_COLOURS)]
         self._images.image = np.hstack(images)
 
     def serve(self) -> None:
@@ -118,7 +129,9 @@ class Panel:
             if self._controls.said:
                 self._say(self._controls.said)
                 self._controls.said = ""
-        self._download()
+        if self._buttons and self._buttons.options != (now := self._owner.buttons()):
+            self._buttons.options = now
+        self._give()
         for action, answer in [asked for asked in self._asked if asked[1].done()]:
             self._asked.remove((action, answer))
             error = answer.exception()
@@ -129,11 +142,14 @@ class Panel:
         self._said.content = f"<div style='color:{color};padding:0 1em;font-size:0.85em'>{escape(text)}</div>"
 
 
-def figures(status: Status, page: str) -> str:
+def figures(owner: Owner, page: str) -> str:
     """The status as an HTML table."""
+    status = owner.status()
     step, images, scale = status.step, status.images, status.scale
     budget = f"of {step.budget_tokens}" if step.budget_tokens else "without limit"
     rows = {
+        "recording": owner.recording(),
+        "paused": owner.paused(),
         "step": f"{1000 * step.seconds.get('step', 0):.0f} ms" + _rate(status),
         "cache": f"{step.cache_bytes / MIB:.2f} MiB, {step.tokens} tokens a layer {budget}",
         "policy": f"{step.policy}, {step.key_bits} and {step.value_bits} bits",
@@ -155,12 +171,9 @@ def _rate(status: Status) -> str:
     return f", {rate:.1f} images a second" if rate else ""
 
 
-def coloured(values: NDArray, colors: int) -> NDArray[np.uint8]:
-    """Positive values [h, w] as an image on a logarithmic scale; the colour map's last is that of the least."""
-    logs = small(np.log(values))
-    low, high = np.percentile(logs, SPREAD)
-    levels = np.clip((high - logs) / max(high - low, 1e-6), 0, 1)
-    return cv2.cvtColor(cv2.applyColorMap((255 * levels).astype(np.uint8), colors), cv2.COLOR_BGR2RGB)
+def coloured(values: NDArray[np.floating], colours: str) -> NDArray[np.uint8]:
+    """Values [h, w] in false colours, RGB and small; the colours are those of reports and notebooks."""
+    return false_colour(small(values), *shown_range(values), colours)[..., :3]
 
 
 def cloud_file(scene: Scene, owner: Owner) -> tuple[str, bytes]:

@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.geometry import Array, quaternion_xyzw, transform
 from xsvggt_ros.live.cloud import GrowingCloud
+from xsvggt_ros.pictures import SHOWN_PERCENTILES
 from xsvggt_ros.placement.placement import Placed
 
 POINTS_OF_A_FRAME = 6000  # at most, of every n-th row and column
@@ -82,6 +83,23 @@ class Scene:
         for view in (self._server.initial_camera, *(each.camera for each in self._server.get_clients().values())):
             view.position = place + self._distance * turned.apply([-2.5, 0.0, 3.2])
             view.look_at = place + self._distance * turned.apply([0.8, -0.8, 0.0])
+
+    def fit(self, camera: Any, side: tuple[float, float, float] | None) -> None:
+        """Moves a browser's camera until it sees the cloud, but for outliers: to that side of it, or where it is now.
+
+        Raises ValueError or TypeError where what the browser says of its camera is none.
+        """
+        if not len(self.cloud.points):
+            return
+        low, high = np.percentile(self.cloud.points, SHOWN_PERCENTILES, axis=0)
+        middle, radius = (low + high) / 2, max(float(np.linalg.norm(high - low)) / 2, self.cloud.side)
+        away = camera.position - camera.look_at if side is None else np.array(side)
+        half = math.atan(math.tan(camera.fov / 2) * min(1.0, camera.aspect))  # of what it sees of width or height
+        if not (0 < half < math.pi / 2 and np.linalg.norm(away) > 0):
+            raise ValueError("the browser does not say where it looks from")
+        with camera.client.atomic():
+            camera.position = middle + radius / math.sin(half) * away / np.linalg.norm(away)
+            camera.look_at = middle
 
     def _add_points(self, placed: Placed, config: NodeConfig) -> None:
         frame = placed.frame

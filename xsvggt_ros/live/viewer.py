@@ -37,7 +37,10 @@ class Viewer:
         self._passed_over = 0
         self._lock = Lock()
         self._closing = Event()
+        asked = owner.config().page.port
         self._server, self.address = open_server(owner.config().page)
+        taken = asked and asked != self._server.get_port()
+        self.where = f"live at {self.address}" + (f" ({asked} is taken)" if taken else "")  # for users
         try:
             self._scene = Scene(self._server)
             self._panel = Panel(self._server, owner, self._scene, lambda: self._passed_over)

@@ -106,8 +106,7 @@ def opened(
         messages = usable(source, recording)
         pipeline = Pipeline(new_stream(config.stream), config, log)
         with explained(output), closing(ReplayFiles(output, config)) as files:
-            lengths = [n for n in (source.length, reading.max_frames) if n is not None]
-            replay = Replay(messages, pipeline, files, min(lengths, default=None), reading.max_frames)
+            replay = Replay(messages, pipeline, files, reading.length(source.length), reading.max_frames)
             yield replay
             replay.damage = source.damage
     if source.damage:

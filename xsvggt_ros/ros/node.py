@@ -159,6 +159,11 @@ class StreamNode(LifecycleNode):
         return all(result == TransitionCallbackReturn.SUCCESS for result in done)
 
     @property
+    def paused(self) -> str:
+        """What becomes of images while ~/enable has them so; empty: they are used."""
+        return "" if self._enabled else "images are ignored"
+
+    @property
     def failure(self) -> BaseException | None:
         """What ended the worker, if something has."""
         return self._serving.exception() if self._serving and self._serving.done() else None
@@ -180,7 +185,7 @@ class StreamNode(LifecycleNode):
             )
             if config.viewer:
                 self._viewer = Viewer(page_owner(self, worker), self.get_logger())
-                self.get_logger().info(f"live at {self._viewer.address}")
+                self.get_logger().info(self._viewer.where)
         except BaseException:
             pool.shutdown()
             raise
@@ -356,12 +361,12 @@ class StreamNode(LifecycleNode):
     # Services and output
 
     def ask(self, what: str) -> str:
-        """Does what a service is for, or pauses and resumes; what there is to say. For the node's thread.
+        """Does what a service is for, or its opposite "disable"; what there is to say. For the node's thread.
 
         Raises ValueError with the reason where that is not possible.
         """
-        if what == "enable":
-            answer = self._on_enable(SetBool.Request(data=not self._enabled), SetBool.Response())
+        if what in ("enable", "disable"):
+            answer = self._on_enable(SetBool.Request(data=what == "enable"), SetBool.Response())
         else:
             service = self._on_reset if what == "reset" else partial(self._on_map, what)
             answer = service(Trigger.Request(), Trigger.Response())

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 from xsvggt_ros.config import NodeConfig
-from xsvggt_ros.live.owner import Owner, done, for_page
+from xsvggt_ros.live.owner import CONTINUE, PAUSE, Owner, done, for_page
 from xsvggt_ros.ros.worker import Worker
 from xsvggt_ros.settings import settings
 
-ACTIONS = {"Reset": "reset", "Pause": "enable", "Save map": "save_map"}  # button -> service
+ACTIONS = {"Reset": "reset", PAUSE: "disable", CONTINUE: "enable", "Save map": "save_map"}  # button -> service
 
 
 def page_owner(node: Any, worker: Worker) -> Owner:
@@ -31,4 +31,5 @@ def page_owner(node: Any, worker: Worker) -> Owner:
         change=node.settings.change,
         actions={button: partial(node.ask, service) for button, service in ACTIONS.items()},
         run=run,
+        paused=lambda: node.paused,
     )

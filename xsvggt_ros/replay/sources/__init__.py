@@ -50,6 +50,10 @@ class Reading:
         if self.max_frames is not None and self.max_frames < 1:
             raise ValueError(f"max-frames must be at least 1, got {self.max_frames}")
 
+    def length(self, images: int | None) -> int | None:
+        """How many are taken in of a source of so many images, or of an unknown number; None: unknown."""
+        return min((n for n in (images, self.max_frames) if n is not None), default=None)
+
 
 def add_source_arguments(parser: argparse.ArgumentParser, many: bool = False) -> None:
     """The recording, or recordings, and what is read of each."""
