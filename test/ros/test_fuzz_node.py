@@ -198,22 +198,28 @@ def test_compressed_images(start_node, start_client, endurance, figures):
 def test_camera_infos(user, endurance, figures):
     """The newest of many is used, if it can be: its K comes out with the next images, as scaled as they are."""
     messages = fuzz.drawn(endurance, fuzz.camera_infos(), 1000)
-    picture = np.zeros((*fuzz.SIZE, 3), np.uint8)
     user.reset()
     used = 0
     for first in range(0, len(messages), 10):  # as many as the publisher keeps
         batch = messages[first : first + 10]
+        if first % 20:  # what is drawn depends on the modules there are: some are used in any case
+            batch.sort(key=lambda info: intrinsics_of(info) is not None)
         for info in batch:
             user.camera_infos.publish(info)
-        try:
-            _, K = Rectifier()(picture, batch[-1], True)
-            wanted = Resize.of(*fuzz.SIZE, WIDTH, 14).intrinsics(K)
-            used += 1
-        except ValueError:
-            wanted = None
+        wanted = intrinsics_of(batch[-1])
+        used += wanted is not None
         check_intrinsics(user, batch[-1], wanted)
     assert used > len(messages) / 10 / 4
     figures("random CameraInfos sent to a node in use", len(messages))
+
+
+def intrinsics_of(info):
+    """K [3, 3] that the node is to make of it; None: it cannot be used."""
+    try:
+        _, K = Rectifier()(np.zeros((*fuzz.SIZE, 3), np.uint8), info, True)
+    except ValueError:
+        return None
+    return Resize.of(*fuzz.SIZE, WIDTH, 14).intrinsics(K)
 
 
 def check_intrinsics(user, info, wanted):
