@@ -13,8 +13,8 @@ PIP := python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),,-qq)
 PACKAGING := setup.py build_messages.py pyproject.toml package.xml \
              $(wildcard scripts/* msg/*.msg launch/*.py config/*)
 INSTALLED := .venv/.installed
-# Three processes of one thread each, as tests of ROS wait most of the time; the tests of a file share one. A test that hangs is ended, and its stack printed.
-PYTEST := -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
+# Two processes of one thread each; the tests of a file share one. A test that hangs is ended, and its stack printed.
+PYTEST := -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
           --max-worker-restart 0 --durations 12 -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
 # Checks the type of every message field, and keeps the nodes under test on this machine.
