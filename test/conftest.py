@@ -61,3 +61,22 @@ def figures(request):
                 file.write(f"| {what} | {value} | `{request.node.nodeid}` |\n")
 
     return add
+
+
+@pytest.fixture(scope="module")
+def interpreter():
+    """call(function, *arguments) where Triton interprets kernels; see support/interpreted.py."""
+    from support import interpreted
+
+    with interpreted.process(TRITON_INTERPRET="1") as call:
+        yield call
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory):
+    """The same where Triton compiles them."""
+    from support import interpreted
+
+    folder = tmp_path_factory.mktemp("triton")
+    with interpreted.process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(folder)) as call:
+        yield call

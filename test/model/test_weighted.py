@@ -10,19 +10,6 @@ from support import interpreted
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="the kernel needs triton, which is not installed")
 
 
-@pytest.fixture(scope="module")
-def interpreter():
-    with interpreted.process(TRITON_INTERPRET="1", OMP_NUM_THREADS="1") as call:
-        yield call
-
-
-@pytest.fixture(scope="module")
-def compiler(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("triton")
-    with interpreted.process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(folder)) as call:
-        yield call
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("sizes", [(1, 70, 331, 2, 64), (2, 5, 128, 3, 32), (1, 130, 30, 1, 16)], ids=str)
 def test_it_is_the_same(interpreter, sizes, dtype):

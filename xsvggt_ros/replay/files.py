@@ -145,10 +145,6 @@ def written_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if any(map(path.match, PATTERNS)))  # links to nothing too
 
 
-class DiskFull(OSError):
-    """There was no space left to write to."""
-
-
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
     """Says of an OSError on the way that the disk is full, if that is why, and what to do."""
@@ -157,7 +153,7 @@ def explained(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise DiskFull(
+        raise OSError(
             f"the disk of {folder} is full ({error.strerror}): what was written until then can be read; "
             "free space, or choose an output folder on another disk"
         ) from error

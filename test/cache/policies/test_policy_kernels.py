@@ -17,19 +17,6 @@ GIVEN = {
 }
 
 
-@pytest.fixture(scope="module")
-def interpreter():
-    with interpreted.process(TRITON_INTERPRET="1", OMP_NUM_THREADS="1") as call:
-        yield call
-
-
-@pytest.fixture(scope="module")
-def compiler(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("triton")
-    with interpreted.process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(folder)) as call:
-        yield call
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("sizes", [(300, 2, 64, 1), (131, 3, 16, 1), (200, 2, 32, 2)], ids=str)
 def test_heirs_are_the_same(interpreter, sizes, dtype):

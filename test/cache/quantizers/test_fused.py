@@ -20,19 +20,6 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LANES = [1, interpreted.HEADS]
 
 
-@pytest.fixture(scope="module")
-def interpreter():
-    with interpreted.process(TRITON_INTERPRET="1", OMP_NUM_THREADS="1") as call:
-        yield call
-
-
-@pytest.fixture(scope="module")
-def compiler(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("triton")
-    with interpreted.process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(folder)) as call:
-        yield call
-
-
 @pytest.mark.parametrize("lanes", LANES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bits", BITS, ids=str)
