@@ -232,7 +232,7 @@ class LoopConfig(Checked):
         live=True,
     )
     likeness: float = setting(
-        0.65,
+        0.72,
         "Least likeness, of what the encoder says, at which a keyframe is tried.",
         minimum=0.0,
         maximum=1.0,
@@ -246,7 +246,7 @@ class LoopConfig(Checked):
         live=True,
     )
     match: float = setting(
-        0.76,
+        0.72,
         "Least likeness of what the encoder says at the same points of both views, at which it is.",
         minimum=0.0,
         maximum=1.0,

@@ -242,6 +242,20 @@ def test_a_keyframe_that_does_not_show_the_same_place_is_refused(loop):
     assert drive.join(key=0)
 
 
+def test_one_image_rules_a_keyframe_of_another_place_out():
+    drive = Drive()
+    drive.go(2)
+    drive.join()
+    drive.go(1)
+    S_world_new = segment_at(way(0))
+    first, shared = seen(way(0), S_world_new), [(drive.frame, seen(way(drive.index), S_world_new, drive.index))]
+    assert not drive.chain.rules_out(0, first, shared, LOOP)
+    assert not drive.chain.rules_out(None, first, shared, LoopConfig(match=1.0))  # an own image is of this place
+    assert drive.chain.status.closures_refused == 0
+    assert drive.chain.rules_out(0, first, shared, LoopConfig(match=1.0))
+    assert drive.chain.status.closures_refused == 1
+
+
 def test_a_keyframe_whose_shared_images_do_not_agree_is_refused_however_often():
     drive = Drive()
     drive.go(2)

@@ -216,6 +216,20 @@ def test_the_ruler_begins_anew_where_the_map_knows_the_unit_once_it_is_long(mode
     assert again and [keys[i] for i in again] == [anchors[i] for i in again]
 
 
+def test_a_keyframe_of_another_place_makes_way_at_its_first_image(model, room):
+    stream = stream_of(model, loop=LoopConfig(likeness=0.0, match=1.0, max_turn=180.0))
+    tried, before, shared = 0, None, 0
+    for i in range(30):
+        steps(stream, room, i, i + 1)
+        builder = stream._builder
+        if before and before.key is not None and builder is not before:
+            assert builder.key is None and shared == 1
+            tried += 1
+        before, shared = builder, len(builder.shared) if builder else 0
+    assert tried and stream.status.segments.closures_refused == tried
+    assert stream.status.segments.segment and not stream.status.segments.closures
+
+
 @pytest.mark.parametrize("change", ["reset", "limit", "settings"])
 def test_the_ruler_begins_anew_with_other_caches(model, room, change):
     stream = stream_of(model)

@@ -171,6 +171,13 @@ class Chain:
                 return key
         return None
 
+    def rules_out(self, key: int | None, first: Frame, shared: Shared, config: LoopConfig) -> bool:
+        """Whether the keyframe of that key shows another place, by the newest image that the next segment has."""
+        ruled_out = key is not None and not self._same_place(key, first, shared[-1][1], config)
+        if ruled_out:
+            self._refuse(key)
+        return ruled_out
+
     def take_over(self, key: int | None, first: Frame, shared: Shared, now: Frame, config: LoopConfig) -> bool:
         """Joins the next segment, which serves from now on; whether that can be trusted. It stays as it is if not.
 
@@ -213,15 +220,9 @@ class Chain:
 
     def _verified(self, key: int, first: Frame, shared: Shared, joined: Join, config: LoopConfig) -> bool:
         """Whether the keyframe shows the same place: both the new segment and the map have to agree."""
-        joins = self._joins().get(key)
-        stricter = STRICTER * (joins is None)
-        newest = shared[-1][1]
-        if not (
-            joined.trusted
-            and agreement(first, newest) >= config.agreement + stricter
-            and match(first, newest, self.map.mean) >= config.match + stricter
-        ):
+        if not (joined.trusted and self._same_place(key, first, shared[-1][1], config)):
             return False
+        joins = self._joins().get(key)
         if joins is None:
             return True
         slack = max(1.0, math.sqrt(joins / NEAR))  # errors add up from join to join
@@ -231,6 +232,12 @@ class Chain:
             and abs(np.log(off.scale)) <= MOST_STRETCH * slack
             and float(np.linalg.norm(off.translation)) <= MOST_SHIFT * slack
         )
+
+    def _same_place(self, key: int, first: Frame, newest: Frame, config: LoopConfig) -> bool:
+        """Whether two images of the next segment, which begins at that key, see the same surfaces."""
+        stricter = STRICTER * (key not in self._joins())
+        alike = match(first, newest, self.map.mean) >= config.match + stricter
+        return alike and agreement(first, newest) >= config.agreement + stricter
 
     def _joins(self) -> dict[int, int]:
         """{key: how many relations lead there}; of other keyframes the map does not say where they are from here."""

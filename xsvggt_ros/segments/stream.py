@@ -242,8 +242,7 @@ class SegmentedStream(GeometryStream):
         if chain.carried:
             return
         try:
-            if self._builder and self._next and self._builder.ready:
-                self._join(chain, self._builder, self._next, frame)
+            if self._builder and self._next and self._taken_over(chain, self._builder, self._next, frame):
                 return
             if self._builder is None and frame.index >= self._rest and chain.ends(frame, self._segment):
                 self._build(chain.seen_before(frame, self._loop))
@@ -297,19 +296,31 @@ class SegmentedStream(GeometryStream):
         """The other streams."""
         return [each for each in (self._next, self._ruler.stream if self._ruler else None) if each]
 
-    def _join(self, chain: Chain, builder: Builder, stream: GeometryStream, frame: Frame) -> None:
-        assert builder.first
-        self._builder = None
-        if not chain.take_over(builder.key, builder.first, builder.shared, frame, self._loop):
+    def _taken_over(self, chain: Chain, builder: Builder, stream: GeometryStream, frame: Frame) -> bool:
+        """Whether the segment to come serves from now on. One that cannot be trusted makes way for one at an own image.
+
+        Where a keyframe turns out to be of another place this is said as early as possible: until a segment joins, the
+        present one gets worse with each image.
+        """
+        first, shared = builder.first, builder.shared
+        if first is None or not shared:
+            return False
+        if builder.ready and chain.take_over(builder.key, first, shared, frame, self._loop):
+            self._serve(chain, builder, first, stream)
+            return True
+        if builder.ready or chain.rules_out(builder.key, first, shared, self._loop):
             self._build(None)
-            return
+        return False
+
+    def _serve(self, chain: Chain, builder: Builder, first: Frame, stream: GeometryStream) -> None:
+        self._builder = None
         self.adopt(stream)
         stream.allocate(*chain.map.size)  # so that the bytes held are always the same
         assert chain.anchor is not None
         try:
             ruler, known = self._ruler, builder.key is not None  # by the map
             if ruler is None or ruler.key not in chain.map.keyframes or (known and ruler.looks >= LONG):
-                self._measure_from(chain.anchor, builder.first)
+                self._measure_from(chain.anchor, first)
             elif not known:
                 ruler.look(builder.shared[-1][1])
         except OutOfMemory as error:
