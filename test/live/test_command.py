@@ -105,6 +105,13 @@ def test_of_pause_and_continue_there_is_the_one_that_is_of_use():
     assert owner.buttons() == ("Reset", "Pause", "Save map") and not owner.paused()
 
 
+def test_settings_of_what_only_files_have_are_neither_taken_nor_shown(capsys):
+    with pytest.raises(SystemExit):
+        main(["live", "images", "--obstacles.voxel", "0.1"])
+    assert "unrecognized arguments: --obstacles.voxel" in capsys.readouterr().err
+    assert not any(setting.name.startswith("obstacles.") for setting in show().owner().settings)
+
+
 def test_where_the_stream_writes_is_not_for_the_page():
     names = {setting.name for setting in show().owner().settings}
     assert "cache.budget_frames" in names and "viewer_refresh" in names and "loop.folder" not in names
