@@ -14,6 +14,7 @@ import torch
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.model import StreamVGGT, load_model
 from xsvggt_ros.model.loading import open_device
+from xsvggt_ros.processes import end_with_parent
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ def in_processes(
 
 def _start_worker(config: StreamConfig) -> None:
     global _model
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
     torch.set_num_threads(1)
     _model = load_model(config)

@@ -6,11 +6,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context, parent_process
-from threading import Thread
+from multiprocessing import get_context
 
 from torch import Tensor
 
+from xsvggt_ros.processes import end_with_parent
 from xsvggt_ros.training.batches import Batch
 from xsvggt_ros.training.recordings import Recordings, read_recordings
 from xsvggt_ros.training.rendering import Drawing, Request, draw, held_out_batch, shoot
@@ -72,11 +72,4 @@ class Lessons:
 def _beside() -> None:
     """A drawer begins: signals are for the run, which stops its drawers; where it is killed they end too."""
     os.setpgrp()
-    Thread(target=_end_with_run, daemon=True).start()
-
-
-def _end_with_run() -> None:
-    run = parent_process()
-    assert run is not None
-    run.join()
-    os._exit(1)
+    end_with_parent()
