@@ -38,11 +38,14 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    """Marks what names ROS, in its own file or its folder's conftest.py. What waits for other processes comes first."""
+    """Marks what names ROS, in its own file or its folder's conftest.py.
+
+    What waits for other processes comes first, then what takes long: no process is left alone with it at the end.
+    """
     for item in items:
         if of_ros(item.path):
             item.add_marker("ros")
-    items.sort(key=lambda item: item.path.parent.name != "ros")
+    items.sort(key=lambda item: item.path.parent.name not in ("ros", "training"))
 
 
 @pytest.hookimpl(wrapper=True)
