@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The small models and arrays of the tests run fastest on one thread, and do not disturb each other there."""
 
+import gc
 import os
 import re
 from functools import cache
@@ -12,6 +13,7 @@ import torch
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)
+gc.disable()  # what is made until the tests begin stays, and need not be looked through
 
 ROS = re.compile(r"\b(rclpy|ament_index_python|rosidl_adapter|xsvggt_ros\.(ros|msg))\b")
 
@@ -29,12 +31,34 @@ def pytest_report_header():
     return f"ROS 2: {' '.join(re.findall(r'ros-([a-z]+)-rclpy', names)) or 'no distribution by name'}, as wheels"
 
 
+def pytest_ignore_collect(collection_path, config):
+    """With -m ros, what would be deselected need not be read."""
+    other = collection_path.match("test_*.py") and not of_ros(collection_path)
+    return True if other and config.option.markexpr == "ros" else None
+
+
 def pytest_collection_modifyitems(items):
-    """Marks what names ROS, in its own file or its folder's conftest.py. What waits for other processes comes first."""
+    """Marks what names ROS, in its own file or its folder's conftest.py.
+
+    What waits for other processes comes first, then what takes long: no process is left alone with it at the end.
+    """
     for item in items:
-        if names_ros(item.path) or names_ros(item.path.with_name("conftest.py")):
+        if of_ros(item.path):
             item.add_marker("ros")
-    items.sort(key=lambda item: item.path.parent.name != "ros")
+    items.sort(key=lambda item: item.path.parent.name not in ("ros", "training"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop():
+    gc.freeze()
+    gc.enable()
+    result = yield
+    gc.unfreeze()
+    return result
+
+
+def of_ros(path):
+    return names_ros(path) or names_ros(path.with_name("conftest.py"))
 
 
 @cache

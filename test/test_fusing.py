@@ -7,11 +7,11 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
+from support.small import small_model
 from test_step_graph import CONFIG, FULL, QUANTIZER, REPEATING, image
 
 from xsvggt_ros import GeometryStream
 from xsvggt_ros.fusing import as_written, compiled
-from xsvggt_ros.model import load_model
 
 STEPS = FULL + 4
 
@@ -25,7 +25,7 @@ def traced(function):
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(CONFIG)
+    return small_model(CONFIG)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.caches import cache_of
 from support.recorded import Operations, Repeated
+from support.small import small_model
 from support.waiting import Waiting
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._pytree import tree_leaves
@@ -30,12 +31,12 @@ FULL = 4  # steps until all is full
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(CONFIG)
+    return small_model(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def model_with_tracks():
-    return load_model(replace(CONFIG, track_groups=1))
+    return small_model(replace(CONFIG, track_groups=1))
 
 
 def image(seed: int, height: int = 120) -> np.ndarray:

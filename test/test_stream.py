@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
 import dataclasses
 import re
 import subprocess
@@ -10,6 +11,7 @@ import torch
 from support.caches import Shortage
 from support.paths import ROOT
 from support.recordings import SECOND
+from support.small import small_model
 
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig, geometry
 from xsvggt_ros.config import POLICIES
@@ -382,6 +384,19 @@ def small_stream_of(model, **cache) -> GeometryStream:
     return GeometryStream(config, model)
 
 
+@pytest.fixture(scope="module")
+def untrained():
+    return small_model(StreamConfig(dtype="float32"))
+
+
+def at_frame_eight(model, **cache):
+    """Makes streams that have had eight frames: copies of one."""
+    stream = small_stream_of(model, **cache)
+    for seed in range(8):
+        stream.step(image(seed))
+    return lambda: copy.deepcopy(stream, {id(model): model})
+
+
 def check_cache(stream) -> None:
     cache, per_frame = stream._cache, stream._cache.shape.tokens_per_frame
     assert cache.nbytes == sum(tensor.nbytes for tensor in cache.tensors)
@@ -395,18 +410,13 @@ def check_cache(stream) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["xstream", "sliding_window", "random", "full"])
 @pytest.mark.parametrize("bits", [4, 16])
-def test_a_step_that_finds_no_memory_halves_the_cache_and_the_stream_goes_on(model, policy, bits):
+def test_a_step_that_finds_no_memory_halves_the_cache_and_the_stream_goes_on(untrained, policy, bits):
     """Memory runs out at calls spread over a whole step, so in each of its stages."""
     config = CacheConfig(policy=policy, budget_tokens=6 * SMALL, key_bits=bits, value_bits=bits)
     # Of a full cache half of what it held: of 8 frames, or of 9 if the failed one was kept already.
     halves = {8 * SMALL // 2, 9 * SMALL // 2} if policy == "full" else {3 * SMALL}
 
-    def after_eight_frames() -> GeometryStream:
-        stream = small_stream_of(model, **dataclasses.asdict(config))
-        for seed in range(8):
-            stream.step(image(seed))
-        return stream
-
+    after_eight_frames = at_frame_eight(untrained, **dataclasses.asdict(config))
     stream, whole = after_eight_frames(), Shortage()
     with whole:
         stream.step(image(8))
@@ -433,19 +443,14 @@ def test_a_step_that_finds_no_memory_halves_the_cache_and_the_stream_goes_on(mod
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["xstream", "full"])
-def test_a_shortage_that_lasts_starts_a_new_world(model, policy):
+def test_a_shortage_that_lasts_starts_a_new_world(untrained, policy):
     """Not even the smaller cache finds memory. The new world is what a fresh stream with that budget says."""
     config = dict(policy=policy, budget_tokens=6 * SMALL)
     halves = {4 * SMALL, 9 * SMALL // 2} if policy == "full" else {3 * SMALL}  # as above
     bounded = CacheConfig().policy if policy == "full" else policy
-    fresh = small_stream_of(model, policy=bounded, budget_tokens=3 * SMALL).step(image(9))
+    fresh = small_stream_of(untrained, policy=bounded, budget_tokens=3 * SMALL).step(image(9))
 
-    def after_eight_frames() -> GeometryStream:
-        stream = small_stream_of(model, **config)
-        for seed in range(8):
-            stream.step(image(seed))
-        return stream
-
+    after_eight_frames = at_frame_eight(untrained, **config)
     stream, whole = after_eight_frames(), Shortage()
     with whole:
         stream.step(image(8))
@@ -459,14 +464,14 @@ def test_a_shortage_that_lasts_starts_a_new_world(model, policy):
         assert frame.status.budget_tokens in halves
 
 
-def test_a_first_image_that_finds_no_memory_is_as_if_it_had_never_come(model):
-    fresh = small_stream_of(model, budget_tokens=3 * SMALL)
+def test_a_first_image_that_finds_no_memory_is_as_if_it_had_never_come(untrained):
+    fresh = small_stream_of(untrained, budget_tokens=3 * SMALL)
     expected = [fresh.step(image(seed)).depth for seed in (1, 2)]
-    stream, whole = small_stream_of(model), Shortage()
+    stream, whole = small_stream_of(untrained), Shortage()
     with whole:  # a step that finds the model's tables made, as all below do
         stream.step(image(0))
     for at in range(0, whole.calls, whole.calls // 9):
-        stream = small_stream_of(model, budget_tokens=6 * SMALL)
+        stream = small_stream_of(untrained, budget_tokens=6 * SMALL)
         with pytest.raises(OutOfMemory, match="a new world starts"), Shortage(at):
             stream.step(image(0))
         for seed, depth in zip((1, 2), expected, strict=True):
@@ -475,8 +480,8 @@ def test_a_first_image_that_finds_no_memory_is_as_if_it_had_never_come(model):
             np.testing.assert_array_equal(frame.depth, depth)
 
 
-def test_again_and_again_out_of_memory_the_budget_ends_at_the_least(model):
-    stream = small_stream_of(model, budget_tokens=12 * SMALL, camera_window=0)
+def test_again_and_again_out_of_memory_the_budget_ends_at_the_least(untrained):
+    stream = small_stream_of(untrained, budget_tokens=12 * SMALL, camera_window=0)
     budgets, windows = [], []
     for seed in range(24):
         stream.step(image(seed))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -32,6 +33,13 @@ def long(kind="drift", frames=FRAMES):
 @pytest.fixture(scope="module")
 def model():
     return load_model(long().config)
+
+
+@pytest.fixture(scope="module")
+def drift(tmp_path_factory):
+    """A folder with the streams of 24 frames of one room, and these."""
+    folder = tmp_path_factory.mktemp("drift")
+    return folder, run_long(long(frames=24), range(3, 4), folder, 1)
 
 
 def test_the_table_has_means_errors_and_shares_of_the_same_streams():
@@ -80,12 +88,12 @@ def test_the_ways_that_are_compared_hold_the_same_bytes(model):
     assert list(ways(long("endless"), model)) == list(ways(long("alike"), model)) == ["segments"]
 
 
-def test_streams_that_are_there_are_not_made_again_and_may_be_cut(tmp_path, monkeypatch):
-    made = run_long(long(frames=24), range(3, 4), tmp_path, 1)
+def test_streams_that_are_there_are_not_made_again_and_may_be_cut(drift, tmp_path, monkeypatch):
+    folder, made = drift
     monkeypatch.setattr(
         "xsvggt_ros.evaluation.long.in_processes", lambda work, seeds, *_: iter([]) if not seeds else 1 / 0
     )
-    again = run_long(long(frames=FRAMES), range(3, 4), tmp_path, 1)
+    again = run_long(long(frames=FRAMES), range(3, 4), folder, 1)
     assert list(again[3]) == ["segments", "one cache of their bytes", "one cache"]
     for way, columns in again[3].items():
         for name, x in columns.items():
@@ -94,7 +102,7 @@ def test_streams_that_are_there_are_not_made_again_and_may_be_cut(tmp_path, monk
     draw_long(tmp_path / "errors.png", again)
     assert (tmp_path / "errors.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match="other settings"):
-        run_long(Long(StreamConfig(image_width=56), "drift", FRAMES, 8.0, "robot"), range(3, 4), tmp_path, 1)
+        run_long(Long(StreamConfig(image_width=56), "drift", FRAMES, 8.0, "robot"), range(3, 4), folder, 1)
 
 
 def test_the_command_writes_a_table_of_rooms_that_look_alike(tmp_path, capsys):
@@ -105,7 +113,8 @@ def test_the_command_writes_a_table_of_rooms_that_look_alike(tmp_path, capsys):
     assert "1 streams of 20 frames" in capsys.readouterr().out
 
 
-def test_the_tables_of_two_lengths_stand_beside_each_other(tmp_path):
+def test_the_tables_of_two_lengths_stand_beside_each_other(drift, tmp_path):
+    shutil.copytree(drift[0], tmp_path, dirs_exist_ok=True)
     settings = ["--seeds", "3:4", "--workers", "1", "--image_width", "56", "--dtype", "float32"]
     for frames in ("24", "20", "24"):
         flags = ["--frames", frames, *settings, "--output", str(tmp_path)]

@@ -20,6 +20,12 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """To play where what they show is no matter: a room takes seconds to render."""
+    return write_folder(tmp_path_factory.mktemp("images"), 30)
+
+
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The output folder and the console output of a demo that ran through."""
     output = tmp_path_factory.mktemp("demo") / "new" / "folder"
@@ -62,8 +68,8 @@ def test_budget_and_bits_change_half_way(finished):
     assert after["cache_bytes"] < before["cache_bytes"] / 2
 
 
-def test_a_node_that_cannot_start_ends_the_demo_with_its_reason(tmp_path):
-    command = [*DEMO, "--output", tmp_path, "--max-frames", "20", "--weights", "no/such/file.pt"]
+def test_a_node_that_cannot_start_ends_the_demo_with_its_reason(images, tmp_path):
+    command = [*DEMO, "--output", tmp_path, "--input", images, "--weights", "no/such/file.pt"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert process.returncode == 1
     assert "the node ended with exit code 1" in process.stderr
@@ -79,8 +85,7 @@ def test_bad_input_is_refused_before_the_node_starts(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_demo_and_its_node(tmp_path, number):
-    images = write_folder(tmp_path / "images", 30)
+def test_a_signal_ends_the_demo_and_its_node(images, tmp_path, number):
     command = [*DEMO, "--output", tmp_path, "--input", images, "--rate", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:

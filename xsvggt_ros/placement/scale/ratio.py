@@ -7,7 +7,6 @@ import math
 from typing import Protocol
 
 import numpy as np
-from scipy.stats import median_abs_deviation
 
 from xsvggt_ros.config import ScaleConfig
 from xsvggt_ros.frame import Frame
@@ -16,6 +15,7 @@ from xsvggt_ros.status import ScaleStatus
 
 MIN_MEASUREMENTS = 3
 KEPT = 8  # measurements over a join where every frame measures: those of the new unit then soon outnumber them
+NORMAL = 0.6744897501960817  # median absolute deviation of a normal distribution of spread 1; scipy.stats loads slowly
 LEAST = 1e-6  # ratio; neither it nor its inverse is a measurement
 
 
@@ -72,5 +72,5 @@ class RunningRatio:
         if self._count < MIN_MEASUREMENTS:
             return ScaleStatus(config.source, math.nan, math.nan, self._count)
         median = float(np.median(self._logs))
-        spread = float(median_abs_deviation(self._logs, scale="normal"))
+        spread = float(np.median(np.abs(np.subtract(self._logs, median)))) / NORMAL
         return ScaleStatus(config.source, times * math.exp(median), spread, self._count)
