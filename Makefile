@@ -20,7 +20,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
 # Checks the type of every message field, and keeps the nodes under test on this machine.
 export ROS_PYTHON_CHECK_FIELDS := 1
 export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
-# Modules are compiled once, not by each of some hundred processes.
+# Modules are compiled once, not by each of some hundred processes, also where the environment says otherwise.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: .venv .venv-jazzy demo test test-kilted test-jazzy lint docs clean
@@ -67,10 +67,10 @@ $(INSTALLED): $(PACKAGING) | $(BIN)/python
 demo: .venv
 	$(BIN)/xsvggt demo $(if $(INPUT),--input "$(INPUT)") --output "$(OUTPUT)"
 
-# Neither the lint nor the second environment has work for two cores: beside each other.
+# Most of the time neither the lint nor the second environment has work for two cores: beside each other.
 test: .venv
-	@$(MAKE) --jobs 2 lint .venv-jazzy
-	@$(MAKE) test-kilted test-jazzy
+	@$(MAKE) --no-print-directory --jobs 2 lint .venv-jazzy
+	@$(MAKE) --no-print-directory test-kilted test-jazzy
 
 test-kilted: .venv
 	$(BIN)/python $(PYTEST)

@@ -45,16 +45,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if of_ros(item.path):
             item.add_marker("ros")
-    items.sort(key=lambda item: item.path.parent.name not in ("ros", "training"))
+    order = {"ros": 0, "training": 1}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop():
     gc.freeze()
     gc.enable()
-    result = yield
-    gc.unfreeze()
-    return result
 
 
 def of_ros(path):

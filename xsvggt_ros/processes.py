@@ -3,16 +3,17 @@
 
 import os
 from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
 from threading import Thread
 
 
 def end_with_parent() -> None:
     """Call it in a process that multiprocessing has started: it ends with its parent, also where that is killed."""
-    Thread(target=_wait_and_end, daemon=True).start()
-
-
-def _wait_and_end() -> None:
     parent = parent_process()
     assert parent is not None
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)

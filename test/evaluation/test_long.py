@@ -39,7 +39,9 @@ def model():
 def drift(tmp_path_factory):
     """A folder with the streams of 24 frames of one room, and these."""
     folder = tmp_path_factory.mktemp("drift")
-    return folder, run_long(long(frames=24), range(3, 4), folder, 1)
+    made = run_long(long(frames=24), range(3, 4), folder, 1)
+    assert [path.name for path in folder.glob("*.npz")] == ["3.npz"]
+    return folder, made
 
 
 def test_the_table_has_means_errors_and_shares_of_the_same_streams():

@@ -105,7 +105,7 @@ def test_of_pause_and_continue_there_is_the_one_that_is_of_use():
     assert owner.buttons() == ("Reset", "Pause", "Save map") and not owner.paused()
 
 
-def test_settings_of_what_only_files_have_are_neither_taken_nor_shown(capsys):
+def test_settings_of_obstacles_which_it_does_not_make_are_neither_taken_nor_shown(capsys):
     with pytest.raises(SystemExit):
         main(["live", "images", "--obstacles.voxel", "0.1"])
     assert "unrecognized arguments: --obstacles.voxel" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation, Slerp
+from scipy.stats import median_abs_deviation
 
 from xsvggt_ros.config import ScaleConfig
 from xsvggt_ros.frame import Frame
@@ -80,6 +81,7 @@ class TestRatio:
             ratios.add(float(np.exp(log)))
         wide = ratios.status(ScaleConfig(source="depth", window=400))
         assert wide.scale == pytest.approx(np.exp(np.median(logs[-400:])))
+        assert wide.scale_spread == pytest.approx(median_abs_deviation(logs[-400:], scale="normal"))
         assert wide.scale_spread == pytest.approx(0.2, rel=0.1)
         narrow = ratios.status(ScaleConfig(source="depth", window=7))
         assert narrow.scale == pytest.approx(np.exp(np.median(logs[-7:])))

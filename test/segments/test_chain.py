@@ -248,11 +248,11 @@ def test_one_image_rules_a_keyframe_of_another_place_out():
     drive.join()
     drive.go(1)
     S_world_new = segment_at(way(0))
-    first, shared = seen(way(0), S_world_new), [(drive.frame, seen(way(drive.index), S_world_new, drive.index))]
-    assert not drive.chain.rules_out(0, first, shared, LOOP)
-    assert not drive.chain.rules_out(None, first, shared, LoopConfig(match=1.0))  # an own image is of this place
+    first, second = seen(way(0), S_world_new), seen(way(drive.index), S_world_new, drive.index)
+    assert not drive.chain.rules_out(0, first, second, LOOP)
+    assert not drive.chain.rules_out(None, first, second, LoopConfig(match=1.0))  # an own image is of this place
     assert drive.chain.status.closures_refused == 0
-    assert drive.chain.rules_out(0, first, shared, LoopConfig(match=1.0))
+    assert drive.chain.rules_out(0, first, second, LoopConfig(match=1.0))
     assert drive.chain.status.closures_refused == 1
 
 

@@ -217,7 +217,8 @@ def test_the_ruler_begins_anew_where_the_map_knows_the_unit_once_it_is_long(mode
 
 
 def test_a_keyframe_of_another_place_makes_way_at_its_first_image(model, room):
-    stream = stream_of(model, loop=LoopConfig(likeness=0.0, match=1.0, max_turn=180.0))
+    segment, loop = replace(OFTEN, shared=2), LoopConfig(likeness=0.0, match=1.0, max_turn=180.0)
+    stream = stream_of(model, segment, loop)
     tried, before, shared = 0, None, 0
     for i in range(30):
         steps(stream, room, i, i + 1)

@@ -17,7 +17,7 @@ SIZES = replace(
 
 
 def small_model(config: StreamConfig) -> StreamVGGT:
-    """As load_model."""
+    """As load_model, with random weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, config.model, SIZES)
         return load_model(replace(config, weights=RANDOM))

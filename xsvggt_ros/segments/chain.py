@@ -171,9 +171,9 @@ class Chain:
                 return key
         return None
 
-    def rules_out(self, key: int | None, first: Frame, shared: Shared, config: LoopConfig) -> bool:
-        """Whether the keyframe of that key shows another place, by the newest image that the next segment has."""
-        ruled_out = key is not None and not self._same_place(key, first, shared[-1][1], config)
+    def rules_out(self, key: int | None, first: Frame, second: Frame, config: LoopConfig) -> bool:
+        """Whether the keyframe of that key, `first`, shows another place than the image after it; refused then."""
+        ruled_out = key is not None and not self._same_place(key, first, second, config)
         if ruled_out:
             self._refuse(key)
         return ruled_out

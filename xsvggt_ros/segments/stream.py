@@ -242,7 +242,7 @@ class SegmentedStream(GeometryStream):
         if chain.carried:
             return
         try:
-            if self._builder and self._next and self._taken_over(chain, self._builder, self._next, frame):
+            if self._builder and self._next and self._take_over(chain, self._builder, self._next, frame):
                 return
             if self._builder is None and frame.index >= self._rest and chain.ends(frame, self._segment):
                 self._build(chain.seen_before(frame, self._loop))
@@ -296,7 +296,7 @@ class SegmentedStream(GeometryStream):
         """The other streams."""
         return [each for each in (self._next, self._ruler.stream if self._ruler else None) if each]
 
-    def _taken_over(self, chain: Chain, builder: Builder, stream: GeometryStream, frame: Frame) -> bool:
+    def _take_over(self, chain: Chain, builder: Builder, stream: GeometryStream, frame: Frame) -> bool:
         """Whether the segment to come serves from now on. One that cannot be trusted makes way for one at an own image.
 
         Where a keyframe turns out to be of another place this is said as early as possible: until a segment joins, the
@@ -305,12 +305,15 @@ class SegmentedStream(GeometryStream):
         first, shared = builder.first, builder.shared
         if first is None or not shared:
             return False
-        if builder.ready and chain.take_over(builder.key, first, shared, frame, self._loop):
-            self._serve(chain, builder, first, stream)
-            return True
-        if builder.ready or chain.rules_out(builder.key, first, shared, self._loop):
+        if builder.ready:
+            refused = not chain.take_over(builder.key, first, shared, frame, self._loop)
+        else:
+            refused = len(shared) == 1 and chain.rules_out(builder.key, first, shared[0][1], self._loop)
+        if refused:
             self._build(None)
-        return False
+        elif builder.ready:
+            self._serve(chain, builder, first, stream)
+        return builder.ready and not refused
 
     def _serve(self, chain: Chain, builder: Builder, first: Frame, stream: GeometryStream) -> None:
         self._builder = None

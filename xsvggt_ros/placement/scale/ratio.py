@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from xsvggt_ros.status import ScaleStatus
 
 MIN_MEASUREMENTS = 3
 KEPT = 8  # measurements over a join where every frame measures: those of the new unit then soon outnumber them
-NORMAL = 0.6744897501960817  # median absolute deviation of a normal distribution of spread 1; scipy.stats loads slowly
+NORMAL = NormalDist().inv_cdf(0.75)  # median absolute deviation of spread 1; scipy.stats, which has it, loads slowly
 LEAST = 1e-6  # ratio; neither it nor its inverse is a measurement
 
 
