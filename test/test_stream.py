@@ -18,6 +18,7 @@ from xsvggt_ros.config import POLICIES
 from xsvggt_ros.continuity import Late
 from xsvggt_ros.memory import OutOfMemory
 from xsvggt_ros.model import load_model
+from xsvggt_ros.rooms import stream as room_stream
 from xsvggt_ros.status import SegmentStatus, StepStatus
 from xsvggt_ros.stream import FAILURES, NotFinite
 
@@ -89,10 +90,10 @@ def test_settings_change_between_two_steps_and_the_stream_goes_on(model):
 
 
 def test_eight_bits_change_little_and_two_bits_more(model):
-    depths = {}
+    depths, shots = {}, list(room_stream(3, 5, 112, 84, "robot", 4.0))
     for bits in (16, 8, 2):
         stream = stream_of(model, policy="full", key_bits=bits, value_bits=bits)
-        depths[bits] = np.stack([stream.step(image(i)).depth for i in range(5)])[-1]
+        depths[bits] = np.stack([stream.step(shot.rgb).depth for shot in shots])[-1]
     errors = {bits: np.abs(np.log(depths[bits] / depths[16])).max() for bits in (8, 2)}
     assert 0 < errors[8] < errors[2] / 5
     assert errors[8] < 1e-3

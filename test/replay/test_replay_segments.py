@@ -27,7 +27,7 @@ CORRECTED = ["cloud_corrected.ply", "trajectory_corrected.txt"]
 
 @pytest.fixture(scope="module")
 def truths():
-    return list(stream(1, FRAMES, 112, 84, "robot", 4.0))
+    return list(stream(3, FRAMES, 112, 84, "robot", 4.0))
 
 
 @pytest.fixture(scope="module")
