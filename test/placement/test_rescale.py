@@ -229,7 +229,7 @@ def test_the_join_tells_how_the_unit_changes_as_the_true_depth_does(followed):
 
 
 def test_depth_in_metres_does_not_jump_where_the_unit_does(followed):
-    """By no more than 4 %, of which the network's own from image to image is 1 to 2; the unit changes by more."""
+    """By no more than 4 %, of which the network's own from image to image is 1 to 2; here the unit changes by more."""
     placed, _ = followed
     jumps = []
     for (before, true_before), (after, true_after) in pairwise(placed):
