@@ -286,8 +286,8 @@ class StreamConfig(Checked):
     weight_bits: int = setting(
         16,
         "Bits of a weight in the linear layers of encoder, aggregator and camera head (there at least 8), most of the "
-        "model; 16: they have the compute type. With fewer, CPUs with VNNI multiply 8-bit integers, elsewhere it costs "
-        "time.",
+        "model; 16: they have the compute type. With fewer, x86 CPUs multiply 8-bit integers, fastest with VNNI; "
+        "elsewhere it costs time.",
         choices=(16, 8, 4),
     )
     attention: str = setting(

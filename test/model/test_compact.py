@@ -9,7 +9,7 @@ from torch import nn
 
 from xsvggt_ros.config import StreamConfig
 from xsvggt_ros.model import compact, load_model, loading
-from xsvggt_ros.model.compact import COMPACT, FEW, GROUP, CompactLinear, integer_products
+from xsvggt_ros.model.compact import COMPACT, FEW, GROUP, LARGEST_WEIGHTS, CompactLinear, largest_weight
 from xsvggt_ros.model.config import MODELS
 from xsvggt_ros.model.streamvggt import StreamVGGT
 
@@ -31,16 +31,17 @@ def error(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.fixture
-def integers(monkeypatch):
-    """Products of integers, exact on any processor."""
-    monkeypatch.setattr(compact, "integer_products", lambda device: True)
+@pytest.fixture(params=LARGEST_WEIGHTS)
+def integers(request, monkeypatch):
+    """Products of integers as on processors with and without VNNI, exact on any: the largest ones of weights."""
+    monkeypatch.setattr(compact, "largest_weight", lambda device: request.param)
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.double() @ b.double()).to(torch.int32))
+    return request.param
 
 
 @pytest.fixture
 def floats(monkeypatch):
-    monkeypatch.setattr(compact, "integer_products", lambda device: False)
+    monkeypatch.setattr(compact, "largest_weight", lambda device: 0)
 
 
 def test_at_8_bits_a_weight_is_off_by_half_a_step_at_most():
@@ -96,19 +97,28 @@ def test_numbers_that_are_none_stay_so(tokens, integers):
         assert not linear(x)[0].isfinite().any()
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_sums_that_overflow_are_found_out(exact, monkeypatch):
-    """As those of processors without VNNI."""
+@pytest.mark.parametrize("bits", [8, 4])
+def test_integers_of_weights_are_no_larger_than_products_are_exact_for(bits, integers):
+    _, _, linear = layer(bits)
+    largest = linear.integers().abs().max()
+    assert largest == integers if bits == 8 else largest <= integers
+
+
+@pytest.mark.parametrize(("most", "largest"), [(None, 127), (2**15, 64), (2**14, 0)])
+def test_sums_that_overflow_are_found_out(most, largest, monkeypatch):
+    """Of two products each, as those of processors without VNNI, whose tokens are made positive for it."""
 
     def product(a, b):
-        return (a.double() @ b.double()).clamp(max=1e9 if exact else 2**15).to(torch.int32)
+        pairs = ((a.double() + 128).unflatten(1, (-1, 2, 1)) * b.double().unflatten(0, (-1, 2))).sum(2)
+        held = pairs if most is None else pairs.clamp(-most, most - 1)
+        return (held.sum(1) - 128 * b.double().sum(0)).to(torch.int32)
 
     monkeypatch.setattr(torch, "_int_mm", product)
-    monkeypatch.setattr(compact, "cpu_supports", lambda feature: feature == "vnni")
-    assert integer_products.__wrapped__("cpu") is exact
-    assert not integer_products.__wrapped__("cuda")
+    monkeypatch.setattr(compact, "cpu_supports", lambda feature: feature == "avx2")
+    assert largest_weight.__wrapped__("cpu") == largest
+    assert not largest_weight.__wrapped__("cuda")
     monkeypatch.setattr(compact, "cpu_supports", lambda feature: False)
-    assert not integer_products.__wrapped__("cpu")
+    assert not largest_weight.__wrapped__("cpu")
 
 
 def test_the_layers_of_encoder_aggregator_and_camera_head_are_compact():

@@ -3,6 +3,9 @@
 
 A weight is a code times its row's scale. At 4 bits each group of a row's weights has a whole multiple of that scale
 (two levels, as in QServe, arXiv 2405.04532), and code times multiple is an 8-bit integer too: the product is the same.
+
+Without VNNI oneDNN adds two products in 16 bits, of integers of x from 0 to 255: they hold 2 * 255 * 64. There these
+integers of a weight are 64 at most, as 7 bits are, and sums are exact again (what oneDNN's manual advises).
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ LINEAR = r"\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])\.weight$"  # of a block
 COMPACT = re.compile(r"^(aggregator\..*blocks|camera_head\.trunk)" + LINEAR)
 POSE = "camera_head."  # has 8 bits at least
 LARGEST = 127  # 8-bit integer
+LARGEST_WEIGHTS = (LARGEST, 64)  # with VNNI, and without
 GROUP = 32  # weights of a row that share a multiple, at 4 bits
-CODES, LARGEST_MULTIPLE = (-8, 7), 15  # at 4 bits; their product is one of 8
+CODES = (-8, 7)  # at 4 bits
 LEAST = 1e-30  # scale
 FEW = 16  # tokens, up to which it is the weights that a product waits for
 PART = 2**20  # weights that are made floats at a time: they stay in the processor's cache
@@ -41,7 +45,8 @@ class CompactLinear(nn.Module):
         super().__init__()
         self.weight = torch.empty(weight.shape, dtype=dtype, device="meta")  # what it stands for, without numbers
         self.bias = bias
-        codes, scale, multiples = _in_8_bits(weight) if bits == 8 else _in_4_bits(weight)
+        largest = largest_weight(weight.device.type) or LARGEST
+        codes, scale, multiples = _in_8_bits(weight, largest) if bits == 8 else _in_4_bits(weight, largest)
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("multiples", multiples)
@@ -55,7 +60,7 @@ class CompactLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N]."""
-        if not integer_products(x.device.type):
+        if not largest_weight(x.device.type):
             return self._of_floats(x)
         product = self._of_integers(x.flatten(0, -2).float())
         return product.add_(self.bias).to(x.dtype).unflatten(0, x.shape[:-1])
@@ -78,15 +83,24 @@ class CompactLinear(nn.Module):
 
 
 @lru_cache
-def integer_products(device: str) -> bool:
-    """Whether such a device multiplies 8-bit integers faster than it does floats, and adds them up exactly.
+def largest_weight(device: str) -> int:
+    """The largest integers of weights whose products such a device makes faster than of floats, and adds up exactly.
 
-    Without VNNI oneDNN adds two products in 16 bits, which overflow. What ONEDNN_MAX_CPU_ISA hides shows in the sums.
+    0: of none. What ONEDNN_MAX_CPU_ISA hides shows in the sums.
     """
-    if device != "cpu" or not cpu_supports("vnni"):
-        return False
-    most = torch.full((64, 64), LARGEST, dtype=torch.int8)
-    return bool((torch._int_mm(most, most) == 64 * LARGEST**2).all())
+    if device != "cpu" or not cpu_supports("avx2"):
+        return 0
+    return next((largest for largest in LARGEST_WEIGHTS if _exact(largest)), 0)
+
+
+def _exact(largest: int) -> bool:
+    tokens = torch.full((64, 64), LARGEST, dtype=torch.int8)
+    weight = torch.full((64, 64), largest, dtype=torch.int8)
+    weight[:, ::2].neg_()
+    expected = 64 * LARGEST * weight[:1].int()
+    return bool(
+        (torch._int_mm(tokens, weight) == expected).all() and (torch._int_mm(-tokens, weight) == -expected).all()
+    )
 
 
 def assign_compact(model: nn.Module, name: str, tensor: Tensor, bits: int, dtype: torch.dtype) -> None:
@@ -101,14 +115,14 @@ def assign_compact(model: nn.Module, name: str, tensor: Tensor, bits: int, dtype
     trim_heap()  # else what lay between the codes, ever larger than the next tensor needs, comes to all the floats
 
 
-def _in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor, None]:
-    """Codes and scales."""
-    scale = weight.abs().amax(1).clamp_(min=LEAST).div_(LARGEST)
+def _in_8_bits(weight: Tensor, largest: int) -> tuple[Tensor, Tensor, None]:
+    """Codes, at most that large, and scales."""
+    scale = weight.abs().amax(1).clamp_(min=LEAST).div_(largest)
     return (weight / scale[:, None]).round_().to(torch.int8), scale, None
 
 
-def _in_4_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, scales, multiples."""
+def _in_4_bits(weight: Tensor, largest: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, scales, multiples; a code times its multiple is at most that large."""
     if weight.shape[1] % (2 * GROUP):
         raise ValueError(
             f"weight_bits 4 needs layers whose inputs are a multiple of {2 * GROUP}, got {weight.shape[1]}; "
@@ -117,7 +131,7 @@ def _in_4_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     groups = weight.unflatten(1, (-1, GROUP))
     furthest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
     step = furthest / CODES[0]  # [N, K / GROUP, 1], of either sign: the longer side of the codes is the furthest's
-    scale = step.abs().amax((1, 2)).clamp_(min=LEAST).div_(LARGEST_MULTIPLE)
+    scale = step.abs().amax((1, 2)).clamp_(min=LEAST).div_(largest // -CODES[0])
     multiples = (step / scale[:, None, None]).round_()
     multiples.masked_fill_(multiples == 0, 1)
     codes = (groups / (multiples * scale[:, None, None])).round_().clamp_(*CODES)
