@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import posixpath
 import re
@@ -45,8 +46,8 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages that are made."""
-    pages = {page: (ROOT / source).read_text() for source, page in COPIED.items()}
-    pages |= {"api.md": _api(), "notebook/stream.md": _notebook(), "policies/index.md": _policies()}
+    pages: dict[str, str | bytes] = {page: (ROOT / source).read_text() for source, page in COPIED.items()}
+    pages |= {"api.md": _api(), "policies/index.md": _policies()} | _notebook()
     pages |= {f"policies/{name}.md": _policy(name) for name in POLICIES}
     for page, text in pages.items():
         files.append(File.generated(config, page, content=text))
@@ -73,12 +74,22 @@ def _api() -> str:
     return "# API\n\n" + "\n\n".join(f"::: xsvggt_ros.{name}" for name in (*API, *SETTINGS, POLICY)) + "\n"
 
 
-def _notebook() -> str:
+def _notebook() -> dict[str, str | bytes]:
+    """Its page, and the pictures there."""
     cells = json.loads((ROOT / "docs" / "notebook" / "stream.ipynb").read_text())["cells"]
-    texts = ["".join(cell["source"]) for cell in cells]
-    code = [cell["cell_type"] == "code" for cell in cells]
-    shown = [f"```python\n{text}\n```" if is_code else text for text, is_code in zip(texts, code, strict=True)]
-    return "\n\n".join([*shown, "[The notebook itself](stream.ipynb)"])
+    pictures: dict[str, str | bytes] = {}
+    shown = []
+    for number, cell in enumerate(cells):
+        source = "".join(cell["source"])
+        shown.append(f"```python\n{source}\n```" if cell["cell_type"] == "code" else source)
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                shown.append(f"```text\n{''.join(output['text'])}```")
+            elif picture := output["data"].get("image/png"):
+                name = f"stream_{number}.png"
+                pictures[f"notebook/{name}"] = base64.b64decode(picture)
+                shown.append(f"![{source.splitlines()[-1]}]({name})")
+    return pictures | {"notebook/stream.md": "\n\n".join([*shown, "[The notebook itself](stream.ipynb)"])}
 
 
 def _policies() -> str:

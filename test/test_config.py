@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+import inspect
 import math
+import re
 
 import pytest
 from support.caches import shape_of
 
-from xsvggt_ros.cache.policies import make_policy
+from xsvggt_ros.cache.policies import BY_NAME, make_policy
 from xsvggt_ros.config import POLICIES, CacheConfig, NodeConfig, StreamConfig
 from xsvggt_ros.settings import changed, settings, values
 
@@ -121,3 +123,34 @@ def test_a_text_that_means_no_value_is_refused_by_name(name, text):
 def test_every_policy_can_be_made():
     for name in POLICIES:
         assert make_policy(CacheConfig(policy=name), shape_of(10)).floor() >= 0
+
+
+def test_where_settings_of_policies_act_is_what_these_go_by():
+    read: dict[str, set[str]] = {}
+    for name, policy in BY_NAME.items():
+        names = re.findall(r"self\.config\.(\w+)", inspect.getsource(inspect.getmodule(policy)))
+        for setting in {*names, *["per_head"] * policy.chooses_by_head} - {"chunk"}:  # which is everybody's
+            read.setdefault(setting, set()).add(name)
+    of_policies = [s for s in settings(CacheConfig) if s.where and s.where.name == "policy"]
+    assert {s.name: set(s.where.values) for s in of_policies if not s.where.but} == read
+    idle = {s.name: set(s.where.values) for s in of_policies if s.where.but}
+    alike = {name for name, policy in BY_NAME.items() if policy.same_in_all_layers}
+    assert idle == {"layer_budgets": alike | {"full"}, "adaptive": {"full"}}
+
+
+def test_a_setting_says_where_it_acts():
+    by_name = {s.name: s for s in settings(NodeConfig)}
+    assert by_name["cache.probes"].description.startswith("policy coreset, stac, output_aware: patches")
+    assert by_name["cache.layer_budgets"].description.startswith("any policy but frame_bank, full: how tokens")
+    now = values(NodeConfig())
+    acting = {name for name, setting in by_name.items() if setting.acts(now)}
+    assert {"cache.probes", "cache.layer_budgets", "cache.policy"} <= acting
+    assert acting.isdisjoint({"cache.seed", "cache.intake_degrees", "scale.factor", "queue_size"})
+    acting = {name for name, setting in by_name.items() if setting.acts(now | {"cache.policy": "frame_bank"})}
+    assert acting.isdisjoint({"cache.probes", "cache.layer_budgets"}) and "cache.adaptive" in acting
+
+
+def test_settings_act_beside_values_that_there_are():
+    choices = {s.name: s.choices for s in settings(NodeConfig)}
+    for s in settings(NodeConfig):
+        assert s.where is None or set(s.where.values) < set(choices[s.where.name]), s.name

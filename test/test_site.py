@@ -8,6 +8,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+from PIL import Image
 from support.paths import ROOT
 
 from xsvggt_ros.config import POLICIES
@@ -44,6 +45,14 @@ def test_the_public_names_are_described(site):
     page = prose(site / "api.html")
     for name in ("GeometryStream.step", "Frame.points_world", "Frame.save_ply", "StreamConfig", "load_model"):
         assert f'id="xsvggt_ros.{name}"' in page, name
+
+
+def test_the_notebook_is_there_with_its_pictures_and_what_it_prints(site):
+    page = prose(site / "notebook" / "stream.html")
+    names = re.findall(r'<img[^>]* src="([^"]*)"', page)
+    widths = [Image.open(site / "notebook" / name).width for name in names]
+    assert widths == [672, 448, 448]
+    assert "636 tokens" in page
 
 
 def test_links_between_the_files_of_the_project_are_links_between_pages(site):

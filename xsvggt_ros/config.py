@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xsvggt_ros.settings import Checked, group, setting
+from xsvggt_ros.settings import Checked, Where, group, setting
 
 POLICIES = (
     "coreset",
@@ -73,10 +73,11 @@ class CacheConfig(Checked):
     )
     layer_budgets: str = setting(
         "equal",
-        "How tokens are divided among the global layers: equal, adaptive (more to those whose keys are less alike, as "
-        "InfiniteVGGT; measured once, when the budget has filled; not with policy frame_bank).",
+        "how tokens are divided among the global layers: equal, adaptive (more to those whose keys are less alike, as "
+        "InfiniteVGGT; measured once, when the budget has filled).",
         choices=("equal", "adaptive"),
         live=True,
+        where=Where("policy", ("frame_bank", "full"), but=True),
     )
     key_bits: int = setting(2, "Bits per cached key value; 16: the compute dtype.", choices=BITS, live=True)
     value_bits: int = setting(2, "Bits per cached value; 16: the compute dtype.", choices=BITS, live=True)
@@ -89,31 +90,43 @@ class CacheConfig(Checked):
     )
     query_pool: int = setting(
         16,
-        "xstream: patches averaged into one row of the query summary; larger weighs special tokens more.",
+        "patches averaged into one row of the query summary; larger weighs special tokens more.",
         unit="patches",
         minimum=1,
         maximum=10_000,
         live=True,
+        where=Where("policy", ("xstream",)),
     )
     probes: int = setting(
         8,
-        "coreset, stac, output_aware: patches of a new frame, beside its special tokens, that are asked what they "
-        "attend to; 0: all.",
+        "patches of a new frame, beside its special tokens, that are asked what they attend to; 0: all.",
         unit="patches",
         minimum=0,
         maximum=10_000,
         live=True,
+        where=Where("policy", ("coreset", "stac", "output_aware")),
     )
     per_head: bool = setting(
         False,
-        "coreset, stac, output_aware, infinite: each head keeps tokens of its own choice, as published, instead of all "
-        "heads the same; which they are then takes memory for each head.",
+        "each head keeps tokens of its own choice, as published, instead of all heads the same; which they are then "
+        "takes memory for each head.",
         live=True,
+        where=Where("policy", ("coreset", "stac", "output_aware", "infinite")),
     )
     pin_first_frame: bool = setting(
-        True, "sliding_window: always keep the first frame, which carries the scale.", live=True
+        True,
+        "always keep the first frame, which carries the scale.",
+        live=True,
+        where=Where("policy", ("sliding_window",)),
     )
-    seed: int = setting(0, "random: seed of the selection.", minimum=0, maximum=2**31 - 1, live=True)
+    seed: int = setting(
+        0,
+        "seed of the selection.",
+        minimum=0,
+        maximum=2**31 - 1,
+        live=True,
+        where=Where("policy", ("random",)),
+    )
     camera_window: int = setting(
         32,
         "Frames the camera head's cache keeps beside the first; 0: all (memory grows; for comparisons only).",
@@ -124,9 +137,10 @@ class CacheConfig(Checked):
     )
     adaptive: bool = setting(
         False,
-        "The budget is the most there may be, and what is in force grows towards it with the number of different views "
+        "the budget is the most there may be, and what is in force grows towards it with the number of different views "
         "of the scene.",
         live=True,
+        where=Where("policy", ("full",), but=True),
     )
     camera_passes: str = setting(
         "shared",
@@ -144,12 +158,13 @@ class CacheConfig(Checked):
     )
     intake_degrees: float = setting(
         5.0,
-        "intake moved: by how much the view must have turned, and what lies at the median depth have shifted, both "
-        "together, since the last frame that was taken in.",
+        "by how much the view must have turned, and what lies at the median depth have shifted, both together, since "
+        "the last frame that was taken in.",
         unit="degrees",
         minimum=0.0,
         maximum=180.0,
         live=True,
+        where=Where("intake", ("moved",)),
     )
     chunk: int = setting(
         1,
@@ -402,21 +417,44 @@ class ScaleConfig(Checked):
         "`scale.parent_frame`), depth (sensor_msgs/Image on `reference/depth`, registered to the camera).",
         choices=("none", "fixed", "camera_height", "odometry", "tf", "depth"),
     )
-    factor: float = setting(1.0, "fixed: metres per unit of the model.", unit="m", minimum=1e-6, maximum=1e6, live=True)
+    factor: float = setting(
+        1.0,
+        "metres per unit of the model.",
+        unit="m",
+        minimum=1e-6,
+        maximum=1e6,
+        live=True,
+        where=Where("source", ("fixed",)),
+    )
     camera_height: float = setting(
-        1.0, "camera_height: the camera's height above the ground.", unit="m", minimum=0.01, maximum=1e4, live=True
+        1.0,
+        "the camera's height above the ground.",
+        unit="m",
+        minimum=0.01,
+        maximum=1e4,
+        live=True,
+        where=Where("source", ("camera_height",)),
     )
     parent_frame: str = setting(
-        "", "tf: fixed frame of the reference motion, for example the wheel odometry's.", frame=True
+        "",
+        "fixed frame of the reference motion, for example the wheel odometry's.",
+        frame=True,
+        where=Where("source", ("tf",)),
     )
-    child_frame: str = setting("", "tf: frame whose motion is the reference, for example base_link.", frame=True)
+    child_frame: str = setting(
+        "",
+        "frame whose motion is the reference, for example base_link.",
+        frame=True,
+        where=Where("source", ("tf",)),
+    )
     window: int = setting(50, "Measurements whose median is the scale.", minimum=1, live=True)
     min_motion: float = setting(
         0.2,
-        "odometry, tf: least reference motion that is measured; several times the error of the stream's positions.",
+        "least reference motion that is measured; several times the error of the stream's positions.",
         unit="m",
         minimum=0.001,
         live=True,
+        where=Where("source", ("odometry", "tf")),
     )
 
     def __post_init__(self) -> None:
@@ -515,7 +553,11 @@ class NodeConfig(Checked):
         live=True,
     )
     queue_size: int = setting(
-        30, "queue all: images kept waiting before new ones are refused and counted.", minimum=1, maximum=10_000
+        30,
+        "images kept waiting before new ones are refused and counted.",
+        minimum=1,
+        maximum=10_000,
+        where=Where("queue", ("all",)),
     )
     target_latency_ms: float = setting(
         0.0,

@@ -8,6 +8,7 @@ of them by name.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
@@ -17,6 +18,22 @@ from xsvggt_ros.names import frame_name, unknown_names
 WORDS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
 HINTS = {str: "; put text in quotes", bool: "; it is true or false"}  # YAML takes bare words and numbers for others
 EXACT = 2**53  # beyond it a float leaves out whole numbers
+
+
+@dataclass(frozen=True)
+class Where:
+    """At which values of another setting a setting does anything; or, with `but`, at which alone it does nothing.
+
+    name: of one of its own group, and of a `Setting` the dotted one.
+    """
+
+    name: str
+    values: tuple
+    but: bool = False
+
+    def __str__(self) -> str:
+        named = ", ".join(map(str, self.values))
+        return f"any {self.name} but {named}" if self.but else f"{self.name} {named}"
 
 
 def setting(
@@ -30,13 +47,16 @@ def setting(
     choices: tuple | None = None,
     frame: bool = False,
     live: bool = False,
+    where: Where | None = None,
 ) -> Any:
     """A dataclass field that knows what a user needs to know about it.
 
-    step: whole numbers only, multiples of it. frame: the name of a TF frame, empty only if the default is.
+    step: whole numbers only, multiples of it. frame: the name of a TF frame, empty only if the default is. where: the
+    description gets it in front.
     """
+    description = f"{where}: {description}" if where else description
     about = dict(description=description, unit=unit, minimum=minimum, maximum=maximum, step=step)
-    return field(default=default, metadata=dict(about, choices=choices, frame=frame, live=live))
+    return field(default=default, metadata=dict(about, choices=choices, frame=frame, live=live, where=where))
 
 
 def group(config: type, prefix: str = "") -> Any:
@@ -59,6 +79,11 @@ class Setting:
     choices: tuple | None
     frame: bool
     live: bool
+    where: Where | None
+
+    def acts(self, among: Mapping[str, Any]) -> bool:
+        """Whether it does anything beside these values of all settings, by dotted names."""
+        return self.where is None or (among[self.where.name] in self.where.values) != self.where.but
 
     def check(self, value: Any) -> Any:
         """The value in the setting's type and form. Raises ValueError with the reason if it is not allowed."""
@@ -118,7 +143,9 @@ def settings(config: type, prefix: str = "") -> list[Setting]:
         if is_dataclass(types[f.name]):
             found += settings(types[f.name], prefix + f.metadata["prefix"])
         else:
-            found.append(Setting(name=prefix + f.name, type=types[f.name], default=f.default, **f.metadata))
+            where = f.metadata["where"]
+            about = dict(f.metadata, where=where and dataclasses.replace(where, name=prefix + where.name))
+            found.append(Setting(name=prefix + f.name, type=types[f.name], default=f.default, **about))
     return found
 
 

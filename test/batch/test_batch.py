@@ -2,12 +2,15 @@
 """`xsvggt batch` on a Ray of its own: what is asked for is there, once, whatever happens on the way."""
 
 import csv
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
@@ -17,11 +20,13 @@ from support.batches import FLAGS, assert_same, replayed
 from support.full_disk import limited
 from support.paths import ROOT
 from support.recordings import image_bag, write_folder
+from tqdm import tqdm
 
 from xsvggt_ros.batch import command
-from xsvggt_ros.batch.fleet import connected
+from xsvggt_ros.batch.fleet import Again, connected
 from xsvggt_ros.batch.recordings import Job, Record
 from xsvggt_ros.batch.summary import Outcome
+from xsvggt_ros.batch.worker import Cause, Failure, Progress
 from xsvggt_ros.cli import main
 
 LONG = 24  # images: time enough to do something in the middle
@@ -276,6 +281,24 @@ class TestWithoutWork:
         command._follow(iter(zip(jobs, records, strict=True)), outcome)
         assert [r.message for r in caplog.records] == ["cut: it ends; what could be read is done"]
         assert outcome.settled == 2 and not outcome.failed
+
+    def test_a_terminal_shows_how_far_all_are(self, monkeypatch):
+        jobs = {name: Job(name, Path("/", name)) for name in "abcd"}
+        events = [
+            ("a", Progress(20, 40), "0.5/4", "20 of 40 frames"),
+            ("b", Progress(10, 100), "0.6/4", "30 of 140 frames"),
+            ("a", Again("lost"), "0.1/4", "10 of 100 frames"),
+            ("c", Progress(5, None), "0.1/4", "15 frames"),
+            ("c", Record("/c", {}, 30, 0, 1, 1.0, 1000, 1, []), "1.1/4", "40 of 130 frames"),
+            ("d", Failure(Cause.RECORDING, "damaged"), "2.1/4", "40 of 130 frames"),
+        ]
+        terminal = io.StringIO()
+        terminal.isatty = lambda: True
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr(command, "tqdm", partial(tqdm, mininterval=0, ncols=100))
+        command._follow(((jobs[name], event) for name, event, *_ in events), Outcome([*jobs.values()], {}))
+        shown = re.findall(r"(\d\.\d/4) \[[^\]]*, (\d[^,\]]* frames)\]", terminal.getvalue())
+        assert list(dict.fromkeys(shown)) == [(n, frames) for *_, n, frames in events]
 
     def test_a_folder_of_recordings_is_refused_at_once(self, tmp_path, capsys):
         for name in ("a", "b"):

@@ -20,7 +20,7 @@ from xsvggt_ros.batch.fleet import (
     share_of,
 )
 from xsvggt_ros.batch.recordings import Job, Record
-from xsvggt_ros.batch.worker import Cause, Failure
+from xsvggt_ros.batch.worker import Cause, Failure, Progress
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.memory import MIB
 from xsvggt_ros.settings import changed
@@ -78,6 +78,9 @@ class Worker:
         self.replay = SimpleNamespace(options=lambda num_returns: replay)
 
 
+ONE, TWO, THREE = (Progress(frames, 3) for frames in (1, 2, 3))
+
+
 def record(name):
     return Record(name, {}, 3, 0, 1, 1.0, 1000, 1, [])
 
@@ -95,8 +98,8 @@ def run(tmp_path, replays, count=1, starts=()):
 
 
 def test_each_recording_goes_to_the_next_free_worker(tmp_path):
-    events, killed = run(tmp_path, {name: [[1, 2, record(name)]] for name in "abc"}, count=2)
-    assert [event for event in events if event[1] in (1, 2)] == [(name, n) for name in "abc" for n in (1, 2)]
+    events, killed = run(tmp_path, {name: [[ONE, TWO, record(name)]] for name in "abc"}, count=2)
+    assert [event for event in events if event[1] in (ONE, TWO)] == [(name, n) for name in "abc" for n in (ONE, TWO)]
     assert [event[1] for event in events if isinstance(event[1], Record)] == [record(name) for name in "abc"]
     assert len(killed) == 2
 
@@ -109,9 +112,9 @@ def test_its_own_error_is_final(tmp_path):
 
 @pytest.mark.parametrize("end", [Lost, Told, failure(Cause.PLACE)])
 def test_a_lost_worker_is_replaced_and_the_recording_tried_once_more(tmp_path, end):
-    replays = {"once": [[1, end], [record("once")]], "twice": [[end], [end], ["never"]], "good": [[record("good")]]}
+    replays = {"once": [[ONE, end], [record("once")]], "twice": [[end], [end], ["never"]], "good": [[record("good")]]}
     events, killed = run(tmp_path, replays)
-    kinds = [(name, type(event)) for name, event in events if not isinstance(event, int)]
+    kinds = [(name, type(event)) for name, event in events if not isinstance(event, Progress)]
     assert kinds == [("once", Again), ("twice", Again), ("good", Record), ("once", Record), ("twice", Failure)]
     assert len(killed) == len(set(map(id, killed))) == 3
     reasons = {event.reason for _, event in events if isinstance(event, Failure | Again)}
@@ -127,9 +130,9 @@ def test_a_worker_that_is_lost_after_its_work_has_done_it(tmp_path):
 
 
 def test_after_a_full_disk_no_more_is_begun(tmp_path):
-    replays = {"a": [[failure(Cause.DISK)]], "b": [[1, 2, 3, record("b")]], "c": [[record("c")]]}
+    replays = {"a": [[failure(Cause.DISK)]], "b": [[ONE, TWO, THREE, record("b")]], "c": [[record("c")]]}
     events, killed = run(tmp_path, replays, count=2)
-    ends = [event for event in events if not isinstance(event[1], int)]
+    ends = [event for event in events if not isinstance(event[1], Progress)]
     assert ends == [("a", failure(Cause.DISK)), ("b", record("b"))]
     assert len(killed) == 2
 
@@ -156,7 +159,7 @@ def test_where_workers_do_not_start_the_others_go_on(tmp_path, caplog):
 
 def test_once_the_last_worker_is_lost_where_none_starts_all_ends(tmp_path):
     starts = [[None], *[[Lost]] * (MOST_FAILED_STARTS + 1)]
-    replays = {name: [[record(name)]] for name in "abc"} | {"d": [[1, Lost], ["never"]], "e": [["never"]]}
+    replays = {name: [[record(name)]] for name in "abc"} | {"d": [[ONE, Lost], ["never"]], "e": [["never"]]}
     with pytest.raises(OSError, match="workers end as they start: its process ended"):
         run(tmp_path, replays, count=2, starts=starts)
 
@@ -169,10 +172,10 @@ def test_a_worker_for_which_there_is_no_room_is_not_waited_for(tmp_path):
 
 def test_it_stops_when_told(tmp_path):
     ray, stop = Ray(), Event()
-    replays = {name: [[1, record(name)]] for name in "ab"}
+    replays = {name: [[ONE, record(name)]] for name in "ab"}
     fleet = Fleet(ray, lambda: Worker([], replays), tmp_path, [Job(name, Path(name)) for name in replays])
     for job, event in fleet.run(1, stop):
-        assert (job.name, event) == ("a", 1)
+        assert (job.name, event) == ("a", ONE)
         stop.set()
     assert len(ray.killed) == 1
 

@@ -14,7 +14,7 @@ from support.recordings import encoded, image_bag, picture, write_folder
 
 from xsvggt_ros.batch import worker as module
 from xsvggt_ros.batch.recordings import Job, read_record
-from xsvggt_ros.batch.worker import KEPT, Cause, Failure, Preview, Warnings, Worker
+from xsvggt_ros.batch.worker import KEPT, Cause, Failure, Preview, Progress, Warnings, Worker
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.replay.sources import Reading
 from xsvggt_ros.settings import changed
@@ -61,8 +61,9 @@ def test_recordings_are_replayed_as_by_replay_with_one_model(worker, images, out
 
 def test_it_says_now_and_then_how_far_it_is(worker, images, monkeypatch):
     monkeypatch.setattr(module, "TELL_S", 0)
-    *counts, _ = worker.replay(Job("a", images), 0)
-    assert counts == [1, 2, 3, 4, 5]
+    *said, _ = worker.replay(Job("a", images), 0)
+    assert said == [Progress(frames, 5) for frames in (1, 2, 3, 4, 5)]
+    assert [progress.share for progress in said] == [0.2, 0.4, 0.6, 0.8, 1.0]
 
 
 def test_an_unreadable_recording_is_to_blame_itself(worker, tmp_path, output):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`xsvggt live` without a browser."""
 
+import math
+import signal
 import time
 from threading import Event
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from support.recordings import write_folder
 from xsvggt_ros.cli import main
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.live import command as module
-from xsvggt_ros.live.command import Show
+from xsvggt_ros.live.command import POLL_S, Show
 from xsvggt_ros.messages.decode import stamp_ns
 from xsvggt_ros.messages.topics import IMAGE
 from xsvggt_ros.replay.sources import Reading, open_source
@@ -44,6 +46,33 @@ def test_what_ctrl_c_ends_has_not_ended_by_itself(tmp_path):
     process = LiveProcess(write_folder(tmp_path / "images", 600), tmp_path / "output.txt", "--rate", "10")
     assert process.end() == 0
     assert "no more images" not in process.output()
+
+
+@pytest.fixture
+def alarm():
+    """alarm(seconds, do): does it then, in a signal's handler."""
+    before = signal.getsignal(signal.SIGALRM)
+
+    def at(seconds, do):
+        signal.signal(signal.SIGALRM, lambda *_: do())
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    yield at
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_signal_whose_handler_comes_late_is_no_wait_for_ever(alarm):
+    """It comes while the page's wishes are waited for, and is done with after that: so it is on busy cores."""
+    shown = show()
+
+    def late():
+        shown._stop.set()
+        alarm(30.0, lambda: pytest.fail("it has been told to stop, and waits"))
+        time.sleep(2 * POLL_S)
+
+    alarm(POLL_S / 2, late)
+    shown.wait(math.inf)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from xsvggt_ros.live import controls as module
 from xsvggt_ros.live.controls import Controls, slider_range, table
 from xsvggt_ros.live.owner import Owner, done
 from xsvggt_ros.live.server import close_server, open_server
-from xsvggt_ros.settings import changed, settings
+from xsvggt_ros.settings import changed, settings, values
 from xsvggt_ros.status import Status
 
 LIVE = [setting for setting in settings(NodeConfig) if setting.live]
@@ -146,10 +146,41 @@ def test_what_is_changed_elsewhere_is_shown_and_not_asked_for_again(controls, st
     assert stream.asked == []
 
 
-def test_the_table_has_every_setting_and_no_markup_of_others(stream):
+def shown_of_cache(controls):
+    return {name.removeprefix("cache.") for name, made in controls._inputs.items() if made.visible and "cache." in name}
+
+
+def test_what_does_nothing_beside_the_others_is_hidden_until_it_does(controls, stream):
+    of_coreset = {"probes", "per_head"}
+    always = {
+        name.removeprefix("cache.") for name, setting in BY_NAME.items() if "cache." in name and not setting.where
+    }
+    for change, shown in (
+        ({}, of_coreset | {"layer_budgets", "adaptive"}),
+        ({"cache.policy": "xstream"}, {"query_pool", "layer_budgets", "adaptive"}),
+        ({"cache.policy": "full", "cache.intake": "moved"}, {"intake_degrees"}),
+        ({"cache.policy": "coreset"}, of_coreset | {"intake_degrees", "layer_budgets", "adaptive"}),
+    ):
+        for name, value in change.items():
+            move(controls, name, value)
+        controls.update()  # asks
+        controls.update()  # sees what is in force
+        assert shown_of_cache(controls) == always | shown
+
+
+def test_what_is_of_no_use_where_it_began_is_shown_once_it_is(controls, stream):
+    assert not controls._inputs["scale.factor"].visible
+    stream.config = changed(stream.config, {"scale.source": "fixed"})  # which is not live: as a node of others has it
+    controls.update()
+    assert controls._inputs["scale.factor"].visible and not controls._inputs["scale.camera_height"].visible
+
+
+def test_the_table_has_every_setting_that_acts_and_no_markup_of_others(stream):
     stream.config = replace(stream.config, camera_frame="<script>")
     shown = table(stream.owner())
-    assert shown.count("<tr><td>") == len(LIVE)
+    acting = [setting for setting in LIVE if setting.acts(values(stream.config))]
+    assert shown.count("<tr><td>") == len(acting) < len(LIVE)
+    assert "<td>probes</td>" in shown and "<td>query_pool</td>" not in shown
     assert "&lt;script&gt;" in shown and "<script>" not in shown
 
 

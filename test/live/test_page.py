@@ -15,7 +15,7 @@ from support.recordings import write_folder
 from xsvggt_ros.config import CacheConfig
 from xsvggt_ros.live.controls import label
 from xsvggt_ros.memory import MIB
-from xsvggt_ros.settings import settings
+from xsvggt_ros.settings import settings, values
 
 OF_CACHE = settings(CacheConfig)
 BUTTONS = {"Reset", "Pause", "Save map"}
@@ -55,6 +55,12 @@ def labels(user):
     return set(user.labels()) & {label(setting) for setting in OF_CACHE}
 
 
+def acting(**changes):
+    """What they should be, beside these values."""
+    now = values(CacheConfig(**changes))
+    return {label(setting) for setting in OF_CACHE if setting.acts(now)}
+
+
 def test_a_user_sees_the_stream_and_controls_it(user, images, tmp_path):
     from selenium.webdriver.common.keys import Keys
 
@@ -69,7 +75,11 @@ def test_a_user_sees_the_stream_and_controls_it(user, images, tmp_path):
         assert "coreset" in user.figure("policy")
         user.press("Settings")
         slider = user.slider("budget_frames")
-        assert labels(user) == {label(setting) for setting in OF_CACHE}
+        assert labels(user) == acting()
+        user.choose("policy", "xstream")
+        user.until(lambda: labels(user) == acting(policy="xstream"))
+        user.choose("policy", "coreset")
+        user.until(lambda: labels(user) == acting())
         assert [slider.get_attribute(f"aria-value{what}") for what in ("min", "now", "max")] == ["0", "16", "64"]
         slider.send_keys(Keys.ARROW_LEFT * 80)  # of 0.1 frames each
         user.until(lambda: "cache.budget_frames = 8.0 from the next image on" in user.text())

@@ -79,11 +79,22 @@ class Browser:
 
     def slider(self, label: str):
         """The handle of the slider beside that label."""
+        return self._beside(label, "[role=slider]")
+
+    def choose(self, label: str, option: str) -> None:
+        """What the menu beside that label offers."""
+        self._beside(label, "input").click()
+        script = "return [...document.querySelectorAll('[role=option]')].find(o => o.innerText == arguments[0])"
+        self.until(lambda: self.chrome.execute_script(script, option))
+        self.chrome.execute_script(script, option).click()
+
+    def _beside(self, label: str, what: str):
+        """The element of that kind, as CSS selects it, nearest to a label."""
         script = """let e = [...document.querySelectorAll("label")].find(l => l.innerText == arguments[0]);
-            while (e && !e.querySelector("[role=slider]")) e = e.parentElement;
-            return e?.querySelector("[role=slider]")"""
-        self.until(lambda: self.chrome.execute_script(script, label))
-        return self.chrome.execute_script(script, label)
+            while (e && !e.querySelector(arguments[1])) e = e.parentElement;
+            return e?.querySelector(arguments[1])"""
+        self.until(lambda: self.chrome.execute_script(script, label, what))
+        return self.chrome.execute_script(script, label, what)
 
     def labels(self) -> list[str]:
         """What stands beside the inputs that there are."""

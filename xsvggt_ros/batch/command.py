@@ -6,8 +6,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from threading import Event
 
@@ -27,7 +26,7 @@ from xsvggt_ros.batch.recordings import (
     settings_of,
 )
 from xsvggt_ros.batch.summary import Outcome, readable, write_summary
-from xsvggt_ros.batch.worker import Failure
+from xsvggt_ros.batch.worker import Failure, Progress
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.flags import add_settings, given_settings
 from xsvggt_ros.model.hub import HUB
@@ -36,6 +35,9 @@ from xsvggt_ros.replay.command import SETTINGS, say_what_the_model_knows
 from xsvggt_ros.replay.signals import INTERRUPTED, stop_signals
 from xsvggt_ros.replay.sources import add_source_arguments, bag_topics, reading_of
 from xsvggt_ros.settings import changed
+
+# tqdm's own, but for the tenths of what is under way.
+BAR = "{l_bar}{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 log = logging.getLogger(__name__)
 
@@ -106,28 +108,35 @@ def _with_absolute_weights(config: NodeConfig) -> NodeConfig:
     return changed(config, {"weights": str(weights_path(config.stream).absolute())})
 
 
-def _follow(events: Iterator[tuple[Job, int | Again | Record | Failure]], outcome: Outcome) -> None:
+def _follow(events: Iterator[tuple[Job, Progress | Again | Record | Failure]], outcome: Outcome) -> None:
     """Notes what becomes of each recording, and shows how far all are."""
-    frames: Counter[str] = Counter()
-    with logging_redirect_tqdm(), tqdm(total=len(outcome.jobs), unit="recording", disable=None) as bar:
+    begun: dict[str, Progress] = {}
+    jobs = len(outcome.jobs)
+    with logging_redirect_tqdm(), tqdm(total=jobs, unit="recording", bar_format=BAR, miniters=0, disable=None) as bar:
         for job, event in events:
-            if isinstance(event, int):
-                frames[job.name] = event
+            begun.pop(job.name, None)
+            if isinstance(event, Progress):
+                begun[job.name] = event
             elif isinstance(event, Again):
-                frames[job.name] = 0
                 log.warning("%s: %s; it is tried again in another process", job.name, event.reason)
             elif isinstance(event, Failure):
                 outcome.failed[job.name] = event.reason
                 log.error("%s: %s", job.name, event.reason)
             else:
                 outcome.done[job.name] = event
-                frames[job.name] = event.frames
-                settled = f"[{outcome.settled}/{len(outcome.jobs)}]"
+                begun[job.name] = Progress(event.frames, event.frames)
+                settled = f"[{outcome.settled}/{jobs}]"
                 bar.write(f"{settled} {job.name}: {event.frames} frames in {event.seconds:.1f} s", file=sys.stderr)
                 if event.damage:
                     log.warning("%s: %s; what could be read is done", job.name, event.damage)
-            bar.n = outcome.settled
-            bar.set_postfix_str(f"{frames.total()} frames")
+            bar.set_postfix_str(_frames(begun.values()), refresh=False)
+            bar.update(len(outcome.failed) + sum(each.share for each in begun.values()) - bar.n)
+
+
+def _frames(begun: Collection[Progress]) -> str:
+    """Of all recordings that are begun, and of how many images, where that is known of all."""
+    frames, images = sum(each.frames for each in begun), [each.images for each in begun]
+    return f"{frames} frames" if None in images else f"{frames} of {sum(filter(None, images))} frames"
 
 
 def _summarized(output: Path, outcome: Outcome, asked: int) -> bool:

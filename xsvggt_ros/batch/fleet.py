@@ -26,7 +26,7 @@ import torch
 
 from xsvggt_ros.batch.recordings import Job, Record, read_record, remove
 from xsvggt_ros.batch.summary import readable
-from xsvggt_ros.batch.worker import Cause, Failure, Worker
+from xsvggt_ros.batch.worker import Cause, Failure, Progress, Worker
 from xsvggt_ros.config import NodeConfig
 from xsvggt_ros.memory import MIB
 from xsvggt_ros.model.loading import weight_nbytes, without_numbers
@@ -174,8 +174,8 @@ class Fleet:
         self._calls: dict[Any, tuple[Any, Job | None]] = {}  # under way; a worker that starts has no job yet
         self._failed_starts = 0  # in a row
 
-    def run(self, count: int, stop: Event) -> Iterator[tuple[Job, int | Again | Record | Failure]]:
-        """Frames so far, now and then, and what becomes of each recording, until none is left or `stop` is set.
+    def run(self, count: int, stop: Event) -> Iterator[tuple[Job, Progress | Again | Record | Failure]]:
+        """How far recordings are, now and then, and what becomes of each, until none is left or `stop` is set.
 
         A full disk ends it too, once the recordings under way are through. Raises ValueError where the settings are
         to be blamed, and OSError where workers cannot be started.
@@ -200,14 +200,14 @@ class Fleet:
         worker = self._new_worker()
         self._calls[worker.ready.remote()] = worker, None
 
-    def _heard(self, call: Any) -> Iterator[tuple[Job, int | Again | Record | Failure]]:
+    def _heard(self, call: Any) -> Iterator[tuple[Job, Progress | Again | Record | Failure]]:
         """What a worker says, once it does."""
         worker, job = self._calls[call]
         try:
             said = self._ray.get(next(call) if job else call)
         except self._ray.exceptions.RayError as error:
             said = Failure(Cause.PLACE, _why(error, self._ray.exceptions))
-        if job and isinstance(said, int):
+        if job and isinstance(said, Progress):
             yield job, said
             return
         del self._calls[call]

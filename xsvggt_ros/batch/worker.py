@@ -51,6 +51,19 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a recording is, of as many images, where that is known beforehand."""
+
+    frames: int
+    images: int | None
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1; 0 as long as nothing is known."""
+        return min(1.0, self.frames / self.images) if self.images else 0.0
+
+
 class NoStream(Exception):
     """The settings do not make a stream."""
 
@@ -68,8 +81,8 @@ class Worker:
     def ready(self) -> None:
         """Returns once there is a worker."""
 
-    def replay(self, job: Job, attempt: int) -> Iterator[int | Record | Failure]:
-        """Frames so far, now and then; in the end what is noted of the recording, or why there is nothing of it."""
+    def replay(self, job: Job, attempt: int) -> Iterator[Progress | Record | Failure]:
+        """How far it is, now and then; in the end what is noted of the recording, or why there is nothing of it."""
         folder = self._output / UNFINISHED.format(name=job.name, attempt=attempt)
         failure = None
         try:
@@ -94,7 +107,7 @@ class Worker:
         itself = isinstance(error, ValueError) and not system
         return Failure(Cause.RECORDING if itself else Cause.PLACE, str(error))
 
-    def _replay(self, job: Job, folder: Path) -> Iterator[int | Record]:
+    def _replay(self, job: Job, folder: Path) -> Iterator[Progress | Record]:
         preview = Preview()
         with Warnings() as warnings:
             with opened(job.recording, self._reading, folder, self._config, self._new_stream) as replay:
@@ -104,7 +117,7 @@ class Worker:
                         preview.add(answer.result.frame)
                     if time.monotonic() - told > TELL_S:
                         told = time.monotonic()
-                        yield replay.files.frames
+                        yield Progress(replay.files.frames, replay.length)
             record = self._record(job, replay, time.monotonic() - began, warnings.texts)
             (folder / PREVIEW).write_bytes(preview.jpeg())
             record.write(folder)

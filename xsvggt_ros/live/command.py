@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing, nullcontext
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from threading import Event
 from typing import Any
 
@@ -108,7 +108,8 @@ class Show:
         self._length = length
         self._taken = 0  # images
         self._paused = self._ended = False
-        self._wishes: SimpleQueue[tuple[Callable[[], str], Future[str]]] = SimpleQueue()
+        # No SimpleQueue: once a signal has held its `get` up until after the time limit, that knows none any more.
+        self._wishes: Queue[tuple[Callable[[], str], Future[str]]] = Queue()
 
     def owner(self) -> Owner:
         """As the page knows it."""

@@ -23,14 +23,14 @@ class Controls:
     """Inputs for the owner's settings. `update`, called again and again in one thread, does the rest.
 
     What users do is asked of the owner once they have let go; what it refuses goes back to what is in force. What is
-    changed elsewhere is shown.
+    changed elsewhere is shown. What does nothing beside what is in force is hidden.
     """
 
     def __init__(self, gui: Any, owner: Owner) -> None:
         self.said = ""  # what came of the newest change
         self._owner = owner
         self._settings = {setting.name: setting for setting in owner.settings}
-        self._in_force = self._values()
+        self._in_force = values(owner.config())
         self._touched: dict[str, float] = {}  # name: when a user last moved it
         self._asked: tuple[dict[str, Any], Future[str]] | None = None
         self._inputs = {}
@@ -38,9 +38,7 @@ class Controls:
             with gui.add_folder(title, expand_by_default=title == "cache"):
                 for setting in settings:
                     self._inputs[setting.name] = self._input(gui, setting)
-
-    def _values(self) -> dict[str, Any]:
-        return {name: value for name, value in values(self._owner.config()).items() if name in self._settings}
+        self._hide_idle()
 
     def _input(self, gui: Any, setting: Setting) -> Any:
         made = add_input(gui, setting, self._in_force[setting.name])
@@ -81,10 +79,15 @@ class Controls:
 
     def _follow(self) -> None:
         """Shows what has come into force since it was last looked at, unless a user is at it."""
-        before, self._in_force = self._in_force, self._values()
-        for name, value in self._in_force.items():
-            if value != before[name] and name not in self._touched:
-                self._show(name, value)
+        before, self._in_force = self._in_force, values(self._owner.config())
+        for name in self._inputs:
+            if self._in_force[name] != before[name] and name not in self._touched:
+                self._show(name, self._in_force[name])
+        self._hide_idle()
+
+    def _hide_idle(self) -> None:
+        for name, made in self._inputs.items():
+            made.visible = self._settings[name].acts(self._in_force)
 
     def _show(self, name: str, value: Any) -> None:
         made, setting = self._inputs[name], self._settings[name]
@@ -144,10 +147,10 @@ def slider_range(setting: Setting, value: float) -> tuple[float, float, float] |
 
 
 def table(owner: Owner) -> str:
-    """The settings in force, as HTML: what a page shows that must not change them."""
+    """The settings in force that do anything, as HTML: what a page shows that must not change them."""
     now = values(owner.config())
     rows = []
     for title, settings in by_group(owner):
         rows.append(f"<tr><td colspan=2><b>{escape(title)}</b></td></tr>")
-        rows += [f"<tr><td>{label(s)}</td><td>{escape(str(now[s.name]))}</td></tr>" for s in settings]
+        rows += [f"<tr><td>{label(s)}</td><td>{escape(str(now[s.name]))}</td></tr>" for s in settings if s.acts(now)]
     return f"<table style='width:100%;font-size:0.8em'>{''.join(rows)}</table>"
