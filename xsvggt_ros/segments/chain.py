@@ -66,7 +66,7 @@ class Chain:
         self._motion = motion
         self.carried = False  # whether the camera was, elsewhere, so that the segment knows nothing of where it is
         self.anchor: int | None = None  # key of the keyframe that the segment began at; None: before there were any
-        self._extends: int | None = None  # that of the segment before, if the keyframe is new and its unit not measured
+        self._extends: int | None = None  # that of the segment before, if the keyframe is new
         self._first: Frame | None = None  # its first frame, and
         self._own: Frame | None = None  # the first that it served for, or a later one of a camera that stood still
         self._S_map_segment = self._S_odom_segment = Similarity()
@@ -199,8 +199,8 @@ class Chain:
     def measured(self, key: int, units: float) -> None:
         """The present segment's unit is so many of the one that begins at the keyframe of that key.
 
-        That counts as much as what the join said, where the segment began at an image of its own, and once. What is out
-        of all proportion does not count. Metres per unit are what they were before the join, as far as one knows.
+        That counts as much as what the join said, where the segment began at an image of its own. What is out of all
+        proportion does not count. Metres per unit are what they were before the join, as far as one knows.
         """
         if self._extends is None or self.anchor in (None, key) or key not in self.map.keyframes:
             return
@@ -210,7 +210,6 @@ class Chain:
             return
         grown = math.exp(-off / 2)  # what lengths in the new unit are divided by
         self.map.move(self._extends, self.anchor, Similarity(S.scale / grown, S.rotation, S.translation))
-        self._extends = None
         self._S_map_segment = self.map.S_map_key(self.anchor)
         self._S_odom_segment = _exact(self._now, self._T_segment_now, self._S_odom_segment.scale / grown)
         rotation, position = self._variance

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds the unit: a stream of a few images of each segment, beside them.
+"""What holds the unit: a stream of one image of each segment, beside them.
 
 A segment knows its unit by its first images, to a few hundredths, and errors add up from join to join. One long stream
 loses its way, but hardly its unit, and it need not see every image for that.
@@ -35,14 +35,10 @@ class Ruler:
         return self._step is not None
 
     def look(self, frame: Frame) -> None:
-        """Takes a segment's frame, once it is done with the one before."""
-        self.looks += 1
-        self._frame = frame
-        self._step = self.stream.step_parts(frame.image, frame.intrinsics)
-
-    def forget(self) -> None:
-        """The segment of the frame at hand is over: there will be no answer to that."""
-        self._frame = None
+        """Takes a segment's frame. If it is still at work on the one before it, there is no answer to either."""
+        self.looks += not self.busy
+        self._frame = None if self.busy else frame
+        self._step = self._step or self.stream.step_parts(frame.image, frame.intrinsics)
 
     @torch.inference_mode()
     def advance(self, work: float, until: float) -> float | None:

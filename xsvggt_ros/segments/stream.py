@@ -32,8 +32,8 @@ from xsvggt_ros.segments.ruler import Ruler
 from xsvggt_ros.stream import GeometryStream, NotFinite, _Waiting
 
 CACHES = 3  # of the segment that serves, of the one to come, and of the ruler
-MEASURING = 0.4  # of segment.work, with each image: an answer takes half a dozen, and a segment lives about twice that
-LONG = 60  # images in the ruler, after which it begins anew where the map knows the unit: in the end it drifts too
+MEASURING = 0.4  # of segment.work, with each image: an answer takes half a dozen, about as long as a segment lives
+LONG = 24  # images in the ruler, after which it begins anew where the map knows the unit: in the end it drifts too
 PAUSE = 30  # images, after a segment could not be filled
 
 
@@ -41,7 +41,7 @@ class SegmentedStream(GeometryStream):
     """A GeometryStream whose drift does not grow with its length, where `segment.enabled` says so.
 
     Three caches of a third of the budget each: one serves, one is filled for the segment to come, and the ruler's takes
-    in some images of each segment, to compare their units. Without segments it is a GeometryStream.
+    in an image of each segment, to compare their units. Without segments it is a GeometryStream.
     """
 
     def __init__(self, config: StreamConfig | None = None, model: StreamVGGT | None = None) -> None:
@@ -258,8 +258,6 @@ class SegmentedStream(GeometryStream):
         try:
             if frame.status.frame == 0 and chain.anchor is not None:  # of its cache
                 self._measure_from(chain.anchor, frame)
-            if self._ruler and not self._ruler.busy:
-                self._ruler.look(frame)
             if self._ruler and (units := self._ruler.advance(MEASURING * self._segment.work, self.until)):
                 chain.measured(self._ruler.key, units)
         except (OutOfMemory, NotFinite) as error:
@@ -326,8 +324,8 @@ class SegmentedStream(GeometryStream):
             ruler, known = self._ruler, builder.key is not None  # by the map
             if ruler is None or ruler.key not in chain.map.keyframes or (known and ruler.looks >= LONG):
                 self._measure_from(chain.anchor, first)
-            else:
-                ruler.forget()
+            elif not known:
+                ruler.look(builder.shared[-1][1])
         except OutOfMemory as error:
             self._give_up_measuring(chain, error)
 
