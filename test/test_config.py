@@ -2,12 +2,14 @@
 import inspect
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from support.caches import shape_of
 
 from xsvggt_ros.cache.policies import BY_NAME, make_policy
-from xsvggt_ros.config import POLICIES, CacheConfig, NodeConfig, StreamConfig
+from xsvggt_ros.config import POLICIES, CacheConfig, NodeConfig, ScaleConfig, StreamConfig
+from xsvggt_ros.placement.scale import make_scale
 from xsvggt_ros.settings import changed, settings, values
 
 
@@ -145,9 +147,21 @@ def test_a_setting_says_where_it_acts():
     now = values(NodeConfig())
     acting = {name for name, setting in by_name.items() if setting.acts(now)}
     assert {"cache.probes", "cache.layer_budgets", "cache.policy"} <= acting
-    assert acting.isdisjoint({"cache.seed", "cache.intake_degrees", "scale.factor", "queue_size"})
+    assert acting.isdisjoint({"cache.seed", "cache.intake_degrees", "scale.factor", "scale.window"})
     acting = {name for name, setting in by_name.items() if setting.acts(now | {"cache.policy": "frame_bank"})}
     assert acting.isdisjoint({"cache.probes", "cache.layer_budgets"}) and "cache.adaptive" in acting
+
+
+@pytest.mark.parametrize("source", ["none", "fixed"])
+def test_where_nothing_is_measured_only_what_acts_on_the_scale_changes_it(source):
+    config = ScaleConfig(source=source)
+    scale_of = lambda config: repr(make_scale(config).update(None, 0, None, config))  # noqa: E731
+    others = {"factor": 2.0, "camera_height": 2.0, "parent_frame": "odom", "child_frame": "base"}
+    others |= {"window": 7, "min_motion": 0.5}
+    for s in settings(ScaleConfig):
+        if s.name != "source":
+            same = scale_of(replace(config, **{s.name: others[s.name]})) == scale_of(config)
+            assert same is not s.acts(values(config)), s.name
 
 
 def test_settings_act_beside_values_that_there_are():

@@ -301,7 +301,7 @@ class StreamConfig(Checked):
     weight_bits: int = setting(
         16,
         "Bits of a weight in the linear layers of encoder, aggregator and camera head (there at least 8), most of the "
-        "model; 16: they have the compute type. With fewer, x86 CPUs multiply 8-bit integers, fastest with VNNI; "
+        "model; 16: they have the compute type. With fewer, CPUs with AVX2 multiply 8-bit integers, fastest with VNNI; "
         "elsewhere it costs time.",
         choices=(16, 8, 4),
     )
@@ -447,7 +447,13 @@ class ScaleConfig(Checked):
         frame=True,
         where=Where("source", ("tf",)),
     )
-    window: int = setting(50, "Measurements whose median is the scale.", minimum=1, live=True)
+    window: int = setting(
+        50,
+        "measurements whose median is the scale.",
+        minimum=1,
+        live=True,
+        where=Where("source", ("none", "fixed"), but=True),
+    )
     min_motion: float = setting(
         0.2,
         "least reference motion that is measured; several times the error of the stream's positions.",
@@ -554,10 +560,9 @@ class NodeConfig(Checked):
     )
     queue_size: int = setting(
         30,
-        "images kept waiting before new ones are refused and counted.",
+        "queue all: images kept waiting before new ones are refused and counted.",
         minimum=1,
         maximum=10_000,
-        where=Where("queue", ("all",)),
     )
     target_latency_ms: float = setting(
         0.0,

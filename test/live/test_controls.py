@@ -169,9 +169,12 @@ def test_what_does_nothing_beside_the_others_is_hidden_until_it_does(controls, s
 
 
 def test_what_is_of_no_use_where_it_began_is_shown_once_it_is(controls, stream):
-    assert not controls._inputs["scale.factor"].visible
+    (scale,) = (folder for folder, names in controls._folders if "scale.factor" in names)
+    assert not controls._inputs["scale.factor"].visible and not scale.visible
+    assert "<b>scale</b>" not in table(stream.owner())
     stream.config = changed(stream.config, {"scale.source": "fixed"})  # which is not live: as a node of others has it
     controls.update()
+    assert scale.visible and "<b>scale</b>" in table(stream.owner())
     assert controls._inputs["scale.factor"].visible and not controls._inputs["scale.camera_height"].visible
 
 

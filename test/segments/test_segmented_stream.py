@@ -17,6 +17,7 @@ from xsvggt_ros.config import LoopConfig, SegmentConfig
 from xsvggt_ros.geometry import inverse
 from xsvggt_ros.memory import MIB, OutOfMemory
 from xsvggt_ros.model import load_model
+from xsvggt_ros.model.compact import LARGEST_WEIGHTS
 from xsvggt_ros.rooms.sequence import stream as room_stream
 from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.segments.builder import Builder
@@ -606,6 +607,19 @@ def test_a_map_is_for_weights_of_as_many_bits(model, room, tmp_path):
     stream.save_map(tmp_path)
     with pytest.raises(ValueError, match="made with another weight_bits or other weights: set those"):
         stream_of(load_model(StreamConfig(dtype="float32", weight_bits=8))).load_map(tmp_path)
+
+
+def test_a_map_of_few_bits_is_for_processors_that_make_other_integers_of_weights(model, room, tmp_path, monkeypatch):
+    def stream_of_bits(bits, largest):
+        monkeypatch.setattr("xsvggt_ros.model.compact.largest_weight", lambda device: largest)
+        return stream_of(load_model(StreamConfig(dtype="float32", weight_bits=bits)))
+
+    stream = stream_of_bits(8, LARGEST_WEIGHTS[0])
+    steps(stream, room, 0, 1)
+    stream.save_map(tmp_path)
+    stream_of_bits(8, LARGEST_WEIGHTS[1]).load_map(tmp_path)
+    with pytest.raises(ValueError, match="made with another weight_bits"):
+        stream_of_bits(4, LARGEST_WEIGHTS[1]).load_map(tmp_path)
 
 
 def test_maps_are_of_streams_of_segments_that_have_begun(model, room, tmp_path):

@@ -111,8 +111,8 @@ def _with_absolute_weights(config: NodeConfig) -> NodeConfig:
 def _follow(events: Iterator[tuple[Job, Progress | Again | Record | Failure]], outcome: Outcome) -> None:
     """Notes what becomes of each recording, and shows how far all are."""
     begun: dict[str, Progress] = {}
-    jobs = len(outcome.jobs)
-    with logging_redirect_tqdm(), tqdm(total=jobs, unit="recording", bar_format=BAR, miniters=0, disable=None) as bar:
+    count = len(outcome.jobs)
+    with logging_redirect_tqdm(), tqdm(total=count, unit="recording", bar_format=BAR, miniters=0, disable=None) as bar:
         for job, event in events:
             begun.pop(job.name, None)
             if isinstance(event, Progress):
@@ -125,7 +125,7 @@ def _follow(events: Iterator[tuple[Job, Progress | Again | Record | Failure]], o
             else:
                 outcome.done[job.name] = event
                 begun[job.name] = Progress(event.frames, event.frames)
-                settled = f"[{outcome.settled}/{jobs}]"
+                settled = f"[{outcome.settled}/{count}]"
                 bar.write(f"{settled} {job.name}: {event.frames} frames in {event.seconds:.1f} s", file=sys.stderr)
                 if event.damage:
                     log.warning("%s: %s; what could be read is done", job.name, event.damage)
@@ -135,8 +135,8 @@ def _follow(events: Iterator[tuple[Job, Progress | Again | Record | Failure]], o
 
 def _frames(begun: Collection[Progress]) -> str:
     """Of all recordings that are begun, and of how many images, where that is known of all."""
-    frames, images = sum(each.frames for each in begun), [each.images for each in begun]
-    return f"{frames} frames" if None in images else f"{frames} of {sum(filter(None, images))} frames"
+    frames, images = sum(each.frames for each in begun), [each.images for each in begun if each.images is not None]
+    return f"{frames} of {sum(images)} frames" if images and len(images) == len(begun) else f"{frames} frames"
 
 
 def _summarized(output: Path, outcome: Outcome, asked: int) -> bool:

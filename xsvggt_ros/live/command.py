@@ -40,7 +40,8 @@ from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.settings import changed, settings
 
 PAGE = settings(ViewerConfig)
-SHOWN = [setting for setting in OF_REPLAY if not setting.name.startswith("obstacles.")]  # it makes none
+OF_MESSAGES = ("obstacles.", "point_stride", "depth_encoding", "compressed_depth")
+SHOWN = [setting for setting in OF_REPLAY if not setting.name.startswith(OF_MESSAGES)]  # it makes none
 SETTINGS = [*SHOWN, *(setting for setting in settings(NodeConfig) if setting.name == "loop.folder")]
 LONGEST_WAIT_S = 5.0  # between two images, whatever their stamps say
 POLL_S = 0.05  # between two looks at what the page asks for

@@ -34,10 +34,12 @@ class Controls:
         self._touched: dict[str, float] = {}  # name: when a user last moved it
         self._asked: tuple[dict[str, Any], Future[str]] | None = None
         self._inputs = {}
+        self._folders = []  # each with the names of what it holds
         for title, settings in by_group(owner):
-            with gui.add_folder(title, expand_by_default=title == "cache"):
+            with gui.add_folder(title, expand_by_default=title == "cache") as folder:
                 for setting in settings:
                     self._inputs[setting.name] = self._input(gui, setting)
+            self._folders.append((folder, [setting.name for setting in settings]))
         self._hide_idle()
 
     def _input(self, gui: Any, setting: Setting) -> Any:
@@ -86,8 +88,11 @@ class Controls:
         self._hide_idle()
 
     def _hide_idle(self) -> None:
+        acting = {name for name, setting in self._settings.items() if setting.acts(self._in_force)}
         for name, made in self._inputs.items():
-            made.visible = self._settings[name].acts(self._in_force)
+            made.visible = name in acting
+        for folder, names in self._folders:
+            folder.visible = not acting.isdisjoint(names)
 
     def _show(self, name: str, value: Any) -> None:
         made, setting = self._inputs[name], self._settings[name]
@@ -151,6 +156,7 @@ def table(owner: Owner) -> str:
     now = values(owner.config())
     rows = []
     for title, settings in by_group(owner):
-        rows.append(f"<tr><td colspan=2><b>{escape(title)}</b></td></tr>")
-        rows += [f"<tr><td>{label(s)}</td><td>{escape(str(now[s.name]))}</td></tr>" for s in settings if s.acts(now)]
+        acting = [f"<tr><td>{label(s)}</td><td>{escape(str(now[s.name]))}</td></tr>" for s in settings if s.acts(now)]
+        if acting:
+            rows += [f"<tr><td colspan=2><b>{escape(title)}</b></td></tr>", *acting]
     return f"<table style='width:100%;font-size:0.8em'>{''.join(rows)}</table>"

@@ -5,7 +5,7 @@ A weight is a code times its row's scale. At 4 bits each group of a row's weight
 (two levels, as in QServe, arXiv 2405.04532), and code times multiple is an 8-bit integer too: the product is the same.
 
 Without VNNI oneDNN adds two products in 16 bits, of integers of x from 0 to 255: they hold 2 * 255 * 64. There these
-integers of a weight are 64 at most, as 7 bits are, and sums are exact again (what oneDNN's manual advises).
+integers of a weight are 64 at most, about 7 bits, and sums are exact again (what oneDNN's manual advises).
 """
 
 from __future__ import annotations

@@ -172,10 +172,13 @@ class SegmentedStream(GeometryStream):
 
     def _fingerprint(self) -> str:
         """Of the encoder, which descriptors depend on."""
+        encoder = self.model.aggregator.patch_embed
         digest = hashlib.sha256()
-        for tensor in self.model.aggregator.patch_embed.state_dict().values():
-            rounded = tensor.to("cpu", torch.bfloat16).contiguous()  # the same in any compute type
+        for weight in encoder.parameters():
+            rounded = weight.to("cpu", torch.bfloat16).contiguous()  # the same in any compute type
             digest.update(rounded.flatten().view(torch.uint8).numpy().tobytes())
+        for name, codes in encoder.named_buffers():  # integers of weights: which ones is the processor's matter
+            digest.update(f"{name} {list(codes.shape)}".encode())
         return digest.hexdigest()
 
     # --- images -----------------------------------------------------------------------------------
