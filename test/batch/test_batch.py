@@ -256,7 +256,10 @@ class TestWithoutWork:
     def test_without_ray_the_extra_is_named(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, "ray", None)
         assert self.run(tmp_path, "--output", tmp_path / "out") == 2
-        assert capsys.readouterr().err.strip() == 'xsvggt batch: batch needs Ray: pip install "xsvggt_ros[batch]"'
+        assert (
+            capsys.readouterr().err.strip()
+            == "xsvggt batch: batch needs Ray: pip install '.[batch]' in this package's source"
+        )
 
     def test_a_recording_that_breaks_off_is_told_from_whole_ones(self, done, capsys):
         recording, output = done

@@ -53,6 +53,7 @@ def server():
 @pytest.fixture
 def stream(monkeypatch):
     monkeypatch.setattr(module, "SETTLED_S", -1.0)
+    monkeypatch.setattr(module, "TYPED_S", -1.0)
     return Stream()
 
 
@@ -144,6 +145,23 @@ def test_what_is_changed_elsewhere_is_shown_and_not_asked_for_again(controls, st
     assert controls._inputs["cache.policy"].value == "ovggt"
     controls.update()
     assert stream.asked == []
+
+
+def test_what_is_half_typed_is_not_asked_for(controls, stream, monkeypatch):
+    monkeypatch.setattr(module, "TYPED_S", 60.0)
+    move(controls, "cache.budget_mib", 1.0)  # of 1.25
+    move(controls, "loop.folder", "/ho")
+    move(controls, "cache.budget_frames", 8.0)
+    controls.update()
+    assert stream.asked == [{"cache.budget_frames": 8.0}]
+
+
+def test_numbers_take_decimals_where_they_are_no_whole_ones(controls):
+    for name, made in controls._inputs.items():
+        if type(made).__name__ == "GuiNumberHandle":
+            least = BY_NAME[name].minimum or 0.01
+            assert made.precision == 0 if BY_NAME[name].type is int else 10.0**-made.precision <= least, name
+    assert controls._inputs["cache.budget_mib"].precision == 2
 
 
 def shown_of_cache(controls):

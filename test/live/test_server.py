@@ -191,7 +191,7 @@ def test_where_no_later_port_is_free_it_is_said(monkeypatch):
 
 def test_without_viser_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "viser", None)
-    with pytest.raises(ValueError, match=r'pip install "xsvggt_ros\[live\]"'):
+    with pytest.raises(ValueError, match=r"pip install '\.\[live\]' in this package's source"):
         open_server(ViewerConfig(port=0))
 
 

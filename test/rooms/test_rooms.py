@@ -175,7 +175,7 @@ def test_photographs_tile_and_are_missed_by_name(monkeypatch):
         inside = np.abs(np.diff(image, axis=0)).mean()
         assert np.abs(image[0] - image[-1]).mean() <= inside and np.abs(image[:, 0] - image[:, -1]).mean() <= inside
     monkeypatch.setattr(texture, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'xsvggt_ros\[train\]'"):
+    with pytest.raises(ValueError, match="pip install scikit-image"):
         furnish(make_room(0), style=VARIED)
     furnish(make_room(0))
 

@@ -61,7 +61,7 @@ class Again:
 def check_installed() -> None:
     """Raises ValueError, with the remedy, where Ray is not; it is not imported before `connected` does."""
     if find_spec("ray") is None:
-        raise ValueError('batch needs Ray: pip install "xsvggt_ros[batch]"')
+        raise ValueError("batch needs Ray: pip install '.[batch]' in this package's source")
 
 
 def _check_command_line() -> None:

@@ -14,7 +14,9 @@ from xsvggt_ros.live.owner import Owner
 from xsvggt_ros.parameters_file import facts
 from xsvggt_ros.settings import Setting, values
 
-SETTLED_S = 0.3  # for so long a value must stand: what is half typed, or dragged over, is not asked for
+SETTLED_S = 0.3  # for so long a value must stand: what is dragged over is not asked for
+TYPED_S = 2.0  # nor what is half typed
+FINE = 0.01  # to which numbers are typed that may be 0
 NARROW = 1000  # a range that a slider may have whole
 STEPS = 100  # of a slider, about
 
@@ -58,12 +60,16 @@ class Controls:
             self._answer(*self._asked)
             self._asked = None
         self._follow()
-        settled = [name for name, when in self._touched.copy().items() if time.monotonic() - when > SETTLED_S]
+        settled = [name for name, when in self._touched.copy().items() if time.monotonic() - when > self._wait(name)]
         if settled and not self._asked:
             for name in settled:
                 self._touched.pop(name)  # before the value is read: one that comes meanwhile is asked for next
             wanted = {name: self._inputs[name].value for name in settled}
             self._asked = wanted, self._owner.run(lambda: self._change(wanted))
+
+    def _wait(self, name: str) -> float:
+        """Seconds from when it was last moved until it is asked for."""
+        return TYPED_S if is_typed(self._settings[name], self._in_force[name]) else SETTLED_S
 
     def _change(self, wanted: dict[str, Any]) -> str:
         """Menus have texts for numbers. Raises ValueError for what is refused."""
@@ -127,7 +133,13 @@ def add_input(gui: Any, setting: Setting, value: Any) -> Any:
         return gui.add_text(name, value, hint=hint)
     if span := slider_range(setting, value):
         return gui.add_slider(name, *span, value, hint=hint)
-    return gui.add_number(name, value, min=setting.minimum, max=setting.maximum, hint=hint)
+    step = 1 if setting.type is int else setting.minimum or FINE
+    return gui.add_number(name, value, min=setting.minimum, max=setting.maximum, step=step, hint=hint)
+
+
+def is_typed(setting: Setting, value: Any) -> bool:
+    """Whether its input is a number or a line of text, which is typed key by key."""
+    return setting.type is not bool and not setting.choices and slider_range(setting, value) is None
 
 
 def slider_range(setting: Setting, value: float) -> tuple[float, float, float] | None:

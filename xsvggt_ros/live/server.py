@@ -61,7 +61,7 @@ def check_page(config: ViewerConfig) -> int:
         import viser  # noqa: F401
         from websockets.asyncio import server  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ValueError(f'the live page needs {error.name}: pip install "xsvggt_ros[live]"') from error
+        raise ValueError(f"the live page needs {error.name}: pip install '.[live]' in this package's source") from error
     only_here(config.host)
     # viser looks for a free one too, but waits for ever where there is none.
     for port in range(config.port, LAST_PORT + 1):

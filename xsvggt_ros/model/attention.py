@@ -140,7 +140,7 @@ def _flash_missing(device: torch.device, half: bool) -> str:
     try:
         import flash_attn  # noqa: F401
     except ImportError as error:
-        return f"needs the package flash-attn ({error}; pip install 'xsvggt_ros[flash]')"
+        return f"needs the package flash-attn ({error}; pip install flash-attn)"
     return ""
 
 

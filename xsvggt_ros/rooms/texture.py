@@ -127,7 +127,7 @@ def metres_of(name: str) -> float:
 def need_photographs() -> None:
     """Raises ValueError if the package that has them is not installed."""
     if find_spec("skimage") is None:
-        raise ValueError("varied rooms have photographs from scikit-image: pip install 'xsvggt_ros[train]'")
+        raise ValueError("varied rooms have photographs from scikit-image: pip install scikit-image")
 
 
 def _photographs() -> list[np.ndarray]:
