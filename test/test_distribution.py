@@ -140,7 +140,7 @@ def test_quaternions_are_those_of_tf_transformations():
 
 def stamped(parent, child, stamp_ns, pose):
     encoder = encode.Encoder(rclpy_class)
-    return encoder.transform(encoder.header(stamp_ns, parent), child, pose)
+    return encoder.transform(encoder.header(stamp_ns, parent), child, encoder.pose(pose))
 
 
 def matrix(transform):

@@ -120,9 +120,9 @@ class Status:
 
     def figures(self) -> dict[str, Any]:
         """{name: value} of everything that is counted or measured: the fields of msg/StreamStatus.msg."""
-        step = asdict(self.step)
+        step = dict(vars(self.step))  # asdict would copy every value
         seconds = {"tracks": 0.0, "segments": 0.0} | step.pop("seconds")  # stages that most streams do not have
         seconds = {f"{stage}_seconds": float(value) for stage, value in seconds.items()}
-        step |= step.pop("segments") | seconds | {"calibration": self.calibration}
+        step |= vars(step.pop("segments")) | seconds | {"calibration": self.calibration}
         step["located"] &= self.step.segments != SegmentStatus()  # no map says it
-        return step | asdict(self.scale) | asdict(self.images) | asdict(self.performance)
+        return step | vars(self.scale) | vars(self.images) | vars(self.performance)

@@ -37,7 +37,7 @@ def mount(user):
     """Publishes where the camera is on the robot, for all who come."""
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     encode = Encoder(rclpy_class)
-    transform = encode.transform(encode.header(0, "base_link"), "lens", T_BASE_CAM)
+    transform = encode.transform(encode.header(0, "base_link"), "lens", encode.pose(T_BASE_CAM))
     user.transforms = user.node.create_publisher(TFMessage, "/tf_static", latched)
     user.transforms.publish(encode.transforms([transform]))
 

@@ -7,6 +7,7 @@ import array
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
+from functools import cache
 from typing import Any
 
 import cv2
@@ -57,7 +58,7 @@ class Encoder:
     """
 
     def __init__(self, message_class: Callable[[str], Any]) -> None:
-        self._class = message_class
+        self._class = cache(message_class)
         # rosbags' classes are dataclasses and hold ndarrays; rclpy's would convert an ndarray value by value.
         self._of_rosbags = is_dataclass(message_class("sensor_msgs/msg/Image"))
         self._sequence = np.asarray if self._of_rosbags else _array
@@ -91,12 +92,13 @@ class Encoder:
         """TFMessage of what `transform` makes."""
         return self._make("tf2_msgs/msg/TFMessage", transforms=transforms)
 
-    def transform(self, header: Any, child: str, T: np.ndarray) -> Any:
-        """TransformStamped [4, 4], from the child to the header's frame."""
+    def transform(self, header: Any, child: str, pose: Any) -> Any:
+        """TransformStamped from the child to the header's frame, of the child's Pose there."""
+        at = pose.position
         transform = self._make(
             "geometry_msgs/msg/Transform",
-            translation=self._vector("geometry_msgs/msg/Vector3", T[:3, 3]),
-            rotation=self._vector("geometry_msgs/msg/Quaternion", quaternion_xyzw(T[:3, :3])),
+            translation=self._vector("geometry_msgs/msg/Vector3", (at.x, at.y, at.z)),
+            rotation=pose.orientation,
         )
         return self._make(
             "geometry_msgs/msg/TransformStamped", header=header, child_frame_id=child, transform=transform

@@ -104,15 +104,19 @@ class FrameMessages:
         def depth() -> np.ndarray:
             return _depth_image(placed.output, config.output)
 
+        @cache
+        def camera_info() -> Any:
+            return encode.camera_info(camera, intrinsics, *image.shape[:2])
+
         image, intrinsics = placed.view
         self._extend_path(placed, encode.pose_stamped(world, pose), config.path_length)
-        topics = {
-            "/tf": lambda: self._transform(placed, config),
+        topics: dict[str, Callable[[], Any]] = {
+            "/tf": lambda: self._transform(placed, pose, config),
             "~/depth/image": lambda: encode.image(camera, depth()),
-            "~/depth/camera_info": lambda: encode.camera_info(camera, intrinsics, *image.shape[:2]),
+            "~/depth/camera_info": camera_info,
             "~/confidence/image": lambda: encode.image(camera, placed.output.confidence),
             "~/rgb/image": lambda: encode.image(camera, image),
-            "~/rgb/camera_info": lambda: encode.camera_info(camera, intrinsics, *image.shape[:2]),
+            "~/rgb/camera_info": camera_info,
             "~/points": lambda: encode.points(camera, *_sure_points(placed.output, config.output)),
             "~/odometry": lambda: encode.odometry(world, placed.child, pose, pose_covariance(placed)),
             "~/path": lambda: encode.path(world, self._path),
@@ -156,15 +160,20 @@ class FrameMessages:
             "~/obstacles/clearing": lambda: cloud(sight_ends(*given)),
         }
 
-    def _transform(self, placed: Placed, config: NodeConfig) -> Any:
+    def _transform(self, placed: Placed, pose: Any, config: NodeConfig) -> Any:
+        """pose: that of `placed.T_odom_child`; its quaternion once more would take its time."""
+        encode = self._encoder
         found = [(config.world_frame, placed.child, placed.T_odom_child)]
         if placed.T_map_odom is not None and config.publish_map:
             found.append((config.map_frame, config.world_frame, placed.T_map_odom))
         if config.invert_tf:  # all: a frame has one parent
             found = [(child, parent, inverse(T)) for parent, child, T in found]
-        encode = self._encoder
-        header = partial(encode.header, placed.stamp_ns)
-        return encode.transforms([encode.transform(header(parent), child, T) for parent, child, T in found])
+
+        def made(parent: str, child: str, T: np.ndarray) -> Any:
+            at = pose if T is placed.T_odom_child else encode.pose(T)
+            return encode.transform(encode.header(placed.stamp_ns, parent), child, at)
+
+        return encode.transforms([made(*link) for link in found])
 
 
 def keyframe_poses(placed: Placed) -> list[np.ndarray]:
@@ -177,7 +186,9 @@ def keyframe_poses(placed: Placed) -> list[np.ndarray]:
 
 def sure_depth(frame: Frame, threshold: float) -> np.ndarray:
     """The depth [h, w]; NaN where the confidence is below the threshold."""
-    return np.where(frame.confidence >= threshold, frame.depth, np.float32(np.nan))
+    depth = frame.depth.copy()
+    depth[frame.confidence < threshold] = np.nan
+    return depth
 
 
 def _depth_image(frame: Frame, config: OutputConfig) -> np.ndarray:

@@ -40,10 +40,11 @@ def write_bag(frames: Iterable[RoomFrame], path: Path) -> None:
 def _messages(encode: Encoder, frame: RoomFrame) -> dict[str, Any]:
     camera = encode.header(frame.stamp_ns, FRAME_ID)
     info = encode.camera_info(camera, frame.intrinsics, *frame.depth.shape)
+    pose = encode.transform(encode.header(frame.stamp_ns, ROOM), FRAME_ID, encode.pose(frame.T_room_cam))
     return {
         "/camera/image_raw": encode.image(camera, frame.rgb),
         "/camera/camera_info": info,
         "/camera/depth/image": encode.image(camera, frame.depth),
         "/camera/depth/camera_info": info,
-        "/tf": encode.transforms([encode.transform(encode.header(frame.stamp_ns, ROOM), FRAME_ID, frame.T_room_cam)]),
+        "/tf": encode.transforms([pose]),
     }

@@ -41,6 +41,7 @@ from xsvggt_ros.placement.placement import Placed
 from xsvggt_ros.ros.calibration import CalibrationWatch
 from xsvggt_ros.ros.monitor import WINDOW_S, diagnostic
 from xsvggt_ros.ros.parameters import Parameters
+from xsvggt_ros.ros.path import SerializedPath
 from xsvggt_ros.ros.silence import why_silent
 from xsvggt_ros.ros.types import message_class
 from xsvggt_ros.ros.viewer import page_owner
@@ -140,6 +141,7 @@ class StreamNode(LifecycleNode):
                 topics.TOPICS | topics.COMPRESSED | topics.OBSTACLES | topics.TRACKS | topics.KEYFRAMES
             ).items()
         }
+        self._path = SerializedPath()
         self._diagnostics = self.create_publisher(
             DiagnosticArray, "/diagnostics", 10, qos_overriding_options=OVERRIDABLE
         )
@@ -251,6 +253,7 @@ class StreamNode(LifecycleNode):
         if self._viewer:
             self._viewer.close()
         self._worker = self._serving = self._viewer = None
+        self._path = SerializedPath()
         self.settings.check = None
         give_back()
 
@@ -412,7 +415,8 @@ class StreamNode(LifecycleNode):
 
     def _publish(self, topic: str, make: Callable[[], Any]) -> None:
         if self._listens(topic):
-            self._outputs[topic].publish(make())
+            message = make()
+            self._outputs[topic].publish(self._path.serialize(message) if topic == "~/path" else message)
 
     def _on_diagnostics_timer(self) -> None:
         idle = "images are ignored: ~/enable" if not self._enabled else ""
