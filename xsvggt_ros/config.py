@@ -213,6 +213,12 @@ class SegmentConfig(Checked):
         maximum=32,
         live=True,
     )
+    align: bool = setting(
+        True,
+        "Poses are made exact by what images show: points of each are looked for in one before it. From the next "
+        "segment on.",
+        live=True,
+    )
     work: float = setting(
         0.5,
         "Most work on the segment to come with each image, as a share of a step; less: shorter steps, and later joins.",

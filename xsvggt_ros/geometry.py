@@ -107,6 +107,13 @@ def unproject(depth: NDArray, intrinsics: Array, stride: int = 1) -> NDArray[np.
     return points
 
 
+def cross_matrices(v: Array) -> Array:
+    """Vectors [N, 3] -> [N, 3, 3], whose products with x are v x x."""
+    zero = np.zeros(len(v))
+    x, y, z = v.T
+    return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)
+
+
 def transform(T_target_source: Array, points: NDArray) -> NDArray:
     """Points [..., 3] from source to target, in the points' dtype."""
     moved = points @ T_target_source[:3, :3].T + T_target_source[:3, 3]

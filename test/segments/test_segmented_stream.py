@@ -136,12 +136,49 @@ def test_no_step_at_a_join_is_further_from_the_truth_than_others_are(drive, room
     assert joins.sum() >= 3
 
 
+def test_frames_are_where_their_images_show_them(model, room, drive):
+    """In the map, over segments that join: degrees from the truth, of those of the network's own poses."""
+    said = steps(stream_of(model, SegmentConfig(enabled=True, align=False), width=112), room, 0, 60)
+    off = [[turned_from_truth(frame, room[0], shot) for frame, shot in zip(frames, room, strict=True)]
+           for frames in (drive, said)]  # fmt: skip
+    assert np.mean(off[0]) < 0.6 * np.mean(off[1])
+
+
+def turned_from_truth(frame, first, shot) -> float:
+    T = inverse(first.T_room_cam) @ shot.T_room_cam
+    return float(np.rad2deg(Rotation.from_matrix(T[:3, :3].T @ frame.segment.T_map_cam[:3, :3]).magnitude()))
+
+
+def test_poses_go_by_images_from_the_next_segment_on(model, room):
+    """Switched on while a segment serves, which goes on as it was."""
+    plain, switched = (stream_of(model, SegmentConfig(enabled=True, align=False), width=112) for _ in range(2))
+    steps(plain, room, 0, 2)
+    steps(switched, room, 0, 2)
+    switched.reconfigure_all(switched.cache_config, SegmentConfig(enabled=True), LOOP)
+    for i in range(2, 24):
+        served = switched.status.segments.segment
+        (a,), (b,) = steps(plain, room, i, i + 1), steps(switched, room, i, i + 1)
+        assert np.array_equal(a.segment.T_key_cam, b.segment.T_key_cam) == (served == 0)
+    assert served
+
+
+def test_without_depth_the_camera_moves_as_the_network_says(model, room):
+    """Once segments are off nothing asks for it, and the last one goes on."""
+    stream = stream_of(model, SegmentConfig(enabled=True), width=112)
+    stream.dense = False
+    steps(stream, room, 0, 4)
+    stream.reconfigure_all(stream.cache_config, OFF, LOOP)
+    frames = steps(stream, room, 4, 8)
+    assert [frame.status.dense for frame in frames] == [False] * 4
+    assert all(np.isfinite(frame.T_first_cam).all() for frame in frames)
+
+
 # --- settings -----------------------------------------------------------------------------------------
 
 CHANGES = [
     *(
         dict(segment=replace(OFTEN, **change))
-        for change in (dict(overlap=0.9), dict(shared=2), dict(work=1.0), dict(carried=0.0))
+        for change in (dict(overlap=0.9), dict(shared=2), dict(work=1.0), dict(carried=0.0), dict(align=False))
     ),
     *(
         dict(loop=LoopConfig(**change))

@@ -12,6 +12,7 @@ from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
 from xsvggt_ros.memory import memory_for
 from xsvggt_ros.parts import Parts, pace
+from xsvggt_ros.segments.align import Aligner
 from xsvggt_ros.segments.join import Shared
 
 Begin = Callable[[NDArray, Array], Parts[Frame]]
@@ -21,15 +22,22 @@ class Builder:
     """Fills a fresh cache: with a keyframe, if it begins at one, then with images that the serving segment has too.
 
     begin: starts the step of an image with its intrinsics, to be done in so many parts. wanted: how many images both
-    segments are to share.
+    segments are to share. align: whether their poses go by the images, too.
     """
 
     def __init__(
-        self, begin: Begin, key: int | None, image: tuple[NDArray, Array] | None, parts: int, wanted: int
+        self,
+        begin: Begin,
+        key: int | None,
+        image: tuple[NDArray, Array] | None,
+        parts: int,
+        wanted: int,
+        align: bool,
     ) -> None:
         self.key = key  # of the keyframe that the segment begins at; None: at the first image that it shares
         self.first: Frame | None = None  # of the segment
         self.shared: Shared = []
+        self.aligner: Aligner | None = None  # of the segment's frames
         self._begin = begin
         self._image = image
         self._step: Parts[Frame] | None = None
@@ -37,6 +45,7 @@ class Builder:
         self._taken = -1  # index of that
         self._parts = parts  # of a step
         self._wanted = wanted
+        self._align = align
 
     @property
     def ready(self) -> bool:
@@ -66,6 +75,12 @@ class Builder:
             next(self._step)
         except StopIteration as end:
             self._step = None
-            self.first = self.first or end.value
+            frame = self._aligned(end.value)
             if self._serving is not None:
-                self.shared.append((self._serving, end.value))
+                self.shared.append((self._serving, frame))
+
+    def _aligned(self, frame: Frame) -> Frame:
+        if self.first is None:
+            self.first, self.aligner = frame, Aligner(frame) if self._align else None
+            return frame
+        return self.aligner(frame) if self.aligner else frame

@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from xsvggt_ros.config import LoopConfig, SegmentConfig
 from xsvggt_ros.frame import Frame, InSegment
 from xsvggt_ros.geometry import Array, inverse, rigid, transform
+from xsvggt_ros.segments.align import Aligner
 from xsvggt_ros.segments.compare import agreement, match, overlap
 from xsvggt_ros.segments.join import Join, Shared, join
 from xsvggt_ros.segments.map import Map
@@ -68,6 +69,7 @@ class Chain:
         self.anchor: int | None = None  # key of the keyframe that the segment began at; None: before there were any
         self._extends: int | None = None  # that of the segment before, if the keyframe is new
         self._first: Frame | None = None  # its first frame, and
+        self._aligner: Aligner | None = None  # of its frames; None: they are where the network says
         self._own: Frame | None = None  # the first that it served for, or a later one of a camera that stood still
         self._S_map_segment = self._S_odom_segment = Similarity()
         self._before = self._now = np.eye(4)  # T_odom_cam of the newest two frames
@@ -83,6 +85,10 @@ class Chain:
         self._watch = Watch()
 
     # --- frames -----------------------------------------------------------------------------------
+
+    def aligned(self, frame: Frame) -> Frame:
+        """The frame, which is not the segment's first, where its image shows it to be; as it is without an aligner."""
+        return self._aligner(frame) if self._aligner else frame
 
     def placed(self, frame: Frame) -> Frame:
         """The frame in the axes and the unit of the world, with where the map has it."""
@@ -129,11 +135,11 @@ class Chain:
 
     # --- the next segment -------------------------------------------------------------------------
 
-    def begin(self, frame: Frame) -> None:
+    def begin(self, frame: Frame, aligner: Aligner | None = None) -> None:
         """A segment without a past, at this frame: the first of a world, or after a pause, where the camera was."""
         self.anchor, self._first = self.map.add(frame, self._S_map_segment, set()), frame
         self.map.use(self.anchor)
-        self._extends, self._begun = None, frame.index
+        self._aligner, self._extends, self._begun = aligner, None, frame.index
         self._tell()
 
     def look(self, frame: Frame, config: SegmentConfig) -> None:
@@ -178,11 +184,19 @@ class Chain:
             self._refuse(key)
         return ruled_out
 
-    def take_over(self, key: int | None, first: Frame, shared: Shared, now: Frame, config: LoopConfig) -> bool:
+    def take_over(
+        self,
+        key: int | None,
+        first: Frame,
+        shared: Shared,
+        now: Frame,
+        config: LoopConfig,
+        aligner: Aligner | None = None,
+    ) -> bool:
         """Joins the next segment, which serves from now on; whether that can be trusted. It stays as it is if not.
 
         It begins with the frame `first`: at the keyframe of that key, or at an image of its own. The present one is at
-        the frame `now`.
+        the frame `now`. aligner: of the next one's frames, where they are aligned.
         """
         joined = join(shared[-NEWEST:])
         if key is not None and self._verified(key, first, shared, joined, config):
@@ -194,6 +208,9 @@ class Chain:
             self._refuse(key)
             return False
         self._go_on(first, shared, joined, now)
+        if aligner and self._aligner and self._joint:
+            aligner.goes_on(self._aligner, self._joint.T_new_now, joined.relation.scale)
+        self._aligner = aligner
         return True
 
     def measured(self, key: int, units: float) -> None:

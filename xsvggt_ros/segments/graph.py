@@ -12,7 +12,7 @@ from scipy.optimize import least_squares
 from scipy.sparse import csr_matrix
 from scipy.spatial.transform import Rotation
 
-from xsvggt_ros.geometry import Array, interpolate, rigid
+from xsvggt_ros.geometry import Array, cross_matrices, interpolate, rigid
 from xsvggt_ros.similarity import Similarity
 
 # Standard deviations of a measured relation; what counts is their proportion.
@@ -147,7 +147,7 @@ class _Problem:
         of_a[:, :3, 1:4], of_b[:, :3, 1:4] = -_transposed(R[b]) @ R[a], np.eye(3)
         of_a[:, 3, 0], of_b[:, 3, 0] = -1, 1
         of_b[:, 4:, 4:] = _transposed(R[a]) / np.exp(logs[a])[:, None, None]
-        of_a[:, 4:, 4:], of_a[:, 4:, 0], of_a[:, 4:, 1:4] = -of_b[:, 4:, 4:], -shift, _cross(shift)
+        of_a[:, 4:, 4:], of_a[:, 4:, 0], of_a[:, 4:, 1:4] = -of_b[:, 4:, 4:], -shift, cross_matrices(shift)
         rows = np.arange(7 * len(a)).reshape(-1, 7, 1) + np.zeros((1, 1, 7), int)
         columns = [7 * place[:, None, None] + np.zeros((1, 7, 1), int) + np.arange(7) for place in (a, b)]
         values = [block * self._weights[..., None] for block in (of_a, of_b)]
@@ -162,10 +162,3 @@ def _arrays(of: list[Similarity]) -> tuple[Array, Array, Array]:
 
 def _transposed(R: Array) -> Array:
     return np.swapaxes(R, -1, -2)
-
-
-def _cross(v: Array) -> Array:
-    """[N, 3, 3] whose product with x is v x x."""
-    zero = np.zeros(len(v))
-    x, y, z = v.T
-    return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams without end: a chain of segments, each with a fresh cache, whose first frames are a map.
 
-A segment's poses are as good as the network is near the segment's first frame, its keyframe. When the camera leaves
-that view, a next segment begins: at a keyframe seen before, if one is in view, or else at an image of its own. It is
-filled while the present one serves; images that both took in tell how they join. `Frame.T_first_cam` goes on from
-segment to segment and never jumps; `Frame.segment` says where the map has it, which places seen again correct.
+A segment's poses are as good as the network is near the segment's first frame, its keyframe, and then made exact by
+what images show. When the camera leaves that view, a next segment begins: at a keyframe seen before, if one is in view,
+or else at an image of its own. It is filled while the present one serves; images that both took in tell how they join.
+`Frame.T_first_cam` goes on from segment to segment and never jumps; `Frame.segment` says where the map has it, which
+places seen again correct.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
 from xsvggt_ros.memory import MIB, OutOfMemory, memory_for
 from xsvggt_ros.model import StreamVGGT
+from xsvggt_ros.segments.align import Aligner
 from xsvggt_ros.segments.builder import Builder
 from xsvggt_ros.segments.chain import Chain, Motion
 from xsvggt_ros.segments.map import Map
@@ -201,7 +203,9 @@ class SegmentedStream(GeometryStream):
             self._chain = self._new_chain(frame)
         chain = self._chain
         if frame.status.frame == 0:  # of its cache
-            chain.begin(frame)
+            chain.begin(frame, Aligner(frame) if self._segment.align else None)
+        else:
+            frame = chain.aligned(frame)
         placed = chain.placed(frame)
         if self._segment.enabled:
             chain.look(frame, self._segment)
@@ -278,7 +282,8 @@ class SegmentedStream(GeometryStream):
         self._next.reset()
         self._next.allocate(*self._chain.map.size)
         image = None if key is None else self._chain.map.image(key)
-        self._builder = Builder(self._next.step_parts, key, image, self.model.part_count, self._segment.shared)
+        parts, config = self.model.part_count, self._segment
+        self._builder = Builder(self._next.step_parts, key, image, parts, config.shared, config.align)
 
     def _another(self) -> GeometryStream:
         """A stream beside this one; its steps are done in parts."""
@@ -309,7 +314,7 @@ class SegmentedStream(GeometryStream):
         if first is None or not shared:
             return False
         if builder.ready:
-            refused = not chain.take_over(builder.key, first, shared, frame, self._loop)
+            refused = not chain.take_over(builder.key, first, shared, frame, self._loop, builder.aligner)
         else:
             refused = len(shared) == 1 and chain.rules_out(builder.key, first, shared[0][1], self._loop)
         if refused:
