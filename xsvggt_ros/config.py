@@ -215,8 +215,8 @@ class SegmentConfig(Checked):
     )
     align: bool = setting(
         True,
-        "Poses are made exact by what images show: points of each are looked for in one before it. From the next "
-        "segment on.",
+        "Poses in segments are made exact by optical flow beside an earlier image, some ms of a processor for each; "
+        "false where most of the view moves. From the next segment on.",
         live=True,
     )
     work: float = setting(
