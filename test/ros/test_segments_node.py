@@ -202,7 +202,7 @@ CHANGES = [
     ("segment.shared", 1), ("loop.keyframes", 3), ("loop.enabled", False), ("loop.enabled", True),
     ("loop.likeness", 0.0), ("loop.agreement", 0.0), ("loop.match", 0.0), ("loop.max_turn", 180.0),
     ("segment.enabled", False), ("segment.overlap", 0.9), ("segment.enabled", True), ("loop.keyframes", 40),
-    ("loop.folder", "/somewhere"), ("segment.carried", 0.0),
+    ("loop.folder", "/somewhere"), ("segment.carried", 0.0), ("segment.align", False), ("segment.align", True),
 ]  # fmt: skip
 
 
