@@ -125,13 +125,14 @@ def test_the_same_images_give_the_same_frames_to_the_bit(model, room):
 
 
 def test_no_step_at_a_join_is_further_from_the_truth_than_others_are(drive, said, room):
-    """Turns, and ways in metres by the true depth, from frame to frame: by the network's poses the worst of joins were
-    0.92 and 0.96 times the worst of others when this was written, by aligned ones 0.29 and 0.35 times that.
+    """Turns, and ways in metres by the true depth, from frame to frame: the worst of joins were 1.46 and 0.76 times the
+    worst of others when this was written, 0.92 and 0.96 by the network's poses, 0.29 and 0.35 times the worst of those.
     """
-    for (joins, others), (joins_aligned, _) in zip(step_errors(said, room), step_errors(drive, room), strict=True):
-        assert joins.max() <= 1.5 * others.max()
-        assert joins_aligned.max() <= others.max()
-        assert len(joins) >= 3
+    for by_network, shown in zip(step_errors(said, room), step_errors(drive, room), strict=True):
+        for joins, others in (by_network, shown):
+            assert joins.max() <= 1.5 * others.max()
+            assert len(joins) >= 3
+        assert shown[0].max() <= by_network[1].max()
 
 
 def step_errors(frames, room):

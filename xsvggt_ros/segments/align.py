@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array, cross_matrices, inverse, rigid, transform, unproject
+from xsvggt_ros.preprocess import Resize
 
 SIDE = 128  # pixels that an image's longer side has at most: a tenth of one is a twentieth of a degree
 STRIDE = 7  # from one point that is looked for to the next
@@ -59,10 +60,11 @@ class View:
         if share >= 1:
             return cls(grey, np.ascontiguousarray(frame.depth), frame.intrinsics)
         size = round(width * share), round(height * share)
+        small = Resize(size[0] / width, size[1] / height, *size, height=size[1], top=0)
         return cls(
             np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8),
             np.asarray(cv2.resize(frame.depth, size, interpolation=cv2.INTER_AREA), np.float32),
-            _resized(frame.intrinsics, size[0] / width, size[1] / height),
+            small.intrinsics(frame.intrinsics),
         )
 
     @property
@@ -202,16 +204,6 @@ def sampled(table: NDArray, pixels: NDArray) -> NDArray:
     at = np.moveaxis(np.asarray(pixels, np.float32), -1, 0).reshape(2, -1, pixels.shape[-2])
     values = cv2.remap(table, at[0], at[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(values, table.dtype).reshape(pixels.shape[:-1])
-
-
-def _resized(intrinsics: Array, across: float, down: float) -> Array:
-    """Of an image whose width and height are these shares of what they were; pixel centres lie at integers."""
-    K = intrinsics.copy()
-    K[:2, 2] += 0.5
-    K[0] *= across
-    K[1] *= down
-    K[:2, 2] -= 0.5
-    return K
 
 
 def _grid(width: int, height: int) -> NDArray[np.float32]:
