@@ -81,6 +81,8 @@ class Chain:
         self._variance = (0.0, 0.0)
         self._begun = index  # of its first image that the segment before does not have
         self._untrusted = 0  # joins in a row
+        self.units = 1.0  # of the segment before, that the present one's is
+        self._measured = 0  # how often that of the present one was
         self._events: list[str] = []
         self._watch = Watch()
 
@@ -216,17 +218,18 @@ class Chain:
     def measured(self, key: int, units: float) -> None:
         """The present segment's unit is so many of the one that begins at the keyframe of that key.
 
-        That counts as much as what the join said, where the segment began at an image of its own. What is out of all
-        proportion does not count. Metres per unit are what they were before the join, as far as one knows.
+        That counts as much as what the join or the map says, and as each answer before. What is out of all proportion
+        does not count. Metres per unit are what they were before the join, as far as one knows.
         """
-        if self._extends is None or self.anchor in (None, key) or key not in self.map.keyframes:
+        if self.anchor in (None, key) or key not in self.map.keyframes:
             return
         S = self.map.S_map_key(self.anchor)
         off = math.log(self.map.S_map_key(key).scale * units / S.scale)
         if abs(off) > MOST_STRETCH:
             return
-        grown = math.exp(-off / 2)  # what lengths in the new unit are divided by
-        self.map.move(self._extends, self.anchor, Similarity(S.scale / grown, S.rotation, S.translation))
+        self._measured += 1
+        grown = math.exp(-off / (1 + self._measured))  # what lengths in the new unit are divided by
+        self.map.move(self.anchor, Similarity(S.scale / grown, S.rotation, S.translation), self._extends)
         self._S_map_segment = self.map.S_map_key(self.anchor)
         self._S_odom_segment = _exact(self._now, self._T_segment_now, self._S_odom_segment.scale / grown)
         rotation, position = self._variance
@@ -318,6 +321,7 @@ class Chain:
             position / grown**2 + (joined.position_spread * depth) ** 2,
         )
         self._first, self._own, self._begun, self._untrusted = first, None, old.index + 1, 0
+        self.units, self._measured = joined.relation.scale, 0
         self._tell(joined)
 
     def _tell(self, joined: Join | None = None) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds the unit: a stream of one image of each segment, beside them.
+"""What holds the unit: a stream of some of the images, beside the segments.
 
 A segment knows its unit by its first images, to a few hundredths, and errors add up from join to join. One long stream
 loses its way, but hardly its unit, and it need not see every image for that.
@@ -25,7 +25,7 @@ class Ruler:
         self.looks = 0  # how many images it was given
         self._parts = stream.model.part_count
         self._step: Parts[Frame] | None = None
-        self._frame: Frame | None = None  # as the segment has the image of that step
+        self._depth = first.depth  # as the segment that serves has the image of that step
         stream.reset()
         stream.allocate(*first.depth.shape)
         self.look(first)
@@ -35,14 +35,17 @@ class Ruler:
         return self._step is not None
 
     def look(self, frame: Frame) -> None:
-        """Takes a segment's frame. If it is still at work on the one before it, there is no answer to either."""
-        self.looks += not self.busy
-        self._frame = None if self.busy else frame
-        self._step = self._step or self.stream.step_parts(frame.image, frame.intrinsics)
+        """Takes a frame of the segment that serves, if it is not busy."""
+        self.looks += 1
+        self._depth, self._step = frame.depth, self.stream.step_parts(frame.image, frame.intrinsics)
+
+    def goes_on(self, units: float) -> None:
+        """The next segment serves from now on: its unit is so many of the one's before."""
+        self._depth = self._depth / np.float32(units)
 
     @torch.inference_mode()
     def advance(self, work: float, until: float) -> float | None:
-        """What `pace` allows; how many of its units the frame's is, once it is known. Raises as a step does."""
+        """What `pace` allows; how many of its units the segment's is, once it is known. Raises as a step does."""
         with memory_for("no memory to compare units"):
             for _ in pace(self._parts, work, until):
                 if self._step is None:
@@ -51,5 +54,5 @@ class Ruler:
                     next(self._step)
                 except StopIteration as end:
                     self._step = None
-                    return float(np.median(end.value.depth / self._frame.depth)) if self._frame else None
+                    return float(np.median(end.value.depth / self._depth))
         return None

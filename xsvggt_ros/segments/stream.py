@@ -34,8 +34,8 @@ from xsvggt_ros.segments.ruler import Ruler
 from xsvggt_ros.stream import GeometryStream, NotFinite, _Waiting
 
 CACHES = 3  # of the segment that serves, of the one to come, and of the ruler
-MEASURING = 0.4  # of segment.work, with each image: an answer takes half a dozen, about as long as a segment lives
-LONG = 24  # images in the ruler, after which it begins anew where the map knows the unit: in the end it drifts too
+MEASURING = 0.6  # of segment.work, with each image: an answer takes three or four
+LONG = 100  # images in the ruler, after which it begins anew where the map knows the unit: in the end it drifts too
 PAUSE = 30  # images, after a segment could not be filled
 
 
@@ -43,7 +43,7 @@ class SegmentedStream(GeometryStream):
     """A GeometryStream whose drift does not grow with its length, where `segment.enabled` says so.
 
     Three caches of a third of the budget each: one serves, one is filled for the segment to come, and the ruler's takes
-    in an image of each segment, to compare their units. Without segments it is a GeometryStream.
+    in some of the images, to compare the segments' units. Without segments it is a GeometryStream.
     """
 
     def __init__(self, config: StreamConfig | None = None, model: StreamVGGT | None = None) -> None:
@@ -265,8 +265,13 @@ class SegmentedStream(GeometryStream):
         try:
             if frame.status.frame == 0 and chain.anchor is not None:  # of its cache
                 self._measure_from(chain.anchor, frame)
-            if self._ruler and (units := self._ruler.advance(MEASURING * self._segment.work, self.until)):
-                chain.measured(self._ruler.key, units)
+            ruler = self._ruler
+            if ruler is None:
+                return
+            if not ruler.busy:
+                ruler.look(frame)
+            if units := ruler.advance(MEASURING * self._segment.work, self.until):
+                chain.measured(ruler.key, units)
         except (OutOfMemory, NotFinite) as error:
             self._give_up_measuring(chain, error)
 
@@ -332,7 +337,9 @@ class SegmentedStream(GeometryStream):
             ruler, known = self._ruler, builder.key is not None  # by the map
             if ruler is None or ruler.key not in chain.map.keyframes or (known and ruler.looks >= LONG):
                 self._measure_from(chain.anchor, first)
-            elif not known:
+            elif ruler.busy:
+                ruler.goes_on(chain.units)
+            else:
                 ruler.look(builder.shared[-1][1])
         except OutOfMemory as error:
             self._give_up_measuring(chain, error)
