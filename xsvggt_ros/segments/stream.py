@@ -34,7 +34,7 @@ from xsvggt_ros.segments.ruler import Ruler
 from xsvggt_ros.stream import GeometryStream, NotFinite, _Waiting
 
 CACHES = 3  # of the segment that serves, of the one to come, and of the ruler
-MEASURING = 0.6  # of segment.work, with each image: an answer takes three or four
+MEASURING = 0.4  # of segment.work, with each image: an answer takes five
 LONG = 100  # images in the ruler, after which it begins anew where the map knows the unit: in the end it drifts too
 PAUSE = 30  # images, after a segment could not be filled
 
