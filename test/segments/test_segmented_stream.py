@@ -225,16 +225,33 @@ def test_every_setting_may_change_in_the_middle_of_a_join(model, room, change):
     check_goes_on(stream, room, at)
 
 
-def test_the_unit_of_each_new_segment_is_measured_while_it_serves(model, room, monkeypatch):
+def test_the_unit_is_measured_all_the_time(model, room, monkeypatch):
     said, measured = [], Chain.measured
     note = lambda chain, key, units: (said.append((key, units, chain.anchor)), measured(chain, key, units))  # noqa: E731
     monkeypatch.setattr(Chain, "measured", note)
     stream = stream_of(model, SegmentConfig(enabled=True), LoopConfig(enabled=False), width=112)
     steps(stream, room, 0, 40)
-    assert said[0] == (0, pytest.approx(1, abs=1e-3), 0)
-    anchors = [anchor for _, _, anchor in said]
-    assert len(said) > 2 and anchors == sorted(set(anchors)) and all(key == 0 for key, _, _ in said)
-    assert {0.3 < units < 3 for _, units, _ in said} == {True}
+    keys, units, anchors = zip(*said, strict=True)
+    assert len(said) == 8 and set(keys) == {0}  # an image in five
+    assert units[0] == pytest.approx(1, abs=1e-3) and {0.3 < each < 3 for each in units} == {True}
+    assert list(anchors) == sorted(anchors) and len(set(anchors)) > 2
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_at_a_join_the_ruler_goes_on_in_the_next_segments_unit(model, room, monkeypatch, busy):
+    """Or it looks at the newest image as that segment has it, if it has nothing else to do."""
+    stream = stream_of(model, SegmentConfig(enabled=True), LoopConfig(enabled=False), width=112)
+    monkeypatch.setattr("xsvggt_ros.segments.stream.MEASURING", 0.4 if busy else 2.0)
+    steps(stream, room, 0, 1)
+    for i in range(1, 20):
+        builder, ruler = stream._builder, stream._ruler
+        depth, was_busy = ruler._depth, ruler.busy
+        steps(stream, room, i, i + 1)
+        if stream.status.segments.segment:
+            break
+    assert was_busy == busy
+    expected = depth / np.float32(stream._chain.units) if busy else builder.shared[-1][1].depth
+    np.testing.assert_array_equal(ruler._depth, expected)
 
 
 @pytest.mark.parametrize("error", [OutOfMemory("none is left"), NotFinite("numbers are not finite")], ids=repr)

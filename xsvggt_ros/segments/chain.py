@@ -133,6 +133,7 @@ class Chain:
         """Another number of keyframes at most."""
         if keyframes != self.map.capacity:
             self.map = self.map.resized(keyframes, set() if self.anchor is None else {self.anchor})
+            self._extends = self._extends if self._extends in self.map.keyframes else None
             self._note_keyframes()
 
     # --- the next segment -------------------------------------------------------------------------
