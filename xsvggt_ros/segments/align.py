@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
+from operator import attrgetter
 
 import cv2
 import numpy as np
@@ -27,6 +28,8 @@ MARGIN = 2  # that has none
 WINDOW = 13  # pixels across that are compared, with the point in their middle
 MOST_FLOW = 6.0  # pixels from where a point should be to where it is found, and
 RETURNS = 1.0  # from where it was to where it is found on the way back
+HALVED = 2  # times, of images in which points are looked for further away, where there are fewer than
+SCARCE = 100  # points
 STOP = cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 0.01  # of the search
 TEXTURE = 1e-3  # least eigenvalue of a window, of white 1: grey values that differ by two or three
 HIDDEN = 0.25  # logarithm of depths by which a point lies behind, or before, what the other camera sees there
@@ -93,6 +96,32 @@ class _Placed:
     T_said: Array
 
 
+@dataclass(frozen=True)
+class _Sight:
+    """What a view shows of a reference, from where it is taken to be."""
+
+    reference: _Placed
+    view: View
+    T_ref_cam: Array
+    there: Found  # points of the reference, and where the view shows them
+    here: Found  # points of the view, and where the reference does
+    count: int  # of both
+
+    @classmethod
+    def of(cls, reference: _Placed, view: View, T_first_cam: Array, halved: int = 0) -> _Sight:
+        T = inverse(reference.T) @ T_first_cam
+        there, here = found(reference.view, view, inverse(T), halved), found(view, reference.view, T, halved)
+        return cls(reference, view, T, there, here, len(there[0]) + len(here[0]))
+
+    def fitted(self) -> tuple[Array, float]:
+        """T_first_cam by that, and how much the points count, from 0 to 1."""
+        T_ref_cam, sure = fitted(self.reference.view, self.view, self.there, self.here, self.T_ref_cam)
+        return self.reference.T @ T_ref_cam, sure
+
+
+_count = attrgetter("count")
+
+
 class Aligner:
     """Places the frames of a segment, one after the other, beside one that shows much of the same: the reference.
 
@@ -131,29 +160,30 @@ class Aligner:
 
         guesses: of T_first_cam, by the network's motion, and, where that leads astray, as the camera went on.
         """
-        best = -1
-        for reference, T in product((self._reference, self._newest), guesses):
-            T_ref_cam = inverse(reference.T) @ T
-            pair = found(reference.view, view, inverse(T_ref_cam)), found(view, reference.view, T_ref_cam)
-            count = sum(len(pixels) for pixels, _ in pair)
-            if count > best:
-                best, chosen = count, (reference, T_ref_cam, *pair)
-            if best >= max(FEW, ENOUGH * self._most):
+        references, sights = (self._reference, self._newest), []
+        for reference, T in product(references, guesses):
+            sights.append(_Sight.of(reference, view, T))
+            if sights[-1].count >= max(FEW, ENOUGH * self._most):
                 break
-        if best < LEAST:
+        if max(map(_count, sights)) < SCARCE:
+            wide = [_Sight.of(reference, view, guesses[0], HALVED) for reference in references]
+            sights += [_Sight.of(each.reference, view, each.fitted()[0]) for each in wide if each.count >= LEAST]
+        best = max(sights, key=_count)
+        if best.count < LEAST:
             return guesses[0]
-        reference, T_ref_cam, there, here = chosen
-        T_ref_cam, sure = fitted(reference.view, view, there, here, T_ref_cam)
+        T, sure = best.fitted()
         if sure < SURE:
             return guesses[0]
-        self._most = max(best, self._most) if reference is self._reference else best
-        self._reference = reference
-        T = reference.T @ T_ref_cam
+        self._most = max(best.count, self._most) if best.reference is self._reference else best.count
+        self._reference = best.reference
         return rigid(Rotation.from_matrix(T[:3, :3]).as_matrix(), T[:3, 3])  # else errors would multiply
 
 
-def found(a: View, b: View, T_b_a: Array) -> Found:
-    """Points of a, and where b shows them: from where it should, by a's depth and that pose, to where it does."""
+def found(a: View, b: View, T_b_a: Array, halved: int = 0) -> Found:
+    """Points of a, and where b shows them: from where it should, by a's depth and that pose, to where it does.
+
+    halved: how many times the images are, at first; each doubles how far off the pose may be.
+    """
     points = transform(T_b_a, unproject(a.depth, a.intrinsics))
     at = b.pixels(points)
     wanted = _grid(*a.size)
@@ -164,9 +194,9 @@ def found(a: View, b: View, T_b_a: Array) -> Found:
     seen = _rows_columns(wanted)
     exposure = a.grey[seen].mean() / max(drawn[seen].mean(), 1.0)
     drawn = np.asarray(cv2.convertScaleAbs(drawn, alpha=exposure), np.uint8)
-    moved, ok = _flow(a.grey, drawn, wanted)
-    back, ok_too = _flow(drawn, a.grey, moved)
-    ok &= ok_too & (np.linalg.norm(moved - wanted, axis=-1) < MOST_FLOW)
+    moved, ok = _flow(a.grey, drawn, wanted, halved)
+    back, ok_too = _flow(drawn, a.grey, moved, halved)
+    ok &= ok_too & (np.linalg.norm(moved - wanted, axis=-1) < MOST_FLOW * 2**halved)
     ok &= np.linalg.norm(back - wanted, axis=-1) < RETURNS
     pixels = np.stack([sampled(at[..., i], moved[ok]) for i in (0, 1)], -1)
     return wanted[ok].astype(float), pixels
@@ -224,11 +254,13 @@ def _visible(view: View, points: NDArray, at: NDArray) -> NDArray[np.bool_]:
     return inside & (np.abs(np.log(np.maximum(points[:, 2], NEAR) / sampled(view.depth, at))) < HIDDEN)
 
 
-def _flow(a: NDArray, b: NDArray, pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _flow(
+    a: NDArray, b: NDArray, pixels: NDArray[np.float32], halved: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Where b has what a has at pixels [N, 2], and whether that is known: Lucas and Kanade's."""
     window = WINDOW, WINDOW
     moved, ok, _ = cv2.calcOpticalFlowPyrLK(
-        a, b, pixels, np.empty_like(pixels), winSize=window, maxLevel=0, criteria=STOP, minEigThreshold=TEXTURE
+        a, b, pixels, np.empty_like(pixels), winSize=window, maxLevel=halved, criteria=STOP, minEigThreshold=TEXTURE
     )
     return np.asarray(moved, np.float32).reshape(-1, 2), np.asarray(ok).ravel() > 0
 

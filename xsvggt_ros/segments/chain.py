@@ -232,7 +232,9 @@ class Chain:
         grown = math.exp(-off / (1 + self._measured))  # what lengths in the new unit are divided by
         self.map.move(self.anchor, Similarity(S.scale / grown, S.rotation, S.translation), self._extends)
         self._S_map_segment = self.map.S_map_key(self.anchor)
-        self._S_odom_segment = _exact(self._now, self._T_segment_now, self._S_odom_segment.scale / grown)
+        scale = self._S_odom_segment.scale / grown
+        self._S_odom_segment = _exact(self._now, self._T_segment_now, scale)
+        self._joint = self._joint and replace(self._joint, scale=scale)
         rotation, position = self._variance
         self._variance = rotation, position / grown**2
         self._note_keyframes()
