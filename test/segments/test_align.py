@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array, inverse, rigid, transform
 from xsvggt_ros.rooms.sequence import stream as room_stream
-from xsvggt_ros.segments.align import SIDE, Aligner, View, fitted, found
+from xsvggt_ros.segments.align import LEAST, SIDE, Aligner, View, fitted, found
 from xsvggt_ros.status import StepStatus
 
 
@@ -192,6 +192,17 @@ def test_points_of_the_point_head_move_with_the_camera(room):
     placed = Aligner(room[0])(replace(frame, predicted_points=points))
     assert not np.allclose(placed.T_first_cam, frame.T_first_cam)
     assert placed.points_cam() == pytest.approx(frame.points_cam(), abs=1e-4)
+
+
+@pytest.mark.parametrize("degrees", [8, 11])
+def test_the_network_may_be_off_by_more_than_points_are_looked_for_at_first(room, degrees):
+    """Where the camera's motion says nothing either, in images halved twice: it has just begun to move."""
+    frame = wrong(room[1], degrees)
+    pixels, _ = found(View.of(room[0]), View.of(frame), inverse(frame.T_first_cam))
+    wider, _ = found(View.of(room[0]), View.of(frame), inverse(frame.T_first_cam), halved=2)
+    assert len(pixels) < LEAST / 2 < len(wider)
+    turn, shift = off(Aligner(room[0])(frame).T_first_cam, room[1].T_first_cam)
+    assert turn < 1.0 and shift < 0.03 * np.median(frame.depth)
 
 
 def test_a_next_segment_goes_on_with_the_motion_where_the_network_is_far_off(room):

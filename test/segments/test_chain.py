@@ -404,6 +404,20 @@ def test_the_unit_of_a_join_is_between_what_it_says_and_what_is_measured(scale):
     assert far_from(drive.chain.map.relations.between(0, 1), S_map_new) < 1e-9
 
 
+def test_what_is_measured_before_a_segments_first_own_image_counts_there_too():
+    drive, other = Drive(), Drive()
+    for each in (drive, other):
+        each.go(4)
+        assert each.join(2.0)
+    drive.chain.measured(0, 2.42)
+    for each in (drive, other):
+        each.go()
+    assert drive.chain.map.S_map_key(1).scale == pytest.approx(2.2, rel=1e-5)
+    np.testing.assert_allclose(drive.placed.depth / other.placed.depth, 1.1, rtol=1e-5)
+    drive.chain.measured(0, 2.2)  # as the map has it: nothing changes
+    np.testing.assert_allclose(drive.chain.placed(drive.frame).depth, drive.placed.depth, rtol=1e-5)
+
+
 def test_each_answer_counts_as_much_as_the_join():
     drive = Drive()
     drive.go(4)
