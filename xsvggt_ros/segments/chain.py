@@ -219,10 +219,11 @@ class Chain:
     def measured(self, key: int, units: float) -> None:
         """The present segment's unit is so many of the one that begins at the keyframe of that key.
 
-        That counts as much as what the join or the map says, and as each answer before. What is out of all proportion
-        does not count. Metres per unit are what they were before the join, as far as one knows.
+        That counts as much as what the join said, where the segment began at an image of its own, and as each answer
+        before. What is out of all proportion does not count. Metres per unit are what they were before the join, as far
+        as one knows.
         """
-        if self.anchor in (None, key) or key not in self.map.keyframes:
+        if self._extends is None or self.anchor in (None, key) or key not in self.map.keyframes:
             return
         S = self.map.S_map_key(self.anchor)
         off = math.log(self.map.S_map_key(key).scale * units / S.scale)
@@ -230,7 +231,7 @@ class Chain:
             return
         self._measured += 1
         grown = math.exp(-off / (1 + self._measured))  # what lengths in the new unit are divided by
-        self.map.move(self.anchor, Similarity(S.scale / grown, S.rotation, S.translation), self._extends)
+        self.map.move(self._extends, self.anchor, Similarity(S.scale / grown, S.rotation, S.translation))
         self._S_map_segment = self.map.S_map_key(self.anchor)
         scale = self._S_odom_segment.scale / grown
         self._S_odom_segment = _exact(self._now, self._T_segment_now, scale)

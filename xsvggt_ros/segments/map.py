@@ -160,11 +160,10 @@ class Map:
                 self.keyframes[key].S_map_key = S_new_old @ self.S_map_key(key)
         self.relations.add(a, b, S_a_b)
 
-    def move(self, key: int, S_map_key: Similarity, related: int | None) -> None:
-        """Takes in where a keyframe is; related: one to which its relation, till now what a join said, is by that."""
-        self.keyframes[key].S_map_key = S_map_key
-        if related is not None:
-            self.relations.replace(related, key, self.S_map_key(related).inverse() @ S_map_key)
+    def move(self, a: int, b: int, S_map_b: Similarity) -> None:
+        """Takes in where b is for sure, of which only a relation to a is known."""
+        self.keyframes[b].S_map_key = S_map_b
+        self.relations.replace(a, b, self.S_map_key(a).inverse() @ S_map_b)
 
     def correct(self, key: int) -> None:
         """Brings the component of a keyframe into agreement with what was measured."""
