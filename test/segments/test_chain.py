@@ -418,10 +418,21 @@ def test_what_is_measured_before_a_segments_first_own_image_counts_there_too():
     np.testing.assert_allclose(drive.chain.placed(drive.frame).depth, drive.placed.depth, rtol=1e-5)
 
 
-def test_each_answer_counts_as_much_as_the_join():
+def test_after_an_answer_a_pause_leaves_the_camera_where_the_map_has_it_by_then():
     drive = Drive()
     drive.go(4)
     assert drive.join(2.0)
+    drive.go()
+    drive.chain.measured(0, 2.42)
+    at = drive.chain.map.S_map_key(1).pose(drive.frame.T_first_cam)
+    drive.chain.interrupt()
+    assert drive.chain._S_map_segment.translation == pytest.approx(at[:3, 3])
+
+
+def test_each_answer_counts_as_much_as_the_join():
+    drive = Drive()
+    drive.go(4)
+    assert drive.join(2.0) and drive.chain.units == pytest.approx(2, rel=1e-3)
     drive.go()
     for units in (2.2, 2.5, 1.9):
         drive.chain.measured(0, units)
@@ -429,7 +440,7 @@ def test_each_answer_counts_as_much_as_the_join():
     assert drive.chain.map.S_map_key(1).scale == pytest.approx(mean, rel=1e-5)
     np.testing.assert_allclose(drive.chain.placed(drive.frame).T_first_cam, drive.placed.T_first_cam, atol=1e-9)
     drive.go(4)
-    assert drive.join(3.0)
+    assert drive.join(3.0) and drive.chain.units == pytest.approx(1.5, rel=1e-3)
     drive.chain.measured(0, 3.3)  # of another segment: it counts as the first one did
     known = 3.0 * mean / 2.0
     assert drive.chain.map.S_map_key(2).scale == pytest.approx(math.sqrt(known * 3.3), rel=1e-5)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
-from operator import attrgetter
 
 import cv2
 import numpy as np
@@ -105,21 +104,22 @@ class _Sight:
     T_ref_cam: Array
     there: Found  # points of the reference, and where the view shows them
     here: Found  # points of the view, and where the reference does
-    count: int  # of both
 
     @classmethod
     def of(cls, reference: _Placed, view: View, T_first_cam: Array, halved: int = 0) -> _Sight:
         T = inverse(reference.T) @ T_first_cam
         there, here = found(reference.view, view, inverse(T), halved), found(view, reference.view, T, halved)
-        return cls(reference, view, T, there, here, len(there[0]) + len(here[0]))
+        return cls(reference, view, T, there, here)
+
+    @property
+    def count(self) -> int:
+        """Of points."""
+        return len(self.there[0]) + len(self.here[0])
 
     def fitted(self) -> tuple[Array, float]:
         """T_first_cam by that, and how much the points count, from 0 to 1."""
         T_ref_cam, sure = fitted(self.reference.view, self.view, self.there, self.here, self.T_ref_cam)
         return self.reference.T @ T_ref_cam, sure
-
-
-_count = attrgetter("count")
 
 
 class Aligner:
@@ -160,15 +160,16 @@ class Aligner:
 
         guesses: of T_first_cam, by the network's motion, and, where that leads astray, as the camera went on.
         """
-        references, sights = (self._reference, self._newest), []
+        references = [self._reference] + [self._newest] * (self._newest is not self._reference)
+        sights: list[_Sight] = []
         for reference, T in product(references, guesses):
             sights.append(_Sight.of(reference, view, T))
             if sights[-1].count >= max(FEW, ENOUGH * self._most):
                 break
-        if max(map(_count, sights)) < SCARCE:
+        if all(sight.count < SCARCE for sight in sights):
             wide = [_Sight.of(reference, view, guesses[0], HALVED) for reference in references]
             sights += [_Sight.of(each.reference, view, each.fitted()[0]) for each in wide if each.count >= LEAST]
-        best = max(sights, key=_count)
+        best = max(sights, key=lambda sight: sight.count)
         if best.count < LEAST:
             return guesses[0]
         T, sure = best.fitted()

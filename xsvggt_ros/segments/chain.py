@@ -81,7 +81,7 @@ class Chain:
         self._variance = (0.0, 0.0)
         self._begun = index  # of its first image that the segment before does not have
         self._untrusted = 0  # joins in a row
-        self.units = 1.0  # of the segment before, that the present one's is
+        self.units = 1.0  # of the segment before, that the present one's is by their join
         self._measured = 0  # how often that of the present one was
         self._events: list[str] = []
         self._watch = Watch()
@@ -133,7 +133,6 @@ class Chain:
         """Another number of keyframes at most."""
         if keyframes != self.map.capacity:
             self.map = self.map.resized(keyframes, set() if self.anchor is None else {self.anchor})
-            self._extends = self._extends if self._extends in self.map.keyframes else None
             self._note_keyframes()
 
     # --- the next segment -------------------------------------------------------------------------
@@ -223,7 +222,8 @@ class Chain:
         before. What is out of all proportion does not count. Metres per unit are what they were before the join, as far
         as one knows.
         """
-        if self._extends is None or self.anchor in (None, key) or key not in self.map.keyframes:
+        before = self._extends
+        if before is None or self.anchor in (None, key) or not {key, before} <= self.map.keyframes.keys():
             return
         S = self.map.S_map_key(self.anchor)
         off = math.log(self.map.S_map_key(key).scale * units / S.scale)
@@ -231,11 +231,14 @@ class Chain:
             return
         self._measured += 1
         grown = math.exp(-off / (1 + self._measured))  # what lengths in the new unit are divided by
-        self.map.move(self._extends, self.anchor, Similarity(S.scale / grown, S.rotation, S.translation))
+        self.map.move(before, self.anchor, Similarity(S.scale / grown, S.rotation, S.translation))
         self._S_map_segment = self.map.S_map_key(self.anchor)
         scale = self._S_odom_segment.scale / grown
         self._S_odom_segment = _exact(self._now, self._T_segment_now, scale)
-        self._joint = self._joint and replace(self._joint, scale=scale)
+        if self._joint:
+            self._joint = replace(self._joint, scale=scale)
+        else:
+            self._T_map_now = self._S_map_segment.pose(self._T_segment_now)
         rotation, position = self._variance
         self._variance = rotation, position / grown**2
         self._note_keyframes()

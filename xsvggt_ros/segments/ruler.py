@@ -35,7 +35,8 @@ class Ruler:
         return self._step is not None
 
     def look(self, frame: Frame) -> None:
-        """Takes a frame of the segment that serves, if it is not busy."""
+        """Takes a frame of the segment that serves; not while it is busy."""
+        assert not self.busy
         self.looks += 1
         self._depth, self._step = frame.depth, self.stream.step_parts(frame.image, frame.intrinsics)
 

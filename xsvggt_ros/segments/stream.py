@@ -34,7 +34,7 @@ from xsvggt_ros.segments.ruler import Ruler
 from xsvggt_ros.stream import GeometryStream, NotFinite, _Waiting
 
 CACHES = 3  # of the segment that serves, of the one to come, and of the ruler
-MEASURING = 0.4  # of segment.work, with each image: an answer takes five
+MEASURING = 0.4  # of segment.work, with each image: by default an answer takes five
 LONG = 100  # images in the ruler, after which it begins anew where the map knows the unit: in the end it drifts too
 PAUSE = 30  # images, after a segment could not be filled
 
@@ -339,7 +339,7 @@ class SegmentedStream(GeometryStream):
                 self._measure_from(chain.anchor, first)
             elif ruler.busy:
                 ruler.goes_on(chain.units)
-            else:
+            else:  # here, as the frame at hand is of the segment before
                 ruler.look(builder.shared[-1][1])
         except OutOfMemory as error:
             self._give_up_measuring(chain, error)
