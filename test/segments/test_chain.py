@@ -455,6 +455,9 @@ def test_what_is_measured_says_nothing_of_a_place_seen_again_or_by_a_keyframe_th
     for key, units in ((77, 1.2), (1, 1.2), (0, 50.0)):  # gone; its own; out of all proportion
         drive.chain.measured(key, units)
     assert [drive.chain.map.S_map_key(key).scale for key in (0, 1)] == pytest.approx([1, 1])
+    assert drive.join(key=0)
+    drive.chain.measured(0, 5.0)
+    assert drive.chain.placed(drive.newest).segment.rescaled == pytest.approx(1)
     drive.go(4)
     assert drive.join() and drive.join(key=1)
     drive.chain.measured(0, 1.2)

@@ -232,7 +232,7 @@ def test_the_unit_is_measured_all_the_time(model, room, monkeypatch):
     stream = stream_of(model, SegmentConfig(enabled=True), LoopConfig(enabled=False), width=112)
     steps(stream, room, 0, 40)
     keys, units, anchors = zip(*said, strict=True)
-    assert len(said) == 8 and set(keys) == {0}  # an image in five
+    assert len(said) == 8 and set(keys) == {0} and anchors[0] == 0  # an image in five
     assert units[0] == pytest.approx(1, abs=1e-3) and {0.3 < each < 3 for each in units} == {True}
     assert list(anchors) == sorted(anchors) and len(set(anchors)) > 2
 
