@@ -84,10 +84,11 @@ def test_policies_that_learn_from_geometry_say_so():
         (GeometryStream, dict(cache=CacheConfig(policy="stac")), [True] * 5),
         (GeometryStream, dict(cache=CacheConfig(adaptive=True)), [True] * 5),
         (SegmentedStream, dict(segment=SegmentConfig(enabled=True)), [True] * 5),
-        (SegmentedStream, dict(), [True] + [False] * 4),
+        (SegmentedStream, dict(), [True] * 5),
+        (SegmentedStream, dict(align_pose=False), [True] + [False] * 4),
         (GeometryStream, dict(cache=CacheConfig(intake="moved")), [True, True, False, False, False]),
     ],
-    ids=["stac", "adaptive", "segments", "none", "moved"],
+    ids=["stac", "adaptive", "segments", "align", "none", "moved"],
 )
 def test_what_goes_by_depth_has_it(model, kind, settings, expected):
     stream = stream_of(model, kind, **settings)

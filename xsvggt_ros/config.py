@@ -213,12 +213,6 @@ class SegmentConfig(Checked):
         maximum=32,
         live=True,
     )
-    align: bool = setting(
-        True,
-        "Poses in segments are made exact by optical flow beside an earlier image, some ms of a processor for each; "
-        "false where most of the view moves. From the next segment on.",
-        live=True,
-    )
     work: float = setting(
         0.5,
         "Most work on the segment to come with each image, as a share of a step; less: shorter steps, and later joins.",
@@ -351,6 +345,12 @@ class StreamConfig(Checked):
         "Refinement passes of the camera head, 4 as published; fewer take less time and memory, and cost accuracy.",
         minimum=1,
         maximum=4,
+    )
+    align_pose: bool = setting(
+        True,
+        "Poses are made exact by optical flow beside an earlier image, some ms of a processor for each; that needs the "
+        "depth of each, whoever listens. false: they are the network's, for views of which most moves.",
+        live=True,
     )
     point_head: bool = setting(False, "Predict points with the point head instead of unprojecting the depth.")
     track_groups: int = setting(

@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+NOT_ALWAYS = "tracks", "align", "segments"  # stages of a step
 NO_CAMERA_INFO = "no camera_info has come: the intrinsics are the model's guess"
 
 
@@ -55,6 +56,7 @@ class StepStatus:
     track_bytes: int = 0
     camera_frames: int = 0
     dense: bool = True  # whether depth and confidence were computed
+    aligned_points: int = 0  # that placed the frame (align_pose); 0: the network did
     seconds: dict[str, float] = field(
         default_factory=dict
     )  # by stage, and "step" for all of it; of a chunk's, the frame's share
@@ -121,7 +123,7 @@ class Status:
     def figures(self) -> dict[str, Any]:
         """{name: value} of everything that is counted or measured: the fields of msg/StreamStatus.msg."""
         step = dict(vars(self.step))  # asdict would copy every value
-        seconds = {"tracks": 0.0, "segments": 0.0} | step.pop("seconds")  # stages that most streams do not have
+        seconds = dict.fromkeys(NOT_ALWAYS, 0.0) | step.pop("seconds")
         seconds = {f"{stage}_seconds": float(value) for stage, value in seconds.items()}
         step |= vars(step.pop("segments")) | seconds | {"calibration": self.calibration}
         step["located"] &= self.step.segments != SegmentStatus()  # no map says it

@@ -186,6 +186,21 @@ def test_after_blank_images_the_network_is_believed_from_where_the_camera_was(ro
         assert np.allclose(inverse(before.T_first_cam) @ after.T_first_cam, inverse(a.T_first_cam) @ b.T_first_cam)
 
 
+def test_where_the_first_image_is_seen_again_the_network_leads_back_there(room):
+    """It had drifted, and found its way again while nothing was to be seen, which the camera followed."""
+    said = [turned(frame, 1.5 * frame.index) for frame in room[1:17]]
+    back = [wrong(room[i], 2.0) for i in (3, 2, 1)]
+    placed = aligned([*said, blank(room[16]), blank(room[16]), *back], room[0])
+    lost, found_again = placed[len(said) + 1], placed[-3:]
+    assert off(lost.T_first_cam, room[16].T_first_cam)[0] > 15
+    assert errors(found_again, [room[i] for i in (3, 2, 1)])[:, 0].max() < 1
+
+
+def turned(frame: Frame, degrees: float) -> Frame:
+    T = rigid(Rotation.from_rotvec([0, degrees, 0], degrees=True).as_matrix(), np.zeros(3))
+    return replace(frame, T_first_cam=frame.T_first_cam @ T)
+
+
 def test_points_of_the_point_head_move_with_the_camera(room):
     frame = wrong(room[1], 2)
     points = frame.points_world()

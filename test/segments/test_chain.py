@@ -59,31 +59,21 @@ class Drive:
         return took
 
 
-class Goes:
-    """An aligner that leaves frames as they are, and notes from where it goes on."""
-
-    def __call__(self, frame: Frame) -> Frame:
-        return frame
-
-    def goes_on(self, before, T_first_now, units) -> None:
-        self.before, self.T_first_now, self.units = before, T_first_now, units
-
-
 def half_as_deep(frame: Frame) -> Frame:
     """Every other image, so that the two that are shared disagree."""
     return replace(frame, depth=frame.depth * np.float32(0.5)) if frame.index % 2 else frame
 
 
-def test_an_aligner_goes_on_from_where_the_camera_is_in_the_next_segment():
-    drive, first, second = Drive(), Goes(), Goes()
-    drive.chain.begin(drive.frame, first)
+def test_after_a_join_it_says_where_the_camera_is_in_the_next_segment():
+    drive = Drive()
     drive.go(4)
+    assert drive.chain.T_segment_now == pytest.approx(way(4))
     S_new = segment_at(way(3), 2.0)
     old, new = [drive._see(i) for i in (3, 4)], [seen(way(i), S_new, i) for i in (3, 4)]
     drive.go()
-    assert drive.chain.take_over(None, new[0], list(zip(old, new, strict=True)), drive.frame, LOOP, second)
-    assert second.before is first and second.units == pytest.approx(2, rel=1e-3)
-    assert second.T_first_now == pytest.approx(S_new.inverse().pose(way(5)), abs=1e-3)
+    assert drive.chain.take_over(None, new[0], list(zip(old, new, strict=True)), drive.frame, LOOP)
+    assert drive.chain.units == pytest.approx(2, rel=1e-3)
+    assert drive.chain.T_segment_now == pytest.approx(S_new.inverse().pose(way(5)), abs=1e-3)
 
 
 def test_a_chain_of_segments_has_the_pose_the_depth_and_the_points_of_one():

@@ -14,6 +14,7 @@ from support.recordings import SECOND
 
 from xsvggt_ros import CacheConfig, GeometryStream, StreamConfig
 from xsvggt_ros.config import LoopConfig, SegmentConfig
+from xsvggt_ros.evaluation.metrics import first_frame_errors
 from xsvggt_ros.geometry import inverse
 from xsvggt_ros.memory import MIB, OutOfMemory
 from xsvggt_ros.model import load_model
@@ -41,10 +42,9 @@ def room():
     return list(room_stream(8, 60, 112, 84, "robot", 4.0))
 
 
-def stream_of(model, segment=OFTEN, loop=LOOP, width=56, **cache) -> SegmentedStream:
-    cache = CacheConfig(**cache)
-    config = StreamConfig(dtype="float32", image_width=width, cache=cache, segment=segment, loop=loop)
-    return SegmentedStream(config, model)
+def stream_of(model, segment=OFTEN, loop=LOOP, width=56, align_pose=True, **cache) -> SegmentedStream:
+    settings = dict(cache=CacheConfig(**cache), segment=segment, loop=loop, align_pose=align_pose)
+    return SegmentedStream(StreamConfig(dtype="float32", image_width=width, **settings), model)
 
 
 def steps(stream, room, first: int, last: int) -> list:
@@ -82,14 +82,14 @@ def drive(model, room):
 @pytest.fixture(scope="module")
 def said(model, room):
     """The same, by the network's own poses."""
-    return steps(stream_of(model, SegmentConfig(enabled=True, align=False), width=112), room, 0, 60)
+    return steps(stream_of(model, SegmentConfig(enabled=True), width=112, align_pose=False), room, 0, 60)
 
 
 # --- frames -------------------------------------------------------------------------------------------
 
 
 def test_without_segments_it_is_a_geometry_stream_to_the_bit(model, room):
-    config = StreamConfig(dtype="float32")
+    config = StreamConfig(dtype="float32", align_pose=False)
     plain, segmented = GeometryStream(config, model), SegmentedStream(config, model)
     for a, b in zip(steps(plain, room, 0, 6), steps(segmented, room, 0, 6), strict=True):
         for name in ("T_first_cam", "intrinsics", "depth", "confidence", "descriptor"):
@@ -151,35 +151,65 @@ def step_errors(frames, room):
 
 def test_frames_are_where_their_images_show_them(drive, said, room):
     """In the map, over segments that join: half as many degrees from the truth as by the network's own poses."""
-    off = [[turned_from_truth(frame, room[0], shot) for frame, shot in zip(frames, room, strict=True)]
-           for frames in (drive, said)]  # fmt: skip
-    assert np.mean(off[0]) < 0.75 * np.mean(off[1])
+    assert degrees_off(drive, room).mean() < 0.75 * degrees_off(said, room).mean()
 
 
-def turned_from_truth(frame, first, shot) -> float:
-    T = inverse(first.T_room_cam) @ shot.T_room_cam
-    return float(np.rad2deg(Rotation.from_matrix(T[:3, :3].T @ frame.segment.T_map_cam[:3, :3]).magnitude()))
+def degrees_off(frames, room):
+    """From the truth, of each frame: in the map, where there is one."""
+    T = np.stack([frame.segment.T_map_cam if frame.segment else frame.T_first_cam for frame in frames])
+    return first_frame_errors(T, np.stack([shot.T_room_cam for shot in room]), 1.0)[0]
 
 
-def test_poses_go_by_images_from_the_next_segment_on(model, room):
-    """Switched on while a segment serves, which goes on as it was."""
-    plain, switched = (stream_of(model, SegmentConfig(enabled=True, align=False), width=112) for _ in range(2))
-    steps(plain, room, 0, 2)
-    steps(switched, room, 0, 2)
-    switched.reconfigure_all(switched.cache_config, SegmentConfig(enabled=True), LOOP)
-    for i in range(2, 24):
-        served = switched.status.segments.segment
-        (a,), (b,) = steps(plain, room, i, i + 1), steps(switched, room, i, i + 1)
-        assert np.array_equal(a.segment.T_key_cam, b.segment.T_key_cam) == (served == 0)
-    assert served
+@pytest.fixture(scope="module")
+def single(model, room):
+    """Of one cache, by what images show and by the network's own poses."""
+    return [steps(stream_of(model, OFF, width=112, align_pose=align), room, 0, 60) for align in (True, False)]
+
+
+def test_so_they_are_without_segments(single, room):
+    by_images, by_network = single
+    assert degrees_off(by_images, room).mean() < 0.5 * degrees_off(by_network, room).mean()
+    for a, b in zip(by_images, by_network, strict=True):
+        np.testing.assert_array_equal(a.depth, b.depth)
+
+
+def test_the_status_says_by_how_many_points_a_frame_was_placed_and_how_long_that_took(single, drive):
+    by_images, by_network = single
+    assert [frame.status.aligned_points for frame in by_network] == [0] * len(by_network)
+    assert all("align" not in frame.status.seconds for frame in by_network)
+    assert by_images[0].status.aligned_points == 0  # by which the others are placed
+    for frames in (by_images, drive):
+        placed = [frame.status for frame in frames if frame.status.aligned_points]
+        assert len(placed) > 0.8 * len(frames)
+        assert all(0 < status.seconds["align"] < status.seconds["step"] for status in placed)
+
+
+@pytest.mark.parametrize("segment", [OFF, SegmentConfig(enabled=True)], ids=["one cache", "segments"])
+def test_switched_while_images_come_poses_go_on_from_where_the_camera_is(model, room, segment):
+    """Off, the next ones move as the network does; on again, images place them, beside the newest."""
+    stream = stream_of(model, segment, width=112)
+    frames = []
+    for i in range(40):
+        stream.align_pose = not 10 <= i < 20
+        frames += steps(stream, room, i, i + 1)
+    placed = np.array([frame.status.aligned_points > 0 for frame in frames])
+    assert placed[1:10].mean() > 0.7 and not placed[10:20].any() and placed[20:].mean() > 0.7
+    moved = [degrees_between(a.T_first_cam, b.T_first_cam) for a, b in pairwise(frames)]
+    truly = [degrees_between(a.T_room_cam, b.T_room_cam) for a, b in pairwise(room[:40])]
+    assert np.abs(np.subtract(moved, truly)).max() < 6
+
+
+def degrees_between(T_a: np.ndarray, T_b: np.ndarray) -> float:
+    return float(np.rad2deg(Rotation.from_matrix(T_a[:3, :3].T @ T_b[:3, :3]).magnitude()))
 
 
 def test_without_depth_the_camera_moves_as_the_network_says(model, room):
-    """Once segments are off nothing asks for it, and the last one goes on."""
+    """Once segments and aligning are off nothing asks for it, and the last segment goes on."""
     stream = stream_of(model, SegmentConfig(enabled=True), width=112)
     stream.dense = False
     steps(stream, room, 0, 4)
     stream.reconfigure_all(stream.cache_config, OFF, LOOP)
+    stream.align_pose = False
     frames = steps(stream, room, 4, 8)
     assert [frame.status.dense for frame in frames] == [False] * 4
     assert all(np.isfinite(frame.T_first_cam).all() for frame in frames)
@@ -190,7 +220,7 @@ def test_without_depth_the_camera_moves_as_the_network_says(model, room):
 CHANGES = [
     *(
         dict(segment=replace(OFTEN, **change))
-        for change in (dict(overlap=0.9), dict(shared=2), dict(work=1.0), dict(carried=0.0), dict(align=False))
+        for change in (dict(overlap=0.9), dict(shared=2), dict(work=1.0), dict(carried=0.0))
     ),
     *(
         dict(loop=LoopConfig(**change))

@@ -9,6 +9,7 @@ little is found, as on blank walls, the camera moves as the network says.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -29,6 +30,7 @@ MOST_FLOW = 6.0  # pixels from where a point should be to where it is found, and
 RETURNS = 1.0  # from where it was to where it is found on the way back
 HALVED = 2  # times, of images in which points are looked for further away, where there are fewer than
 SCARCE = 100  # points
+AGAIN = 0.4  # share of the first view's points in sight, from which on it is looked for
 STOP = cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 0.01  # of the search
 TEXTURE = 1e-3  # least eigenvalue of a window, of white 1: grey values that differ by two or three
 HIDDEN = 0.25  # logarithm of depths by which a point lies behind, or before, what the other camera sees there
@@ -111,6 +113,12 @@ class _Sight:
         there, here = found(reference.view, view, inverse(T), halved), found(view, reference.view, T, halved)
         return cls(reference, view, T, there, here)
 
+    @classmethod
+    def wide(cls, reference: _Placed, view: View, T_first_cam: Array) -> _Sight:
+        """Points that are further away, too: found in images halved, and then from where these have the camera."""
+        far = cls.of(reference, view, T_first_cam, HALVED)
+        return cls.of(reference, view, far.fitted()[0]) if far.count >= LEAST else far
+
     @property
     def count(self) -> int:
         """Of points."""
@@ -123,25 +131,30 @@ class _Sight:
 
 
 class Aligner:
-    """Places the frames of a segment, one after the other, beside one that shows much of the same: the reference.
+    """Places the frames of a stream, one after the other, beside one that shows much of the same: the reference.
 
-    That is the segment's first frame; where too few of its points are found the newest takes its place. Where a frame
-    is found beside neither, the camera has moved since the newest as the network says.
+    That is the first frame; where too few of its points are found the newest takes its place, until the first is seen
+    again. The network always has that in its cache, so that its own pose leads back there. Where a frame is found
+    beside none, the camera has moved since the newest as the network says.
     """
 
     def __init__(self, first: Frame) -> None:
         """first: in whose axes and unit the others are."""
-        self._reference = self._newest = _Placed(View.of(first), first.T_first_cam, first.T_first_cam)
+        self._first = self._reference = self._newest = _Placed(View.of(first), first.T_first_cam, first.T_first_cam)
+        self.points = 0  # that placed the newest frame; 0: the network did
         self._most = 0  # points found beside the reference
         self._motion: Array | None = None  # of the camera, to the newest
 
-    def __call__(self, frame: Frame) -> Frame:
-        """The next frame, where its image shows it to be."""
+    def __call__(self, frame: Frame, looks: bool = True) -> Frame:
+        """The next frame, where its image shows it to be; unless it `looks`, as the network has moved on."""
+        self.points = 0
         newest = self._newest
         T = T_said = newest.T @ inverse(newest.T_said) @ frame.T_first_cam
-        if frame.status.dense:
+        if looks and frame.status.dense:
             view = View.of(frame)
-            T = self._place(view, [T_said] if self._motion is None else [T_said, newest.T @ self._motion])
+            guesses = [T_said] if self._motion is None else [T_said, newest.T @ self._motion]
+            T_shown = self._place(self._sights(view, guesses, frame.T_first_cam))
+            T = T_said if T_shown is None else T_shown
             self._motion, self._newest = inverse(newest.T) @ T, _Placed(view, T, frame.T_first_cam)
         points = frame.predicted_points
         if points is not None:
@@ -155,11 +168,22 @@ class Aligner:
         self._newest = _Placed(replace(view, depth=view.depth / np.float32(units)), T_first_now, T_said)
         self._motion = None if motion is None else rigid(motion[:3, :3], motion[:3, 3] / units)
 
-    def _place(self, view: View, guesses: list[Array]) -> Array:
-        """T_first_cam beside the reference or else the newest.
+    def _sights(self, view: View, guesses: list[Array], T_network: Array) -> Iterator[_Sight]:
+        """Of the first frame, where it is seen again, and then of the reference or else the newest.
 
         guesses: of T_first_cam, by the network's motion, and, where that leads astray, as the camera went on.
+        T_network: as the network has it, whatever went before.
         """
+        if self._reference is not self._first:
+            for T in (guesses[0], T_network):
+                if _share_seen(self._first.view, view, inverse(T) @ self._first.T) >= AGAIN:
+                    sight = _Sight.wide(self._first, view, T)
+                    if sight.count >= SCARCE:
+                        yield sight
+        yield self._beside(view, guesses)
+
+    def _beside(self, view: View, guesses: list[Array]) -> _Sight:
+        """The one with most points of the reference and the newest; the reference's, if these are enough."""
         references = [self._reference] + [self._newest] * (self._newest is not self._reference)
         sights: list[_Sight] = []
         for reference, T in product(references, guesses):
@@ -167,17 +191,18 @@ class Aligner:
             if sights[-1].count >= max(FEW, ENOUGH * self._most):
                 break
         if all(sight.count < SCARCE for sight in sights):
-            wide = [_Sight.of(reference, view, guesses[0], HALVED) for reference in references]
-            sights += [_Sight.of(each.reference, view, each.fitted()[0]) for each in wide if each.count >= LEAST]
-        best = max(sights, key=lambda sight: sight.count)
-        if best.count < LEAST:
-            return guesses[0]
-        T, sure = best.fitted()
-        if sure < SURE:
-            return guesses[0]
-        self._most = max(best.count, self._most) if best.reference is self._reference else best.count
-        self._reference = best.reference
-        return rigid(Rotation.from_matrix(T[:3, :3]).as_matrix(), T[:3, 3])  # else errors would multiply
+            sights += [_Sight.wide(reference, view, guesses[0]) for reference in references]
+        return max(sights, key=lambda sight: sight.count)
+
+    def _place(self, sights: Iterator[_Sight]) -> Array | None:
+        """T_first_cam by the first of them that says it surely; None: none does."""
+        for sight in sights:
+            T, sure = sight.fitted()
+            if sight.count >= LEAST and sure >= SURE:
+                known = self._most if sight.reference is self._reference else 0
+                self._reference, self._most, self.points = sight.reference, max(sight.count, known), sight.count
+                return rigid(Rotation.from_matrix(T[:3, :3]).as_matrix(), T[:3, 3])  # else errors would multiply
+        return None
 
 
 def found(a: View, b: View, T_b_a: Array, halved: int = 0) -> Found:
@@ -253,6 +278,12 @@ def _visible(view: View, points: NDArray, at: NDArray) -> NDArray[np.bool_]:
     """Whether a view shows points [N, 3] of its camera's frame, at its pixels [N, 2], and nothing else there."""
     inside = (points[:, 2] > NEAR) & (at >= 1).all(-1) & (at <= np.subtract(view.size, 2)).all(-1)
     return inside & (np.abs(np.log(np.maximum(points[:, 2], NEAR) / sampled(view.depth, at))) < HIDDEN)
+
+
+def _share_seen(a: View, b: View, T_b_a: Array) -> float:
+    """Of a's points, those that b shows."""
+    points = transform(T_b_a, a.points(_grid(*a.size).astype(float)))
+    return float(_visible(b, points, b.pixels(points)).mean())
 
 
 def _flow(

@@ -13,7 +13,6 @@ from scipy.spatial.transform import Rotation
 from xsvggt_ros.config import LoopConfig, SegmentConfig
 from xsvggt_ros.frame import Frame, InSegment
 from xsvggt_ros.geometry import Array, inverse, rigid, transform
-from xsvggt_ros.segments.align import Aligner
 from xsvggt_ros.segments.compare import agreement, match, overlap
 from xsvggt_ros.segments.join import Join, Shared, join
 from xsvggt_ros.segments.map import Map
@@ -69,12 +68,11 @@ class Chain:
         self.anchor: int | None = None  # key of the keyframe that the segment began at; None: before there were any
         self._extends: int | None = None  # that of the segment before, if the keyframe is new
         self._first: Frame | None = None  # its first frame, and
-        self._aligner: Aligner | None = None  # of its frames; None: they are where the network says
         self._own: Frame | None = None  # the first that it served for, or a later one of a camera that stood still
         self._S_map_segment = self._S_odom_segment = Similarity()
         self._before = self._now = np.eye(4)  # T_odom_cam of the newest two frames
         self._T_map_now = np.eye(4)  # T_map_cam of the newest
-        self._T_segment_now = np.eye(4)  # T_segment_cam
+        self.T_segment_now = np.eye(4)  # T_segment_cam
         self._joint: _Joint | None = None  # after a join, until the next frame
         self._rescaled = 1.0  # of the next frame
         self._keyframes: Mapping[int, Similarity] = {}
@@ -88,10 +86,6 @@ class Chain:
 
     # --- frames -----------------------------------------------------------------------------------
 
-    def aligned(self, frame: Frame) -> Frame:
-        """The frame, which is not the segment's first, where its image shows it to be; as it is without an aligner."""
-        return self._aligner(frame) if self._aligner else frame
-
     def placed(self, frame: Frame) -> Frame:
         """The frame in the axes and the unit of the world, with where the map has it."""
         if self._joint:  # the first that the segment has for itself
@@ -102,7 +96,7 @@ class Chain:
         if points is not None:
             points = transform(S.pose(np.eye(4)), points * np.float32(S.scale))
         self._before, self._now = self._now, S.pose(frame.T_first_cam)
-        self._T_map_now, self._T_segment_now = self._S_map_segment.pose(frame.T_first_cam), frame.T_first_cam
+        self._T_map_now, self.T_segment_now = self._S_map_segment.pose(frame.T_first_cam), frame.T_first_cam
         placed = replace(
             frame,
             T_first_cam=self._now,
@@ -137,11 +131,11 @@ class Chain:
 
     # --- the next segment -------------------------------------------------------------------------
 
-    def begin(self, frame: Frame, aligner: Aligner | None = None) -> None:
+    def begin(self, frame: Frame) -> None:
         """A segment without a past, at this frame: the first of a world, or after a pause, where the camera was."""
         self.anchor, self._first = self.map.add(frame, self._S_map_segment, set()), frame
         self.map.use(self.anchor)
-        self._aligner, self._extends, self._begun = aligner, None, frame.index
+        self._extends, self._begun = None, frame.index
         self._tell()
 
     def look(self, frame: Frame, config: SegmentConfig) -> None:
@@ -186,19 +180,11 @@ class Chain:
             self._refuse(key)
         return ruled_out
 
-    def take_over(
-        self,
-        key: int | None,
-        first: Frame,
-        shared: Shared,
-        now: Frame,
-        config: LoopConfig,
-        aligner: Aligner | None = None,
-    ) -> bool:
+    def take_over(self, key: int | None, first: Frame, shared: Shared, now: Frame, config: LoopConfig) -> bool:
         """Joins the next segment, which serves from now on; whether that can be trusted. It stays as it is if not.
 
         It begins with the frame `first`: at the keyframe of that key, or at an image of its own. The present one is at
-        the frame `now`. aligner: of the next one's frames, where they are aligned.
+        the frame `now`.
         """
         joined = join(shared[-NEWEST:])
         if key is not None and self._verified(key, first, shared, joined, config):
@@ -210,9 +196,6 @@ class Chain:
             self._refuse(key)
             return False
         self._go_on(first, shared, joined, now)
-        if aligner and self._aligner and self._joint:
-            aligner.goes_on(self._aligner, self._joint.T_new_now, joined.relation.scale)
-        self._aligner = aligner
         return True
 
     def measured(self, key: int, units: float) -> None:
@@ -234,11 +217,11 @@ class Chain:
         self.map.move(before, self.anchor, Similarity(S.scale / grown, S.rotation, S.translation))
         self._S_map_segment = self.map.S_map_key(self.anchor)
         scale = self._S_odom_segment.scale / grown
-        self._S_odom_segment = _exact(self._now, self._T_segment_now, scale)
+        self._S_odom_segment = _exact(self._now, self.T_segment_now, scale)
         if self._joint:
             self._joint = replace(self._joint, scale=scale)
         else:
-            self._T_map_now = self._S_map_segment.pose(self._T_segment_now)
+            self._T_map_now = self._S_map_segment.pose(self.T_segment_now)
         rotation, position = self._variance
         self._variance = rotation, position / grown**2
         self._note_keyframes()
@@ -313,10 +296,11 @@ class Chain:
         grown = before.scale * joined.relation.scale / scale
         self._rescaled *= grown
         old, new = shared[-1]
+        moved = _stretched(inverse(old.T_first_cam) @ now.T_first_cam, 1 / joined.relation.scale)
+        self.T_segment_now = new.T_first_cam @ moved
         self._joint = _Joint(
             T_odom_now=self._now,
-            T_new_now=new.T_first_cam
-            @ _stretched(inverse(old.T_first_cam) @ now.T_first_cam, 1 / joined.relation.scale),
+            T_new_now=self.T_segment_now,
             motion=_stretched(inverse(self._before) @ self._now, 1 / grown),
             scale=scale,
         )

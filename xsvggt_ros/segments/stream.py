@@ -31,6 +31,7 @@ from xsvggt_ros.segments.chain import Chain, Motion
 from xsvggt_ros.segments.map import Map
 from xsvggt_ros.segments.map_files import load, save
 from xsvggt_ros.segments.ruler import Ruler
+from xsvggt_ros.status import StepStatus
 from xsvggt_ros.stream import GeometryStream, NotFinite, _Waiting
 
 CACHES = 3  # of the segment that serves, of the one to come, and of the ruler
@@ -43,7 +44,9 @@ class SegmentedStream(GeometryStream):
     """A GeometryStream whose drift does not grow with its length, where `segment.enabled` says so.
 
     Three caches of a third of the budget each: one serves, one is filled for the segment to come, and the ruler's takes
-    in some of the images, to compare the segments' units. Without segments it is a GeometryStream.
+    in some of the images, to compare the segments' units. Without segments it is a GeometryStream, of one cache.
+
+    `align_pose`: whether poses, with segments or without, are made exact by what images show; from the next one on.
     """
 
     def __init__(self, config: StreamConfig | None = None, model: StreamVGGT | None = None) -> None:
@@ -56,6 +59,8 @@ class SegmentedStream(GeometryStream):
         self._next: GeometryStream | None = None  # the segment to come, and
         self._builder: Builder | None = None  # what fills it
         self._ruler: Ruler | None = None
+        self.align_pose = config.align_pose
+        self._aligner: Aligner | None = None  # of the frames of the cache that serves
         self._index = 0  # of the next frame of the world
         self._rest = 0  # index before which no segment begins
         self._loaded: Map | None = None  # for the world to come
@@ -65,7 +70,7 @@ class SegmentedStream(GeometryStream):
 
     def reset(self, reason: str = "") -> None:
         super().reset(reason)
-        self._chain = None
+        self._chain = self._aligner = None
         self._index = self._rest = 0
         self._drop()
 
@@ -190,11 +195,22 @@ class SegmentedStream(GeometryStream):
             self._chain.interrupt()
             self._drop()
             self._forget_past()
-        frames = [replace(frame, index=self._index + i) for i, frame in enumerate(super()._take_in(images))]
+        frames = [self._aligned(frame) for frame in super()._take_in(images)]
+        frames = [replace(frame, index=self._index + i) for i, frame in enumerate(frames)]
         if self._segment.enabled or self._chain:
             frames = [self._followed(frame) for frame in frames]
         self._index += len(frames)
         return frames
+
+    def _aligned(self, frame: Frame) -> Frame:
+        """The frame where its image shows it to be, unless that is not asked for."""
+        if self._aligner is None or frame.status.frame == 0:  # of its cache
+            self._aligner = Aligner(frame) if self.align_pose else None
+            return frame
+        started = time.perf_counter()
+        frame = self._aligner(frame, self.align_pose)
+        self.status = replace(_later(frame.status, "align", started), aligned_points=self._aligner.points)
+        return replace(frame, status=self.status)
 
     def _followed(self, frame: Frame) -> Frame:
         """The frame in the axes and the unit of the world, once the segment to come has got its share of work."""
@@ -203,15 +219,13 @@ class SegmentedStream(GeometryStream):
             self._chain = self._new_chain(frame)
         chain = self._chain
         if frame.status.frame == 0:  # of its cache
-            chain.begin(frame, Aligner(frame) if self._segment.align else None)
-        else:
-            frame = chain.aligned(frame)
+            chain.begin(frame)
         placed = chain.placed(frame)
         if self._segment.enabled:
             chain.look(frame, self._segment)
             self._prepare(chain, frame)
             self._measure(chain, frame)
-        return self._with_status(placed, chain, time.perf_counter() - started)
+        return self._with_status(placed, chain, started)
 
     def _new_chain(self, frame: Frame) -> Chain:
         size = frame.depth.shape
@@ -226,16 +240,14 @@ class SegmentedStream(GeometryStream):
     def _moved(self, a: int, b: int) -> Array | None:
         return self.motion(a, b)
 
-    def _with_status(self, frame: Frame, chain: Chain, seconds: float) -> Frame:
-        status = frame.status
+    def _with_status(self, frame: Frame, chain: Chain, started: float) -> Frame:
+        status = _later(frame.status, "segments", started)
         event = "; ".join(filter(None, [status.event, *chain.events()]))
-        times = status.seconds | {"segments": seconds, "step": status.seconds["step"] + seconds}
         others = [each._cache for each in self._beside() if each._cache]
         self.status = replace(
             status,
             frame=frame.index,
             event=event,
-            seconds=times,
             cache_bytes=status.cache_bytes + sum(cache.nbytes for cache in others),
             scratch_bytes=status.scratch_bytes + sum(cache.scratch_nbytes for cache in others),
             segments=chain.status if self._segment.enabled else chain.status.held,
@@ -288,7 +300,7 @@ class SegmentedStream(GeometryStream):
         self._next.allocate(*self._chain.map.size)
         image = None if key is None else self._chain.map.image(key)
         parts, config = self.model.part_count, self._segment
-        self._builder = Builder(self._next.step_parts, key, image, parts, config.shared, config.align)
+        self._builder = Builder(self._next.step_parts, key, image, parts, config.shared, self.align_pose)
 
     def _another(self) -> GeometryStream:
         """A stream beside this one; its steps are done in parts."""
@@ -319,7 +331,7 @@ class SegmentedStream(GeometryStream):
         if first is None or not shared:
             return False
         if builder.ready:
-            refused = not chain.take_over(builder.key, first, shared, frame, self._loop, builder.aligner)
+            refused = not chain.take_over(builder.key, first, shared, frame, self._loop)
         else:
             refused = len(shared) == 1 and chain.rules_out(builder.key, first, shared[0][1], self._loop)
         if refused:
@@ -332,6 +344,9 @@ class SegmentedStream(GeometryStream):
         self._builder = None
         self.adopt(stream)
         stream.allocate(*chain.map.size)  # so that the bytes held are always the same
+        if builder.aligner and self._aligner:
+            builder.aligner.goes_on(self._aligner, chain.T_segment_now, chain.units)
+        self._aligner = builder.aligner
         assert chain.anchor is not None
         try:
             ruler, known = self._ruler, builder.key is not None  # by the map
@@ -349,7 +364,7 @@ class SegmentedStream(GeometryStream):
         self._builder = self._next = self._ruler = None
 
     def _goes_by_depth(self, cache: KVCache) -> bool:
-        return self._segment.enabled or super()._goes_by_depth(cache)
+        return self._segment.enabled or self.align_pose or super()._goes_by_depth(cache)
 
     def _begins_anew(self) -> bool:
         """After a pause: the world stands, though its present segment has no first frame yet."""
@@ -361,6 +376,12 @@ class SegmentedStream(GeometryStream):
     def _make_do(self, error: BaseException) -> str:
         self._drop()
         return super()._make_do(error)
+
+
+def _later(status: StepStatus, stage: str, started: float) -> StepStatus:
+    """With a stage more, that began then (time.perf_counter())."""
+    seconds = time.perf_counter() - started
+    return replace(status, seconds=status.seconds | {stage: seconds, "step": status.seconds["step"] + seconds})
 
 
 def caches_of(segment: SegmentConfig) -> int:
