@@ -34,7 +34,7 @@ def test_no_setting_is_also_the_group_of_others():
 
 def test_all_settings_of_cache_segments_loops_and_alignment_and_none_of_the_model_are_live():
     for s in settings(StreamConfig):
-        assert s.live == s.name.startswith(("cache.", "segment.", "loop.", "align_pose")), s.name
+        assert s.live == s.name.startswith(("cache.", "segment.", "loop.", "refine")), s.name
 
 
 def test_changes_reach_nested_groups_and_leave_the_rest():

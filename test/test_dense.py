@@ -85,10 +85,10 @@ def test_policies_that_learn_from_geometry_say_so():
         (GeometryStream, dict(cache=CacheConfig(adaptive=True)), [True] * 5),
         (SegmentedStream, dict(segment=SegmentConfig(enabled=True)), [True] * 5),
         (SegmentedStream, dict(), [True] * 5),
-        (SegmentedStream, dict(align_pose=False), [True] + [False] * 4),
+        (SegmentedStream, dict(refine=False), [True] + [False] * 4),
         (GeometryStream, dict(cache=CacheConfig(intake="moved")), [True, True, False, False, False]),
     ],
-    ids=["stac", "adaptive", "segments", "align", "none", "moved"],
+    ids=["stac", "adaptive", "segments", "refine", "none", "moved"],
 )
 def test_what_goes_by_depth_has_it(model, kind, settings, expected):
     stream = stream_of(model, kind, **settings)

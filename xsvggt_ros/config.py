@@ -346,10 +346,10 @@ class StreamConfig(Checked):
         minimum=1,
         maximum=4,
     )
-    align_pose: bool = setting(
+    refine: bool = setting(
         True,
-        "Poses are made exact by optical flow beside an earlier image, some ms of a processor for each; that needs the "
-        "depth of each, whoever listens. false: they are the network's, for views of which most moves.",
+        "Pose and depth are refined by optical flow beside earlier images, some ms of a processor for each; that needs "
+        "the depth of each, whoever listens. false: they are the network's, for views of which most moves.",
         live=True,
     )
     point_head: bool = setting(False, "Predict points with the point head instead of unprojecting the depth.")

@@ -257,7 +257,7 @@ class Pipeline:
         before, now = self._config.stream, config.stream
         if now.cache.chunk != before.cache.chunk:
             answers += self.flush()
-        self._config, self._stream.align_pose = config, now.align_pose
+        self._config, self._stream.refine = config, now.refine
         try:
             if (now.segment, now.loop) != (before.segment, before.loop):
                 self._stream.reconfigure_all(now.cache, now.segment, now.loop)

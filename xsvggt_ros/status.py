@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-NOT_ALWAYS = "tracks", "align", "segments"  # stages of a step
+NOT_ALWAYS = "tracks", "refine", "segments"  # stages of a step
 NO_CAMERA_INFO = "no camera_info has come: the intrinsics are the model's guess"
 
 
@@ -56,7 +56,7 @@ class StepStatus:
     track_bytes: int = 0
     camera_frames: int = 0
     dense: bool = True  # whether depth and confidence were computed
-    aligned_points: int = 0  # that placed the frame (align_pose); 0: the network did
+    refined_points: int = 0  # that put the frame's pose and depth right (refine); 0: they are the network's
     seconds: dict[str, float] = field(
         default_factory=dict
     )  # by stage, and "step" for all of it; of a chunk's, the frame's share

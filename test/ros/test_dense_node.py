@@ -17,7 +17,7 @@ def user(start_node, start_client):
     """A client that wants to know where the camera is, and nothing else."""
     client = start_client(topics=("/tf", "~/odometry", "~/status"))
     settings = dict(device="cpu", dtype="float32", queue="all", queue_size=300)
-    start_node(**settings, dense="subscribed", align_pose=False)
+    start_node(**settings, dense="subscribed", refine=False)
 
     def connected():
         client.images.publish(client.image())
@@ -52,10 +52,10 @@ def test_it_is_there_for_nobody_where_it_is_always_asked_for(user):
 
 def test_poses_by_what_images_show_need_it_and_the_status_says_by_how_many_points(user):
     before = user.exchange(user.image())
-    assert user.set_parameters(align_pose=True).successful
+    assert user.set_parameters(refine=True).successful
     statuses = [user.exchange(user.image()) for _ in range(3)]
-    assert user.set_parameters(align_pose=False).successful
+    assert user.set_parameters(refine=False).successful
     after = user.exchange(user.image())
     assert [status.dense for status in (before, *statuses, after)] == [False, True, True, True, False]
-    assert statuses[-1].aligned_points >= 50 and 0 < statuses[-1].align_seconds < statuses[-1].step_seconds
-    assert before.aligned_points == after.aligned_points == 0
+    assert statuses[-1].refined_points >= 50 and 0 < statuses[-1].refine_seconds < statuses[-1].step_seconds
+    assert before.refined_points == after.refined_points == 0

@@ -202,13 +202,13 @@ CHANGES = [
     ("segment.shared", 1), ("loop.keyframes", 3), ("loop.enabled", False), ("loop.enabled", True),
     ("loop.likeness", 0.0), ("loop.agreement", 0.0), ("loop.match", 0.0), ("loop.max_turn", 180.0),
     ("segment.enabled", False), ("segment.overlap", 0.9), ("segment.enabled", True), ("loop.keyframes", 40),
-    ("loop.folder", "/somewhere"), ("segment.carried", 0.0), ("align_pose", False), ("align_pose", True),
+    ("loop.folder", "/somewhere"), ("segment.carried", 0.0), ("refine", False), ("refine", True),
 ]  # fmt: skip
 
 
 def test_every_setting_of_segments_and_loops_changes_while_images_come(user, pictures):
     names = {f"segment.{s.name}" for s in settings(SegmentConfig)} | {f"loop.{s.name}" for s in settings(LoopConfig)}
-    assert {name for name, _ in CHANGES} == names | {"align_pose"}
+    assert {name for name, _ in CHANGES} == names | {"refine"}
     show(user, pictures[:2])
     images = [shot(user, pictures[i % FRAMES]) for i in range(3 * len(CHANGES) + 6)]
     for received in user.received.values():

@@ -42,8 +42,8 @@ def room():
     return list(room_stream(8, 60, 112, 84, "robot", 4.0))
 
 
-def stream_of(model, segment=OFTEN, loop=LOOP, width=56, align_pose=True, **cache) -> SegmentedStream:
-    settings = dict(cache=CacheConfig(**cache), segment=segment, loop=loop, align_pose=align_pose)
+def stream_of(model, segment=OFTEN, loop=LOOP, width=56, refine=True, **cache) -> SegmentedStream:
+    settings = dict(cache=CacheConfig(**cache), segment=segment, loop=loop, refine=refine)
     return SegmentedStream(StreamConfig(dtype="float32", image_width=width, **settings), model)
 
 
@@ -82,14 +82,14 @@ def drive(model, room):
 @pytest.fixture(scope="module")
 def said(model, room):
     """The same, by the network's own poses."""
-    return steps(stream_of(model, SegmentConfig(enabled=True), width=112, align_pose=False), room, 0, 60)
+    return steps(stream_of(model, SegmentConfig(enabled=True), width=112, refine=False), room, 0, 60)
 
 
 # --- frames -------------------------------------------------------------------------------------------
 
 
 def test_without_segments_it_is_a_geometry_stream_to_the_bit(model, room):
-    config = StreamConfig(dtype="float32", align_pose=False)
+    config = StreamConfig(dtype="float32", refine=False)
     plain, segmented = GeometryStream(config, model), SegmentedStream(config, model)
     for a, b in zip(steps(plain, room, 0, 6), steps(segmented, room, 0, 6), strict=True):
         for name in ("T_first_cam", "intrinsics", "depth", "confidence", "descriptor"):
@@ -163,25 +163,35 @@ def degrees_off(frames, room):
 @pytest.fixture(scope="module")
 def single(model, room):
     """Of one cache, by what images show and by the network's own poses."""
-    return [steps(stream_of(model, OFF, width=112, align_pose=align), room, 0, 60) for align in (True, False)]
+    return [steps(stream_of(model, OFF, width=112, refine=align), room, 0, 60) for align in (True, False)]
 
 
 def test_so_they_are_without_segments(single, room):
     by_images, by_network = single
     assert degrees_off(by_images, room).mean() < 0.5 * degrees_off(by_network, room).mean()
-    for a, b in zip(by_images, by_network, strict=True):
-        np.testing.assert_array_equal(a.depth, b.depth)
+
+
+def test_depth_is_nearer_to_the_truth_too(single, drive, said, room):
+    for by_images, by_network in (single, (drive, said)):
+        assert depth_off(by_images, room) < 0.9 * depth_off(by_network, room)
+        assert all(frame.depth.dtype == np.float32 and (frame.depth > 0).all() for frame in by_images)
+
+
+def depth_off(frames, room) -> float:
+    """Of each image's depth in a unit of its own, as a share."""
+    metres = [frame.depth * np.median(shot.depth / frame.depth) for frame, shot in zip(frames, room, strict=True)]
+    return float(np.mean([np.abs(d / shot.depth - 1).mean() for d, shot in zip(metres, room, strict=True)]))
 
 
 def test_the_status_says_by_how_many_points_a_frame_was_placed_and_how_long_that_took(single, drive):
     by_images, by_network = single
-    assert [frame.status.aligned_points for frame in by_network] == [0] * len(by_network)
-    assert all("align" not in frame.status.seconds for frame in by_network)
-    assert by_images[0].status.aligned_points == 0  # by which the others are placed
+    assert [frame.status.refined_points for frame in by_network] == [0] * len(by_network)
+    assert all("refine" not in frame.status.seconds for frame in by_network)
+    assert by_images[0].status.refined_points == 0  # by which the others are placed
     for frames in (by_images, drive):
-        placed = [frame.status for frame in frames if frame.status.aligned_points]
+        placed = [frame.status for frame in frames if frame.status.refined_points]
         assert len(placed) > 0.8 * len(frames)
-        assert all(0 < status.seconds["align"] < status.seconds["step"] for status in placed)
+        assert all(0 < status.seconds["refine"] < status.seconds["step"] for status in placed)
 
 
 @pytest.mark.parametrize("segment", [OFF, SegmentConfig(enabled=True)], ids=["one cache", "segments"])
@@ -190,9 +200,9 @@ def test_switched_while_images_come_poses_go_on_from_where_the_camera_is(model, 
     stream = stream_of(model, segment, width=112)
     frames = []
     for i in range(40):
-        stream.align_pose = not 10 <= i < 20
+        stream.refine = not 10 <= i < 20
         frames += steps(stream, room, i, i + 1)
-    placed = np.array([frame.status.aligned_points > 0 for frame in frames])
+    placed = np.array([frame.status.refined_points > 0 for frame in frames])
     assert placed[1:10].mean() > 0.7 and not placed[10:20].any() and placed[20:].mean() > 0.7
     moved = [degrees_between(a.T_first_cam, b.T_first_cam) for a, b in pairwise(frames)]
     truly = [degrees_between(a.T_room_cam, b.T_room_cam) for a, b in pairwise(room[:40])]
@@ -209,7 +219,7 @@ def test_without_depth_the_camera_moves_as_the_network_says(model, room):
     stream.dense = False
     steps(stream, room, 0, 4)
     stream.reconfigure_all(stream.cache_config, OFF, LOOP)
-    stream.align_pose = False
+    stream.refine = False
     frames = steps(stream, room, 4, 8)
     assert [frame.status.dense for frame in frames] == [False] * 4
     assert all(np.isfinite(frame.T_first_cam).all() for frame in frames)

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Exit code 0. Raises ValueError or FileNotFoundError, with the fix, for settings that cannot work."""
     if args.frames < 1 or args.warm_up < 0:
         raise ValueError(f"frames must be at least 1 and warm-up at least 0, got {args.frames} and {args.warm_up}")
-    usual = StreamConfig(weights=RANDOM, align_pose=False)  # time is the same, and noise shows no motion
+    usual = StreamConfig(weights=RANDOM, refine=False)  # time is the same, and noise shows no motion
     config = changed(usual, given_settings(args, SETTINGS))
     if config.cache.chunk > 1:
         raise ValueError("bench times steps of single images: leave --cache.chunk at 1")

@@ -12,8 +12,8 @@ from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
 from xsvggt_ros.memory import memory_for
 from xsvggt_ros.parts import Parts, pace
-from xsvggt_ros.segments.align import Aligner
 from xsvggt_ros.segments.join import Shared
+from xsvggt_ros.segments.refine import Refiner
 
 Begin = Callable[[NDArray, Array], Parts[Frame]]
 
@@ -22,7 +22,7 @@ class Builder:
     """Fills a fresh cache: with a keyframe, if it begins at one, then with images that the serving segment has too.
 
     begin: starts the step of an image with its intrinsics, to be done in so many parts. wanted: how many images both
-    segments are to share. align: whether their poses go by the images, too.
+    segments are to share. refines: whether by what images show, too.
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class Builder:
         image: tuple[NDArray, Array] | None,
         parts: int,
         wanted: int,
-        align: bool,
+        refines: bool,
     ) -> None:
         self.key = key  # of the keyframe that the segment begins at; None: at the first image that it shares
         self.first: Frame | None = None  # of the segment
         self.shared: Shared = []
-        self.aligner: Aligner | None = None  # of the segment's frames
+        self.refiner: Refiner | None = None  # of the segment's frames
         self._begin = begin
         self._image = image
         self._step: Parts[Frame] | None = None
@@ -45,7 +45,7 @@ class Builder:
         self._taken = -1  # index of that
         self._parts = parts  # of a step
         self._wanted = wanted
-        self._align = align
+        self._refines = refines
 
     @property
     def ready(self) -> bool:
@@ -75,12 +75,12 @@ class Builder:
             next(self._step)
         except StopIteration as end:
             self._step = None
-            frame = self._aligned(end.value)
+            frame = self._refined(end.value)
             if self._serving is not None:
                 self.shared.append((self._serving, frame))
 
-    def _aligned(self, frame: Frame) -> Frame:
+    def _refined(self, frame: Frame) -> Frame:
         if self.first is None:
-            self.first, self.aligner = frame, Aligner(frame) if self._align else None
+            self.first, self.refiner = frame, Refiner(frame) if self._refines else None
             return frame
-        return self.aligner(frame) if self.aligner else frame
+        return self.refiner(frame) if self.refiner else frame

@@ -25,11 +25,11 @@ from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array
 from xsvggt_ros.memory import MIB, OutOfMemory, memory_for
 from xsvggt_ros.model import StreamVGGT
-from xsvggt_ros.segments.align import Aligner
 from xsvggt_ros.segments.builder import Builder
 from xsvggt_ros.segments.chain import Chain, Motion
 from xsvggt_ros.segments.map import Map
 from xsvggt_ros.segments.map_files import load, save
+from xsvggt_ros.segments.refine import Refiner
 from xsvggt_ros.segments.ruler import Ruler
 from xsvggt_ros.status import StepStatus
 from xsvggt_ros.stream import GeometryStream, NotFinite, _Waiting
@@ -46,7 +46,7 @@ class SegmentedStream(GeometryStream):
     Three caches of a third of the budget each: one serves, one is filled for the segment to come, and the ruler's takes
     in some of the images, to compare the segments' units. Without segments it is a GeometryStream, of one cache.
 
-    `align_pose`: whether poses, with segments or without, are made exact by what images show; from the next one on.
+    `refine`: whether pose and depth, with segments or without, are refined by what images show; from the next one on.
     """
 
     def __init__(self, config: StreamConfig | None = None, model: StreamVGGT | None = None) -> None:
@@ -59,8 +59,8 @@ class SegmentedStream(GeometryStream):
         self._next: GeometryStream | None = None  # the segment to come, and
         self._builder: Builder | None = None  # what fills it
         self._ruler: Ruler | None = None
-        self.align_pose = config.align_pose
-        self._aligner: Aligner | None = None  # of the frames of the cache that serves
+        self.refine = config.refine
+        self._refiner: Refiner | None = None  # of the frames of the cache that serves
         self._index = 0  # of the next frame of the world
         self._rest = 0  # index before which no segment begins
         self._loaded: Map | None = None  # for the world to come
@@ -70,7 +70,7 @@ class SegmentedStream(GeometryStream):
 
     def reset(self, reason: str = "") -> None:
         super().reset(reason)
-        self._chain = self._aligner = None
+        self._chain = self._refiner = None
         self._index = self._rest = 0
         self._drop()
 
@@ -195,21 +195,21 @@ class SegmentedStream(GeometryStream):
             self._chain.interrupt()
             self._drop()
             self._forget_past()
-        frames = [self._aligned(frame) for frame in super()._take_in(images)]
+        frames = [self._refined(frame) for frame in super()._take_in(images)]
         frames = [replace(frame, index=self._index + i) for i, frame in enumerate(frames)]
         if self._segment.enabled or self._chain:
             frames = [self._followed(frame) for frame in frames]
         self._index += len(frames)
         return frames
 
-    def _aligned(self, frame: Frame) -> Frame:
-        """The frame where its image shows it to be, unless that is not asked for."""
-        if self._aligner is None or frame.status.frame == 0:  # of its cache
-            self._aligner = Aligner(frame) if self.align_pose else None
+    def _refined(self, frame: Frame) -> Frame:
+        """The frame as its image shows it to be, unless that is not asked for."""
+        if self._refiner is None or frame.status.frame == 0:  # of its cache
+            self._refiner = Refiner(frame) if self.refine else None
             return frame
         started = time.perf_counter()
-        frame = self._aligner(frame, self.align_pose)
-        self.status = replace(_later(frame.status, "align", started), aligned_points=self._aligner.points)
+        frame = self._refiner(frame, self.refine)
+        self.status = replace(_later(frame.status, "refine", started), refined_points=self._refiner.points)
         return replace(frame, status=self.status)
 
     def _followed(self, frame: Frame) -> Frame:
@@ -300,7 +300,7 @@ class SegmentedStream(GeometryStream):
         self._next.allocate(*self._chain.map.size)
         image = None if key is None else self._chain.map.image(key)
         parts, config = self.model.part_count, self._segment
-        self._builder = Builder(self._next.step_parts, key, image, parts, config.shared, self.align_pose)
+        self._builder = Builder(self._next.step_parts, key, image, parts, config.shared, self.refine)
 
     def _another(self) -> GeometryStream:
         """A stream beside this one; its steps are done in parts."""
@@ -344,9 +344,9 @@ class SegmentedStream(GeometryStream):
         self._builder = None
         self.adopt(stream)
         stream.allocate(*chain.map.size)  # so that the bytes held are always the same
-        if builder.aligner and self._aligner:
-            builder.aligner.goes_on(self._aligner, chain.T_segment_now, chain.units)
-        self._aligner = builder.aligner
+        if builder.refiner and self._refiner:
+            builder.refiner.goes_on(self._refiner, chain.T_segment_now, chain.units)
+        self._refiner = builder.refiner
         assert chain.anchor is not None
         try:
             ruler, known = self._ruler, builder.key is not None  # by the map
@@ -364,7 +364,7 @@ class SegmentedStream(GeometryStream):
         self._builder = self._next = self._ruler = None
 
     def _goes_by_depth(self, cache: KVCache) -> bool:
-        return self._segment.enabled or self.align_pose or super()._goes_by_depth(cache)
+        return self._segment.enabled or self.refine or super()._goes_by_depth(cache)
 
     def _begins_anew(self) -> bool:
         """After a pause: the world stands, though its present segment has no first frame yet."""

@@ -10,7 +10,9 @@ from scipy.spatial.transform import Rotation
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array, inverse, rigid, transform
 from xsvggt_ros.rooms.sequence import stream as room_stream
-from xsvggt_ros.segments.align import LEAST, SIDE, Aligner, View, fitted, found
+from xsvggt_ros.segments.fit import COLUMNS, LEAST, ROWS, Placed, Sight, factors, fitted
+from xsvggt_ros.segments.flow import SIDE, View, found
+from xsvggt_ros.segments.refine import Refiner
 from xsvggt_ros.status import StepStatus
 
 
@@ -57,8 +59,8 @@ def errors(aligned: list[Frame], true: list[Frame]) -> Array:
 
 
 def aligned(frames: list[Frame], first: Frame) -> list[Frame]:
-    aligner = Aligner(first)
-    return [aligner(frame) for frame in frames]
+    refiner = Refiner(first)
+    return [refiner(frame) for frame in frames]
 
 
 def blank(frame: Frame) -> Frame:
@@ -95,8 +97,8 @@ def test_points_are_found_where_the_other_image_shows_them(room):
 def test_a_pose_is_the_one_that_brings_points_to_where_they_are(room):
     a, b = View.of(room[0]), View.of(room[2])
     said = wrong(room[2], 2).T_first_cam
-    there, here = found(a, b, inverse(said)), found(b, a, said)
-    T, sure = fitted(a, b, there, here, said)
+    fit = fitted([Sight.of(Placed(a, np.eye(4), np.eye(4)), b, said)], said, said)
+    T, sure = fit.T, fit.sure
     turn, shift = off(T, room[2].T_first_cam)
     assert sure > 0.5 and turn < 0.3 and shift < 0.01 * np.median(a.depth)
 
@@ -109,7 +111,9 @@ def test_points_that_lie_differently_are_not_found(room):
 
 def test_without_points_a_pose_is_as_it_was_said(room):
     a, none = View.of(room[0]), (np.zeros((0, 2)), np.zeros((0, 2)))
-    T, sure = fitted(a, a, none, none, room[2].T_first_cam)
+    said = room[2].T_first_cam
+    fit = fitted([Sight(Placed(a, np.eye(4), np.eye(4)), a, said, none, none)], said, said)
+    T, sure = fit.T, fit.sure
     assert np.allclose(T, room[2].T_first_cam) and sure == 0
 
 
@@ -172,7 +176,7 @@ def test_images_too_small_for_points_leave_the_pose_to_the_network(size):
 @pytest.mark.parametrize("gain", [0.5, 1.5])
 def test_exposure_does_not_matter(room, gain):
     brighter = np.clip(room[2].image * gain, 0, 255).astype(np.uint8)
-    placed = [Aligner(room[0])(wrong(frame, 2)) for frame in (room[2], replace(room[2], image=brighter))]
+    placed = [Refiner(room[0])(wrong(frame, 2)) for frame in (room[2], replace(room[2], image=brighter))]
     turns = errors(placed, [room[2]] * 2)[:, 0]
     assert turns[0] < 0.3 and turns[1] < 0.5
 
@@ -204,7 +208,7 @@ def turned(frame: Frame, degrees: float) -> Frame:
 def test_points_of_the_point_head_move_with_the_camera(room):
     frame = wrong(room[1], 2)
     points = frame.points_world()
-    placed = Aligner(room[0])(replace(frame, predicted_points=points))
+    placed = Refiner(room[0])(replace(frame, predicted_points=points))
     assert not np.allclose(placed.T_first_cam, frame.T_first_cam)
     assert placed.points_cam() == pytest.approx(frame.points_cam(), abs=1e-4)
 
@@ -216,31 +220,50 @@ def test_the_network_may_be_off_by_more_than_points_are_looked_for_at_first(room
     pixels, _ = found(View.of(room[0]), View.of(frame), inverse(frame.T_first_cam))
     wider, _ = found(View.of(room[0]), View.of(frame), inverse(frame.T_first_cam), halved=2)
     assert len(pixels) < LEAST / 2 < len(wider)
-    turn, shift = off(Aligner(room[0])(frame).T_first_cam, room[1].T_first_cam)
+    turn, shift = off(Refiner(room[0])(frame).T_first_cam, room[1].T_first_cam)
     assert turn < 1.0 and shift < 0.03 * np.median(frame.depth)
 
 
 def test_a_next_segment_goes_on_with_the_motion_where_the_network_is_far_off(room):
     """As after a fast turn: it says something that no image near it shows."""
-    before, true = Aligner(room[0]), as_the_next_segment(room, 8)
+    before, true = Refiner(room[0]), as_the_next_segment(room, 8)
     for frame in room[1:14]:
         before(frame)
-    aligner = Aligner(true[8])
-    aligner(true[9])
-    aligner.goes_on(before, true[13].T_first_cam, 2.0)
-    turn, _ = off(aligner(wrong(true[14], 25)).T_first_cam, true[14].T_first_cam)
+    refiner = Refiner(true[8])
+    refiner(true[9])
+    refiner.goes_on(before, true[13].T_first_cam, 2.0)
+    turn, _ = off(refiner(wrong(true[14], 25)).T_first_cam, true[14].T_first_cam)
     assert turn < 1.0
 
 
 def test_a_next_segment_goes_on_with_what_the_network_was_found_to_be_off_by(room):
     """It says the same wrong turn of all frames, and the next image shows nothing."""
-    before, true = Aligner(room[0]), as_the_next_segment(room, 8)
+    before, true = Refiner(room[0]), as_the_next_segment(room, 8)
     for frame in room[1:14]:
         before(frame)
     T_error = rigid(Rotation.from_rotvec([0, 3, 0], degrees=True).as_matrix(), np.zeros(3))
     said = [replace(frame, T_first_cam=T_error @ frame.T_first_cam) for frame in true]
-    aligner = Aligner(true[8])
-    aligner(said[9])
-    aligner.goes_on(before, true[13].T_first_cam, 2.0)
-    turn, _ = off(aligner(blank(said[14])).T_first_cam, true[14].T_first_cam)
+    refiner = Refiner(true[8])
+    refiner(said[9])
+    refiner.goes_on(before, true[13].T_first_cam, 2.0)
+    turn, _ = off(refiner(blank(said[14])).T_first_cam, true[14].T_first_cam)
     assert turn < 0.3
+
+
+def test_depth_is_corrected_by_how_points_move_past_each_other(room):
+    """Of images whose depth is off smoothly, each in its own way, beside a first one's that is true."""
+    rng = np.random.default_rng(3)
+    spoilt = [
+        replace(frame, depth=frame.depth * factors(rng.normal(0, 0.08, ROWS * COLUMNS), *frame.depth.shape))
+        for frame in room[1:10]
+    ]
+    before, after = (
+        np.mean([np.abs(np.log(a.depth / b.depth)).mean() for a, b in zip(frames, room[1:], strict=False)])
+        for frames in (spoilt, aligned(spoilt, room[0]))
+    )
+    assert after < 0.7 * before
+
+
+def test_depth_of_a_camera_that_stands_still_stays_as_it_is(room):
+    placed = aligned([replace(room[0], index=i) for i in range(1, 60)], room[0])
+    assert placed[-1].depth == pytest.approx(room[0].depth, rel=0.01)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image shows of another: points found by optical flow, where depth and pose have them about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from xsvggt_ros.frame import Frame
+from xsvggt_ros.geometry import Array, transform, unproject
+from xsvggt_ros.preprocess import Resize
+
+SIDE = 128  # pixels that an image's longer side has at most: a tenth of one is a twentieth of a degree
+STRIDE = 7  # from one point that is looked for to the next
+MARGIN = 2  # that has none
+WINDOW = 13  # pixels across that are compared, with the point in their middle
+MOST_FLOW = 6.0  # pixels from where a point should be to where it is found, and
+RETURNS = 1.0  # from where it was to where it is found on the way back
+STOP = cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 0.01  # of the search
+TEXTURE = 1e-3  # least eigenvalue of a window, of white 1: grey values that differ by two or three
+HIDDEN = 0.25  # logarithm of depths by which a point lies behind, or before, what the other camera sees there
+NEAR = 1e-3  # of a stream's unit
+
+Found = tuple[Array, Array]  # pixels [N, 2], x y, of one view, and where another shows the same
+
+
+@dataclass(frozen=True)
+class View:
+    """What a camera shows, small."""
+
+    grey: NDArray[np.uint8]  # [h, w]
+    depth: NDArray[np.float32]  # [h, w]
+    intrinsics: Array  # [3, 3]
+
+    @classmethod
+    def of(cls, frame: Frame) -> View:
+        height, width = frame.depth.shape
+        grey = np.asarray(cv2.cvtColor(frame.image, cv2.COLOR_RGB2GRAY), np.uint8)
+        share = SIDE / max(height, width)
+        if share >= 1:
+            return cls(grey, np.ascontiguousarray(frame.depth), frame.intrinsics)
+        size = round(width * share), round(height * share)
+        small = Resize(size[0] / width, size[1] / height, *size, height=size[1], top=0)
+        return cls(
+            np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8),
+            np.asarray(cv2.resize(frame.depth, size, interpolation=cv2.INTER_AREA), np.float32),
+            small.intrinsics(frame.intrinsics),
+        )
+
+    def deeper(self, factor: NDArray[np.float32] | np.float32) -> View:
+        """So many times, [h, w] or all over."""
+        return replace(self, depth=self.depth * factor)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        height, width = self.grey.shape
+        return width, height
+
+    def points(self, pixels: Array) -> Array:
+        """Of pixels [N, 2] -> [N, 3] in the camera's frame."""
+        depth = sampled(self.depth, pixels)[:, None]
+        return np.hstack([(pixels - self.intrinsics[:2, 2]) / self.intrinsics[[0, 1], [0, 1]] * depth, depth])
+
+    def pixels(self, points: NDArray) -> NDArray:
+        """Of points [..., 3] in the camera's frame -> [..., 2]; anywhere for those behind it."""
+        K = self.intrinsics.astype(points.dtype)
+        return points[..., :2] / np.maximum(points[..., 2:], NEAR) * K[[0, 1], [0, 1]] + K[:2, 2]
+
+
+def found(a: View, b: View, T_b_a: Array, halved: int = 0) -> Found:
+    """Points of a, and where b shows them: from where it should, by a's depth and that pose, to where it does.
+
+    halved: how many times the images are, at first; each doubles how far off the pose may be.
+    """
+    points = transform(T_b_a, unproject(a.depth, a.intrinsics))
+    at = b.pixels(points)
+    wanted = _grid(*a.size)
+    wanted = wanted[_visible(b, points[_rows_columns(wanted)], at[_rows_columns(wanted)])]
+    if not len(wanted):
+        return np.zeros((0, 2)), np.zeros((0, 2))
+    drawn = sampled(b.grey, at)  # as a would see it
+    seen = _rows_columns(wanted)
+    exposure = a.grey[seen].mean() / max(drawn[seen].mean(), 1.0)
+    drawn = np.asarray(cv2.convertScaleAbs(drawn, alpha=exposure), np.uint8)
+    moved, ok = _flow(a.grey, drawn, wanted, halved)
+    back, ok_too = _flow(drawn, a.grey, moved, halved)
+    ok &= ok_too & (np.linalg.norm(moved - wanted, axis=-1) < MOST_FLOW * 2**halved)
+    ok &= np.linalg.norm(back - wanted, axis=-1) < RETURNS
+    pixels = np.stack([sampled(at[..., i], moved[ok]) for i in (0, 1)], -1)
+    return wanted[ok].astype(float), pixels
+
+
+def share_seen(a: View, b: View, T_b_a: Array) -> float:
+    """Of a's points, those that b shows."""
+    points = transform(T_b_a, a.points(_grid(*a.size).astype(float)))
+    return float(_visible(b, points, b.pixels(points)).mean())
+
+
+def sampled(table: NDArray, pixels: NDArray) -> NDArray:
+    """Table [h, w] at pixels [..., 2], x y, those outside at its edge -> [...], in the table's dtype; bilinear."""
+    if not pixels.size:
+        return np.zeros(pixels.shape[:-1], table.dtype)
+    at = np.moveaxis(np.asarray(pixels, np.float32), -1, 0).reshape(2, -1, pixels.shape[-2])
+    values = cv2.remap(table, at[0], at[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(values, table.dtype).reshape(pixels.shape[:-1])
+
+
+def _grid(width: int, height: int) -> NDArray[np.float32]:
+    """Pixels [N, 2], x y, all over an image."""
+    columns, rows = (np.arange(MARGIN, side - MARGIN, STRIDE, dtype=np.float32) for side in (width, height))
+    return np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
+
+
+def _rows_columns(pixels: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where whole pixels [N, 2], x y, are in an array."""
+    column, row = pixels.astype(np.intp).T
+    return row, column
+
+
+def _visible(view: View, points: NDArray, at: NDArray) -> NDArray[np.bool_]:
+    """Whether a view shows points [N, 3] of its camera's frame, at its pixels [N, 2], and nothing else there."""
+    inside = (points[:, 2] > NEAR) & (at >= 1).all(-1) & (at <= np.subtract(view.size, 2)).all(-1)
+    return inside & (np.abs(np.log(np.maximum(points[:, 2], NEAR) / sampled(view.depth, at))) < HIDDEN)
+
+
+def _flow(
+    a: NDArray, b: NDArray, pixels: NDArray[np.float32], halved: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Where b has what a has at pixels [N, 2], and whether that is known: Lucas and Kanade's."""
+    window = WINDOW, WINDOW
+    moved, ok, _ = cv2.calcOpticalFlowPyrLK(
+        a, b, pixels, np.empty_like(pixels), winSize=window, maxLevel=halved, criteria=STOP, minEigThreshold=TEXTURE
+    )
+    return np.asarray(moved, np.float32).reshape(-1, 2), np.asarray(ok).ravel() > 0
