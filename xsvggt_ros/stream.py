@@ -57,9 +57,10 @@ class _Waiting:
 
 
 class GeometryStream:
-    """Camera images, one after the other, to poses, depth and points in the first camera's frame.
+    """Camera images, one after the other, to poses, depth and points in the first camera's frame, by the network alone.
 
-    Raises ValueError or FileNotFoundError, with the remedy, for settings that cannot work.
+    What the settings say of refining, segments and loops is for a SegmentedStream. Raises ValueError or
+    FileNotFoundError, with the remedy, for settings that cannot work.
     """
 
     _cache_type: type[KVCache] = KVCache

@@ -386,7 +386,7 @@ def test_metres_from_the_bag(room, tmp_path, flags):
     last = cv2.imread(str(sorted((tmp_path / "out" / "depth").iterdir())[-1]), cv2.IMREAD_UNCHANGED) / 1000
     truth = cv2.resize(frames[-1].depth, last.shape[::-1])
     assert 0.5 < np.median(last[last > 0]) / np.median(truth) < 2  # it is the demo model's depth
-    unscaled = GeometryStream(StreamConfig())
+    unscaled = SegmentedStream(StreamConfig())
     depth = [unscaled.step(frame.rgb, frame.intrinsics).depth for frame in frames][-1]
     np.testing.assert_allclose(last, np.rint(depth * scale * 1000) / 1000, atol=0.002)
 

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array, inverse, rigid, transform
 from xsvggt_ros.rooms.sequence import stream as room_stream
-from xsvggt_ros.segments.fit import COLUMNS, LEAST, ROWS, Placed, Sight, factors, fitted
+from xsvggt_ros.segments.fit import COLUMNS, LEAST, ROWS, Placed, Sight, factors, fitted, shares
 from xsvggt_ros.segments.flow import SIDE, View, found
 from xsvggt_ros.segments.refine import Refiner
 from xsvggt_ros.status import StepStatus
@@ -54,11 +54,11 @@ def off(T: Array, T_true: Array) -> tuple[float, float]:
     return float(np.rad2deg(Rotation.from_matrix(error[:3, :3]).magnitude())), float(np.linalg.norm(error[:3, 3]))
 
 
-def errors(aligned: list[Frame], true: list[Frame]) -> Array:
-    return np.array([off(a.T_first_cam, b.T_first_cam) for a, b in zip(aligned, true, strict=True)])
+def errors(placed: list[Frame], true: list[Frame]) -> Array:
+    return np.array([off(a.T_first_cam, b.T_first_cam) for a, b in zip(placed, true, strict=True)])
 
 
-def aligned(frames: list[Frame], first: Frame) -> list[Frame]:
+def refined(frames: list[Frame], first: Frame) -> list[Frame]:
     refiner = Refiner(first)
     return [refiner(frame) for frame in frames]
 
@@ -145,7 +145,7 @@ def test_a_camera_that_turns_away_is_placed_better_than_the_network_says(size, s
         said = [replace(frame, T_first_cam=frame.T_first_cam @ T_error) for frame in true[1:]]
     turned, length = off(true[-1].T_first_cam, true[0].T_first_cam)
     assert turned > 30 or length > np.median(true[0].depth)  # the first image shows little of what the last does
-    before, after = errors(said, true[1:]), errors(aligned(said, true[0]), true[1:])
+    before, after = errors(said, true[1:]), errors(refined(said, true[0]), true[1:])
     assert after[:, 0].mean() < 0.4 * before[:, 0].mean()
     assert after[:, 1].mean() < 0.6 * before[:, 1].mean()
 
@@ -153,7 +153,7 @@ def test_a_camera_that_turns_away_is_placed_better_than_the_network_says(size, s
 def test_a_camera_that_stands_still_does_not_drift(room):
     """Though the network says it shakes."""
     said = [wrong(replace(room[0], index=i), 2, seed=i) for i in range(1, 200)]
-    turns = errors(aligned(said, room[0]), [room[0]] * len(said))[:, 0]
+    turns = errors(refined(said, room[0]), [room[0]] * len(said))[:, 0]
     assert turns[150:].mean() < 0.2 and turns.max() < 0.6
 
 
@@ -161,7 +161,7 @@ def test_a_camera_that_stands_still_does_not_drift(room):
 def test_images_in_which_nothing_is_found_leave_the_pose_to_the_network(room, spoilt):
     """A few points are found in any two images by chance."""
     said = [spoilt(wrong(frame, 2)) for frame in room[1:8]]
-    for a, b in zip(aligned(said, spoilt(room[0])), said, strict=True):
+    for a, b in zip(refined(said, spoilt(room[0])), said, strict=True):
         assert np.allclose(a.T_first_cam, b.T_first_cam)
 
 
@@ -169,7 +169,7 @@ def test_images_in_which_nothing_is_found_leave_the_pose_to_the_network(room, sp
 def test_images_too_small_for_points_leave_the_pose_to_the_network(size):
     first, *said = frames_of(*size, count=4)
     said = [wrong(frame, 2) for frame in said]
-    for a, b in zip(aligned(said, first), said, strict=True):
+    for a, b in zip(refined(said, first), said, strict=True):
         assert np.allclose(a.T_first_cam, b.T_first_cam)
 
 
@@ -185,7 +185,7 @@ def test_after_blank_images_the_network_is_believed_from_where_the_camera_was(ro
     """Its motions are: an error that it makes once and for all does not come back."""
     T_error = rigid(Rotation.from_rotvec([0, 8, 0], degrees=True).as_matrix(), np.zeros(3))
     said = [*room[1:4], *(blank(replace(frame, T_first_cam=T_error @ frame.T_first_cam)) for frame in room[4:8])]
-    placed = aligned(said, room[0])
+    placed = refined(said, room[0])
     for before, after, a, b in zip(placed[3:], placed[4:], said[3:], said[4:], strict=False):
         assert np.allclose(inverse(before.T_first_cam) @ after.T_first_cam, inverse(a.T_first_cam) @ b.T_first_cam)
 
@@ -194,7 +194,7 @@ def test_where_the_first_image_is_seen_again_the_network_leads_back_there(room):
     """It had drifted, and found its way again while nothing was to be seen, which the camera followed."""
     said = [turned(frame, 1.5 * frame.index) for frame in room[1:17]]
     back = [wrong(room[i], 2.0) for i in (3, 2, 1)]
-    placed = aligned([*said, blank(room[16]), blank(room[16]), *back], room[0])
+    placed = refined([*said, blank(room[16]), blank(room[16]), *back], room[0])
     lost, found_again = placed[len(said) + 1], placed[-3:]
     assert off(lost.T_first_cam, room[16].T_first_cam)[0] > 15
     assert errors(found_again, [room[i] for i in (3, 2, 1)])[:, 0].max() < 1
@@ -210,7 +210,8 @@ def test_points_of_the_point_head_move_with_the_camera(room):
     points = frame.points_world()
     placed = Refiner(room[0])(replace(frame, predicted_points=points))
     assert not np.allclose(placed.T_first_cam, frame.T_first_cam)
-    assert placed.points_cam() == pytest.approx(frame.points_cam(), abs=1e-4)
+    factor = (placed.depth / frame.depth)[..., None]
+    assert placed.points_cam() == pytest.approx(factor * frame.points_cam(), abs=1e-4)
 
 
 @pytest.mark.parametrize("degrees", [8, 11])
@@ -259,11 +260,20 @@ def test_depth_is_corrected_by_how_points_move_past_each_other(room):
     ]
     before, after = (
         np.mean([np.abs(np.log(a.depth / b.depth)).mean() for a, b in zip(frames, room[1:], strict=False)])
-        for frames in (spoilt, aligned(spoilt, room[0]))
+        for frames in (spoilt, refined(spoilt, room[0]))
     )
     assert after < 0.7 * before
 
 
+def test_depth_is_corrected_everywhere_by_what_points_say_there():
+    """Of images as large as the published model's: in single steps of neither."""
+    height, width = 392, 518
+    logs = np.random.default_rng(4).normal(0, 0.08, ROWS * COLUMNS)
+    pixels = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).reshape(-1, 2)
+    expected = (shares(pixels, (width, height)) @ logs).reshape(height, width)
+    assert np.log(factors(logs, height, width)) == pytest.approx(expected, abs=1e-6)
+
+
 def test_depth_of_a_camera_that_stands_still_stays_as_it_is(room):
-    placed = aligned([replace(room[0], index=i) for i in range(1, 60)], room[0])
+    placed = refined([replace(room[0], index=i) for i in range(1, 60)], room[0])
     assert placed[-1].depth == pytest.approx(room[0].depth, rel=0.01)

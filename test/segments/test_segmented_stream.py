@@ -23,6 +23,7 @@ from xsvggt_ros.rooms.sequence import stream as room_stream
 from xsvggt_ros.segments import SegmentedStream
 from xsvggt_ros.segments.builder import Builder
 from xsvggt_ros.segments.chain import Chain
+from xsvggt_ros.segments.refine import Refiner
 from xsvggt_ros.segments.ruler import Ruler
 from xsvggt_ros.status import SegmentStatus, Status
 from xsvggt_ros.stream import NotFinite
@@ -162,8 +163,8 @@ def degrees_off(frames, room):
 
 @pytest.fixture(scope="module")
 def single(model, room):
-    """Of one cache, by what images show and by the network's own poses."""
-    return [steps(stream_of(model, OFF, width=112, refine=align), room, 0, 60) for align in (True, False)]
+    """Of one cache, refined and as the network has them."""
+    return [steps(stream_of(model, OFF, width=112, refine=refine), room, 0, 60) for refine in (True, False)]
 
 
 def test_so_they_are_without_segments(single, room):
@@ -209,12 +210,35 @@ def test_switched_while_images_come_poses_go_on_from_where_the_camera_is(model, 
     assert np.abs(np.subtract(moved, truly)).max() < 6
 
 
+@pytest.mark.parametrize("refine", [True, False])
+def test_the_next_segment_goes_on_from_where_refining_has_the_camera(model, room, monkeypatch, refine):
+    """Unless it was switched off meanwhile, so that the old segment's newest view is of an image before."""
+    handed = []
+    monkeypatch.setattr(Refiner, "goes_on", lambda *arguments: handed.append(arguments))
+    stream = stream_of(model, SegmentConfig(enabled=True), width=112)
+    at = until_building(stream, room, 0)
+    stream.refine = refine
+    before, builder = stream._refiner, stream._builder
+    while not stream.status.segments.segment:
+        T_now = stream._chain.T_segment_now
+        at += 1
+        steps(stream, room, at - 1, at)
+    assert stream._refiner is builder.refiner
+    if not refine:
+        assert not handed
+        return
+    ((new, old, T_segment_now, units),) = handed
+    assert new is builder.refiner and old is before and units == stream._chain.units
+    assert not np.array_equal(T_segment_now, T_now)
+    np.testing.assert_array_equal(T_segment_now, stream._chain.T_segment_now)
+
+
 def degrees_between(T_a: np.ndarray, T_b: np.ndarray) -> float:
     return float(np.rad2deg(Rotation.from_matrix(T_a[:3, :3].T @ T_b[:3, :3]).magnitude()))
 
 
 def test_without_depth_the_camera_moves_as_the_network_says(model, room):
-    """Once segments and aligning are off nothing asks for it, and the last segment goes on."""
+    """Once segments and refining are off nothing asks for it, and the last segment goes on."""
     stream = stream_of(model, SegmentConfig(enabled=True), width=112)
     stream.dense = False
     steps(stream, room, 0, 4)

@@ -43,6 +43,7 @@ ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
 }
+THREADS = "OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"  # how many a worker has, of torch and of OpenCV
 OBJECTS = 80 * MIB  # of Ray's store of objects, which takes no less: what workers say goes without it
 FOLDERS = "/tmp"  # for its sockets, whose names must be short
 PROCESS = 1024 * MIB  # of a worker without weights and cache: libraries, images on their way, the clouds of a frame
@@ -153,7 +154,7 @@ def employed(
         num_gpus=share.get("GPU", 0),
         memory=share["memory"],
         scheduling_strategy="SPREAD",
-        runtime_env={"env_vars": {POLICY: os.environ[POLICY], "OMP_NUM_THREADS": str(threads)}},
+        runtime_env={"env_vars": {POLICY: os.environ[POLICY], **dict.fromkeys(THREADS, str(threads))}},
     )
     fleet = Fleet(ray, lambda: actor.remote(config, reading, output, threads), output, jobs)
     return fleet, min(room(nodes, share), len(jobs), most or len(jobs))

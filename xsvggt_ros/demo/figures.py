@@ -30,6 +30,7 @@ STAGES = {  # part of a step -> its colour
     "camera": "#8e6cc0",
     "dense": "#3fa36c",
     "tracks": "#c2557f",
+    "refine": "#4fb3bf",
 }
 BLUE, RED, GREEN, ORANGE, GREY = "#3b82c4", "#d1495b", "#2f9e62", "#e08a2e", "#98a2b3"
 SCHEMES = {"light": ("#3b4351", "#e1e5eb"), "dark": ("#c3cad6", "#3a4250")}  # ink, grid

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
 
+import cv2
 import torch
 
 from xsvggt_ros.config import StreamConfig
@@ -42,6 +43,7 @@ def _start_worker(config: StreamConfig) -> None:
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     _model = load_model(config)
 
 

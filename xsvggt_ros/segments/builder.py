@@ -22,7 +22,7 @@ class Builder:
     """Fills a fresh cache: with a keyframe, if it begins at one, then with images that the serving segment has too.
 
     begin: starts the step of an image with its intrinsics, to be done in so many parts. wanted: how many images both
-    segments are to share. refines: whether by what images show, too.
+    segments are to share. refines: whether poses and depth are, by what images show.
     """
 
     def __init__(

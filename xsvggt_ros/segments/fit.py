@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from xsvggt_ros.geometry import Array, cross_matrices, inverse, rigid
-from xsvggt_ros.segments.flow import NEAR, Found, View, found, sampled
+from xsvggt_ros.segments.flow import NEAR, Found, View, found
 
 HALVED = 2  # times, of images in which points are looked for further away
 LEAST = 50  # points that make a pose
@@ -19,7 +19,7 @@ STEPS = 5  # of Gauss-Newton
 PIXEL = 0.5  # standard deviations of where a point is found, and, of the demo model as it is here,
 TURN = np.deg2rad(2.0)  # of the network's rotation, and
 SHIFT = 0.05  # of its position, as a share of the median depth
-ALIKE = 12  # points that are off together
+ALIKE = 12  # points that are off together, to a pose; depth is held by what one says
 COLUMNS, ROWS = 4, 3  # points of a grid, between which depth is corrected by what is in between
 OFF = 0.08  # standard deviation of the logarithm by which the network's depth is off there
 
@@ -125,15 +125,19 @@ def fitted(sights: list[Sight], T: Array, T_said: Array, cells: int = 0) -> Fit:
 def shares(pixels: Array, size: tuple[int, int]) -> Array:
     """How much each point of the grid tells of pixels [N, 2], x y, of an image of that size -> [N, ROWS * COLUMNS]."""
     at = np.clip(pixels / np.maximum(np.subtract(size, 1), 1), 0, 1) * (COLUMNS - 1, ROWS - 1)
-    x, y = (np.maximum(1 - np.abs(at[:, [i]] - np.arange(count)), 0) for i, count in enumerate((COLUMNS, ROWS)))
+    x, y = (_tents(at[:, i], count) for i, count in enumerate((COLUMNS, ROWS)))
     return (y[:, :, None] * x[:, None]).reshape(len(pixels), ROWS * COLUMNS)
 
 
 def factors(logs: Array, height: int, width: int) -> NDArray[np.float32]:
     """By which logarithms [ROWS * COLUMNS] correct depth [h, w]."""
-    x, y = np.linspace(0, COLUMNS - 1, width), np.linspace(0, ROWS - 1, height)
-    table = logs.reshape(ROWS, COLUMNS).astype(np.float32)
-    return np.exp(sampled(table, np.stack(np.meshgrid(x, y), -1)))
+    y, x = (_tents(np.linspace(0, n - 1, side), n) for n, side in ((ROWS, height), (COLUMNS, width)))
+    return np.exp(y @ logs.reshape(ROWS, COLUMNS) @ x.T).astype(np.float32)
+
+
+def _tents(at: Array, count: int) -> Array:
+    """How much each of so many points in a row tells of what is there [N] -> [N, count]; in between both do."""
+    return np.maximum(1 - np.abs(at[:, None] - np.arange(count)), 0)
 
 
 def _count_in(gradient: Array, hessian: Array, view: View, seen: Array, pixels: Array, by_change: Array) -> float:

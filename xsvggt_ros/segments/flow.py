@@ -41,7 +41,7 @@ class View:
         grey = np.asarray(cv2.cvtColor(frame.image, cv2.COLOR_RGB2GRAY), np.uint8)
         share = SIDE / max(height, width)
         if share >= 1:
-            return cls(grey, np.ascontiguousarray(frame.depth), frame.intrinsics)
+            return cls(grey, np.array(frame.depth, np.float32), frame.intrinsics)
         size = round(width * share), round(height * share)
         small = Resize(size[0] / width, size[1] / height, *size, height=size[1], top=0)
         return cls(

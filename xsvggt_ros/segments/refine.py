@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from xsvggt_ros.frame import Frame
 from xsvggt_ros.geometry import Array, inverse, rigid, transform
-from xsvggt_ros.segments.fit import COLUMNS, LEAST, ROWS, Fit, Placed, Sight, factors, fitted
+from xsvggt_ros.segments.fit import COLUMNS, LEAST, ROWS, Placed, Sight, factors, fitted
 from xsvggt_ros.segments.flow import View, share_seen
 
 SCARCE = 100  # points, below which they are looked for further away, too
@@ -35,8 +35,8 @@ class Refiner:
     """Places the frames of a stream, one after the other, beside one that shows much of the same: the reference.
 
     That is the first frame; where too few of its points are found the newest takes its place, until the first is seen
-    again. The network always has that in its cache, so that its own pose leads back there. Where a frame is found
-    beside none, the camera has moved since the newest as the network says.
+    again: the cache keeps that, so that the network's own pose leads back there. Where a frame is found beside none the
+    camera has moved since the newest as the network says.
     """
 
     def __init__(self, first: Frame) -> None:
@@ -53,14 +53,16 @@ class Refiner:
         newest = self._past[-1]
         T = newest.T @ inverse(newest.T_said) @ frame.T_first_cam
         if not (looks and frame.status.dense):
+            self._motion = None
             return _refined(frame, T)
         view = View.of(frame)
         guesses = [T] if self._motion is None else [T, newest.T @ self._motion]
-        fit = self._fit(view, guesses, frame.T_first_cam)
-        self._motion = inverse(newest.T) @ fit.T
-        view = view.deeper(factors(fit.logs, *view.depth.shape))
-        self._past.append(Placed(view, fit.T, frame.T_first_cam))
-        return _refined(frame, fit.T, fit.logs)
+        T, logs = self._fit(view, guesses, frame.T_first_cam)
+        self._motion = inverse(newest.T) @ T
+        if logs is not None:
+            view = view.deeper(factors(logs, *view.depth.shape))
+        self._past.append(Placed(view, T, frame.T_first_cam))
+        return _refined(frame, T, logs)
 
     def goes_on(self, before: Refiner, T_first_now: Array, units: float) -> None:
         """From where the segment before is by now, of whose unit this one's is so many; T_first_now: here."""
@@ -69,23 +71,23 @@ class Refiner:
         self._past.append(Placed(view.deeper(np.float32(1 / units)), T_first_now, T_said))
         self._motion = None if motion is None else rigid(motion[:3, :3], motion[:3, 3] / units)
 
-    def _fit(self, view: View, guesses: list[Array], T_network: Array) -> Fit:
-        """Where the view is, and what corrects its depth, by all earlier images that show enough of the same.
+    def _fit(self, view: View, guesses: list[Array], T_network: Array) -> tuple[Array, Array | None]:
+        """T_first_cam, and logarithms that correct depth, by some earlier images that show enough of the same.
 
         guesses: of T_first_cam, by the network's motion, and, where that leads astray, as the camera went on.
         T_network: as the network has it, whatever went before.
         """
         T = self._placed(self._sights(view, guesses, T_network))
         if T is None:
-            return Fit(guesses[0], np.zeros(ROWS * COLUMNS), 0.0)
+            return guesses[0], None
         past = [self._past[-back] for back in BACK if back <= len(self._past)]
         references = [self._first, *(each for each in past if each is not self._first)]
         sights = [sight for each in references if (sight := Sight.of(each, view, T)).count >= LEAST]
         fit = fitted(sights, T, guesses[0], ROWS * COLUMNS) if sights else None
         if fit is None or fit.sure < SURE:
-            return Fit(T, np.zeros(ROWS * COLUMNS), 0.0)
+            return T, None
         self.points = sum(sight.count for sight in sights)
-        return replace(fit, T=_exact(fit.T))
+        return _exact(fit.T), fit.logs
 
     def _sights(self, view: View, guesses: list[Array], T_network: Array) -> Iterator[Sight]:
         """Of the first frame, where it is seen again, and then of the reference or else the newest."""
@@ -113,8 +115,10 @@ class Refiner:
     def _placed(self, sights: Iterator[Sight]) -> Array | None:
         """T_first_cam by the first of them that says it surely; None: none does."""
         for sight in sights:
+            if sight.count < LEAST:
+                continue
             fit = fitted([sight], sight.T, sight.T)
-            if sight.count >= LEAST and fit.sure >= SURE:
+            if fit.sure >= SURE:
                 known = self._most if sight.reference is self._reference else 0
                 self._reference, self._most, self.points = sight.reference, max(sight.count, known), sight.count
                 return _exact(fit.T)
@@ -122,11 +126,13 @@ class Refiner:
 
 
 def _refined(frame: Frame, T_first_cam: Array, logs: Array | None = None) -> Frame:
-    """The frame there, and with corrected depth; points of the point head only move."""
-    points = frame.predicted_points
+    """The frame there, and with corrected depth; so are points of the point head."""
+    depth, points = frame.depth, frame.predicted_points
+    factor = None if logs is None else factors(logs, *depth.shape)
     if points is not None:
-        points = transform(T_first_cam @ inverse(frame.T_first_cam), points)
-    depth = frame.depth if logs is None else frame.depth * factors(logs, *frame.depth.shape)
+        seen = transform(inverse(frame.T_first_cam), points)
+        points = transform(T_first_cam, seen if factor is None else factor[..., None] * seen)
+    depth = depth if factor is None else depth * factor
     return replace(frame, T_first_cam=T_first_cam, depth=depth, predicted_points=points)
 
 

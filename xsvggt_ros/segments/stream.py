@@ -209,6 +209,8 @@ class SegmentedStream(GeometryStream):
             return frame
         started = time.perf_counter()
         frame = self._refiner(frame, self.refine)
+        if not self.refine:
+            return frame
         self.status = replace(_later(frame.status, "refine", started), refined_points=self._refiner.points)
         return replace(frame, status=self.status)
 
@@ -344,7 +346,7 @@ class SegmentedStream(GeometryStream):
         self._builder = None
         self.adopt(stream)
         stream.allocate(*chain.map.size)  # so that the bytes held are always the same
-        if builder.refiner and self._refiner:
+        if self.refine and builder.refiner and self._refiner:
             builder.refiner.goes_on(self._refiner, chain.T_segment_now, chain.units)
         self._refiner = builder.refiner
         assert chain.anchor is not None
