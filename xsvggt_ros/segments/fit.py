@@ -15,7 +15,8 @@ from xsvggt_ros.segments.flow import NEAR, Found, View, found
 
 HALVED = 2  # times, of images in which points are looked for further away
 LEAST = 50  # points that make a pose
-STEPS = 5  # of Gauss-Newton
+STEPS = 5  # of Gauss-Newton at most, and
+DONE = 1e-4  # of radians and logarithms, below which there is no other
 PIXEL = 0.5  # standard deviations of where a point is found, and, of the demo model as it is here,
 TURN = np.deg2rad(2.0)  # of the network's rotation, and
 SHIFT = 0.05  # of its position, as a share of the median depth
@@ -119,6 +120,8 @@ def fitted(sights: list[Sight], T: Array, T_said: Array, cells: int = 0) -> Fit:
         change = np.linalg.solve(hessian, -gradient)
         T = T @ rigid(Rotation.from_rotvec(change[:3]).as_matrix(), change[3:6])
         logs = logs + change[6:]
+        if np.abs(change[:3]).max() < DONE and np.abs(change[6:]).max(initial=0.0) < DONE:
+            break
     return Fit(T, logs, counts / max(2 * sum(sight.count for sight in sights), 1))
 
 

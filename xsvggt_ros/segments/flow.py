@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from xsvggt_ros.frame import Frame
-from xsvggt_ros.geometry import Array, transform, unproject
+from xsvggt_ros.geometry import Array, transform
 from xsvggt_ros.preprocess import Resize
 
 SIDE = 128  # pixels that an image's longer side has at most: a tenth of one is a twentieth of a degree
@@ -76,13 +77,13 @@ def found(a: View, b: View, T_b_a: Array, halved: int = 0) -> Found:
 
     halved: how many times the images are, at first; each doubles how far off the pose may be.
     """
-    points = transform(T_b_a, unproject(a.depth, a.intrinsics))
-    at = b.pixels(points)
+    x, y, z = _shown_by(b, a, T_b_a)
     wanted = _grid(*a.size)
-    wanted = wanted[_visible(b, points[_rows_columns(wanted)], at[_rows_columns(wanted)])]
+    seen = _rows_columns(wanted)
+    wanted = wanted[_visible(b, np.stack([x[seen], y[seen]], -1), z[seen])]
     if not len(wanted):
         return np.zeros((0, 2)), np.zeros((0, 2))
-    drawn = sampled(b.grey, at)  # as a would see it
+    drawn = cv2.remap(b.grey, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # as a would see it
     seen = _rows_columns(wanted)
     exposure = a.grey[seen].mean() / max(drawn[seen].mean(), 1.0)
     drawn = np.asarray(cv2.convertScaleAbs(drawn, alpha=exposure), np.uint8)
@@ -90,14 +91,13 @@ def found(a: View, b: View, T_b_a: Array, halved: int = 0) -> Found:
     back, ok_too = _flow(drawn, a.grey, moved, halved)
     ok &= ok_too & (np.linalg.norm(moved - wanted, axis=-1) < MOST_FLOW * 2**halved)
     ok &= np.linalg.norm(back - wanted, axis=-1) < RETURNS
-    pixels = np.stack([sampled(at[..., i], moved[ok]) for i in (0, 1)], -1)
-    return wanted[ok].astype(float), pixels
+    return wanted[ok].astype(float), np.stack([sampled(at, moved[ok]) for at in (x, y)], -1)
 
 
 def share_seen(a: View, b: View, T_b_a: Array) -> float:
     """Of a's points, those that b shows."""
     points = transform(T_b_a, a.points(_grid(*a.size).astype(float)))
-    return float(_visible(b, points, b.pixels(points)).mean())
+    return float(_visible(b, b.pixels(points), points[:, 2]).mean())
 
 
 def sampled(table: NDArray, pixels: NDArray) -> NDArray:
@@ -121,10 +121,28 @@ def _rows_columns(pixels: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArra
     return row, column
 
 
-def _visible(view: View, points: NDArray, at: NDArray) -> NDArray[np.bool_]:
-    """Whether a view shows points [N, 3] of its camera's frame, at its pixels [N, 2], and nothing else there."""
-    inside = (points[:, 2] > NEAR) & (at >= 1).all(-1) & (at <= np.subtract(view.size, 2)).all(-1)
-    return inside & (np.abs(np.log(np.maximum(points[:, 2], NEAR) / sampled(view.depth, at))) < HIDDEN)
+def _shown_by(b: View, a: View, T_b_a: Array) -> NDArray:
+    """Where b has what each pixel of a shows: x, y and how deep, float32 [3, h, w]."""
+    R, t = T_b_a[:3, :3], T_b_a[:3, 3:]
+    height, width = a.depth.shape
+    by_depth = (b.intrinsics @ R @ np.linalg.inv(a.intrinsics)).astype(np.float32)
+    shift = (b.intrinsics @ t).astype(np.float32)
+    shown = by_depth @ _homogeneous(width, height) * a.depth.ravel() + shift
+    shown[:2] /= np.maximum(shown[2], NEAR)
+    return shown.reshape(3, height, width)
+
+
+@cache
+def _homogeneous(width: int, height: int) -> NDArray[np.float32]:
+    """All pixels of an image, row by row: x, y, 1; [3, h * w]."""
+    rows, columns = np.indices((height, width), np.float32).reshape(2, -1)
+    return np.stack([columns, rows, np.ones_like(rows)])
+
+
+def _visible(view: View, at: NDArray, depth: NDArray) -> NDArray[np.bool_]:
+    """Whether a view shows what is so deep [N] at its pixels [N, 2], x y, and nothing else there."""
+    inside = (depth > NEAR) & (at >= 1).all(-1) & (at <= np.subtract(view.size, 2)).all(-1)
+    return inside & (np.abs(np.log(np.maximum(depth, NEAR) / sampled(view.depth, at))) < HIDDEN)
 
 
 def _flow(
