@@ -99,10 +99,10 @@ def _cgroups_leave() -> Iterator[int]:
 
 
 def keep_one_heap() -> None:
-    """Keeps threads that start from here on from having heaps of their own, which `give_back` cannot empty.
+    """Keeps threads from having heaps of their own, which `give_back` cannot empty. Call it before any is started.
 
-    Of those glibc's malloc_trim leaves what is free at the end: 8 to 13 MiB after a few rounds of the demo model, 0
-    where they share the main one. It holds as far as few threads have allocated before; elsewhere it does nothing.
+    Of those glibc's malloc_trim leaves what is free at the end: up to 50 MiB after a few rounds of the demo model, 0
+    where all share the main one. A heap that a library's thread has by then is used by later threads as well.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_ARENA_MAX, 1)

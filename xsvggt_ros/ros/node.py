@@ -34,7 +34,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from xsvggt_ros.live.server import check_page
 from xsvggt_ros.live.viewer import Viewer
-from xsvggt_ros.memory import give_back, keep_one_heap
+from xsvggt_ros.memory import give_back
 from xsvggt_ros.messages import topics
 from xsvggt_ros.obstacles import why_no_obstacles
 from xsvggt_ros.placement.placement import Placed
@@ -436,7 +436,6 @@ def main(stop: threading.Event) -> int:
     """Runs the node until `stop` is set, it is shut down or something fails; returns the exit code."""
     if stop.is_set():
         return 0
-    keep_one_heap()
     try:
         # The caller's signal handlers set `stop`; rclpy's would shut the context under a worker that publishes.
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
