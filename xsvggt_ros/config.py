@@ -348,8 +348,8 @@ class StreamConfig(Checked):
     )
     refine: bool = setting(
         True,
-        "Pose and depth are refined by optical flow beside earlier images, some ms of a processor for each; that needs "
-        "the depth of each, whoever listens. false: they are the network's, for views of which most moves.",
+        "Pose and depth are refined by optical flow beside earlier images, some ten ms of a processor for each; that "
+        "needs the depth of each, whoever listens. false: the network's, for views of which most moves.",
         live=True,
     )
     point_head: bool = setting(False, "Predict points with the point head instead of unprojecting the depth.")

@@ -56,7 +56,7 @@ class StepStatus:
     track_bytes: int = 0
     camera_frames: int = 0
     dense: bool = True  # whether depth and confidence were computed
-    refined_points: int = 0  # that put the frame's pose and depth right (refine); 0: they are the network's
+    refined_points: int = 0  # matches that put pose, or pose and depth, right (refine); 0: both are by the network
     seconds: dict[str, float] = field(
         default_factory=dict
     )  # by stage, and "step" for all of it; of a chunk's, the frame's share

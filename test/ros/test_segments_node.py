@@ -48,7 +48,7 @@ def with_underscores(values):
 
 @pytest.fixture(scope="module")
 def pictures():
-    return [truth.rgb for truth in stream(1, FRAMES, SIZE[1], SIZE[0], "robot", 4.0)]
+    return [truth.rgb for truth in stream(3, FRAMES, SIZE[1], SIZE[0], "robot", 4.0)]
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_map_to_odom_and_keyframes_come_with_every_frame(answers):
     corrected = [matrix(msg.transforms[1]) for msg in answers["/tf"]]
     for T in corrected[:4]:
         np.testing.assert_allclose(T, np.eye(4), atol=1e-9)
-    assert np.abs(corrected[-1] - np.eye(4)).max() > 1e-3
+    assert np.abs(corrected[-1] - np.eye(4)).max() > 0.01
     assert len(answers["~/keyframes"][0].poses) == 1 and len(answers["~/keyframes"][-1].poses) >= 2
     np.testing.assert_allclose(of_pose(answers["~/keyframes"][0].poses[0]), [0, 0, 0, 0, 0, 0, 1], atol=1e-9)
 

@@ -87,7 +87,7 @@ class Refiner:
         if fit is None or fit.sure < SURE:
             return T, None
         self.points = sum(sight.count for sight in sights)
-        return _exact(fit.T), fit.logs
+        return _orthogonal(fit.T), fit.logs
 
     def _sights(self, view: View, guesses: list[Array], T_network: Array) -> Iterator[Sight]:
         """Of the first frame, where it is seen again, and then of the reference or else the newest."""
@@ -121,7 +121,7 @@ class Refiner:
             if fit.sure >= SURE:
                 known = self._most if sight.reference is self._reference else 0
                 self._reference, self._most, self.points = sight.reference, max(sight.count, known), sight.count
-                return _exact(fit.T)
+                return _orthogonal(fit.T)
         return None
 
 
@@ -136,6 +136,6 @@ def _refined(frame: Frame, T_first_cam: Array, logs: Array | None = None) -> Fra
     return replace(frame, T_first_cam=T_first_cam, depth=depth, predicted_points=points)
 
 
-def _exact(T: Array) -> Array:
-    """Else errors would multiply."""
+def _orthogonal(T: Array) -> Array:
+    """Its rotation is one: else rounding errors would multiply."""
     return rigid(Rotation.from_matrix(T[:3, :3]).as_matrix(), T[:3, 3])
